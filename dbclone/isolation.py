@@ -1,0 +1,88 @@
+"""A clone as one test sees it: what the `dbclone` fixture is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from . import adapters
+from .errors import SandboxLimit
+from .reset.rollback import Rollback
+from .reset.sandbox import Session
+
+Connection = psycopg.Connection[Any]
+
+
+@dataclass(repr=False)
+class Isolation:
+    """One test's state, and ways to look at it.
+
+    Attributes: `name` and `url` of the database; `reset`, how this test is undone ("rollback", "truncate" or "none"); `test`, its
+    id; `handle`, the application's database handle or None. Made by `Clone.isolated`.
+    """
+
+    name: str
+    url: str
+    reset: str
+    test: str
+    handle: Any
+    _open: Callable[..., Connection]
+    _session: Session | None = None
+    _opened: list[Connection] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<dbclone {self.name} reset={self.reset}>"
+
+    def connect(self, **options: Any) -> Connection:
+        """Return a new psycopg connection that sees what the test sees: into the sandbox under rollback, a real one otherwise.
+
+        Arguments: `options` of `psycopg.connect`, such as autocommit or row_factory. It is closed at the end of the test.
+        """
+        connection: Connection = self._open(**options) if self._session is None else self._session.connect(**options)
+        self._opened.append(connection)
+        return connection
+
+    @property
+    def connection(self) -> Connection:
+        """The test's own connection, in autocommit mode, opened at its first use."""
+        if not self._opened or self._opened[0].closed:
+            self.connect(autocommit=True)
+            self._opened.insert(0, self._opened.pop())
+        return self._opened[0]
+
+    def execute(self, query: Any, parameters: Any = None) -> psycopg.Cursor[Any]:
+        """Run one query on `connection` and return its cursor."""
+        return self.connection.execute(query, parameters)
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo at the end of the block what happened in it, whoever wrote it. Raises dbclone.SandboxLimit outside a rollback."""
+        if self._session is None:
+            raise SandboxLimit(
+                f"savepoint() needs a rollback, and this test is isolated by {self.reset!r}",
+                "What other connections have committed cannot be undone up to a point in the middle of a test.",
+                "Remove reset= from the test's marker.",
+            )
+        level = Rollback(self._session)
+        level.before()
+        try:
+            yield
+        finally:
+            level.after()
+
+    @contextlib.contextmanager
+    def lend(self, handle: Any) -> Iterator[None]:
+        """Let another database handle of the application, already pointed at `url`, take part in this isolation for the block."""
+        with adapters.lent(handle, self._session) if self._session is not None else contextlib.nullcontext():
+            yield
+
+    def close(self) -> None:
+        """Close the connections that were opened here."""
+        for connection in self._opened:
+            with contextlib.suppress(psycopg.Error):
+                connection.close()
+        self._opened.clear()

@@ -1,0 +1,105 @@
+"""Advisory locks of the administrative connection: locks for a block, places in a limited number, and leases for a life.
+
+All are session-level locks in the maintenance database, so that they end with whoever held them, whatever killed it (PostgreSQL
+documentation, explicit-locking, "Advisory Locks").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from .marks import lock_key
+
+
+@dataclass
+class Leases:
+    """The locks held through one autocommit connection to the maintenance database."""
+
+    connection: psycopg.Connection[tuple[Any, ...]]
+    _taken: set[str] = field(default_factory=set, repr=False)
+
+    @contextlib.contextmanager
+    def lock(self, name: str, timeout: float) -> Iterator[None]:
+        """Hold the advisory lock `name` for the block; wait up to `timeout` seconds, then raise TimeoutError."""
+        key, deadline, pause = lock_key(name), time.monotonic() + timeout, 0.005
+        while not self._try_lock(key):
+            if time.monotonic() > deadline:
+                raise TimeoutError(name)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
+        try:
+            yield
+        finally:
+            self._unlock(key)
+
+    @contextlib.contextmanager
+    def slot(self, purpose: str, limit: int, timeout: float) -> Iterator[None]:
+        """Hold one of `limit` places for the block, so that few do `purpose` on this server at once, however many want to.
+
+        Waits up to `timeout` seconds, then goes on without: the cap spares the server, nothing depends on it.
+        """
+        keys = [lock_key(f"{purpose} slot {number}") for number in range(limit)]
+        deadline, pause, held = time.monotonic() + timeout, 0.002, None
+        while held is None and time.monotonic() < deadline:
+            held = next((key for key in keys if self._try_lock(key)), None)
+            if held is None:
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.05)
+        try:
+            yield
+        finally:
+            if held is not None:
+                self._unlock(held)
+
+    def take(self, name: str, shared: bool = False) -> bool:
+        """Take the lease `name` for as long as this connection lives; return False if somebody else holds it."""
+        function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
+        taken = bool(self._fetch(f"SELECT {function}(%s)", [lock_key(name)])[0][0])
+        if taken:
+            self._taken.add(name)
+        return taken
+
+    def give_up(self, name: str, shared: bool = False) -> None:
+        """Give up a lease that `take` took."""
+        if name in self._taken:
+            self._taken.discard(name)
+            self._unlock(lock_key(name), shared)
+
+    def held(self) -> set[int]:
+        """Return the keys of all advisory locks held on this server, by anybody: a lease whose key is not among them is dead."""
+        rows = self._fetch(
+            "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks"
+            " WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        return {int(row[0]) for row in rows}
+
+    def holder(self, name: str) -> str:
+        """Return who holds the advisory lock `name`, in words."""
+        key = lock_key(name) & (2**64 - 1)
+        rows = self._fetch(
+            "SELECT a.pid, a.application_name, extract(epoch FROM now() - a.backend_start)::int FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+            " WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.classid = %s::bigint::oid AND l.objid = %s::bigint::oid",
+            [key >> 32, key & 0xFFFFFFFF],
+        )
+        return (
+            ", ".join(f"{application or 'a session'} (server process {pid}, for {age} s)" for pid, application, age in rows)
+            or "nobody now"
+        )
+
+    def _try_lock(self, key: int) -> bool:
+        return bool(self._fetch("SELECT pg_try_advisory_lock(%s)", [key])[0][0])
+
+    def _unlock(self, key: int, shared: bool = False) -> None:
+        if not self.connection.closed:
+            function = "pg_advisory_unlock_shared" if shared else "pg_advisory_unlock"
+            with contextlib.suppress(psycopg.OperationalError):
+                self._fetch(f"SELECT {function}(%s)", [key])
+
+    def _fetch(self, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+        return self.connection.execute(query.encode(), parameters).fetchall()

@@ -1,0 +1,187 @@
+"""Names and marks: what a database made by dbclone is called, what it says of itself, and which ones have had their time.
+
+Pure values: nothing here talks to a server. Identity is in the name, proof in the mark, life in the lease. A database may be
+destroyed only if its name has our shape, it belongs to our own role, and it carries our mark for this very server. A client killed
+while it creates a database leaves one without a comment; for that moment the proof is a connection limit that nobody else would
+choose, given in the CREATE DATABASE statement itself and of no effect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .errors import TemplateError
+from .schema import digest
+
+FORMAT = 1
+KINDS = ("template", "build", "clone", "spare", "scratch")
+LIMIT = 1_145_193_298  # CONNECTION LIMIT as a mark: far above any max_connections, so it limits nothing
+_SHAPE = re.compile(r"^dbclone_[a-z0-9_]{1,55}$")
+_NEVER = ("postgres", "template0", "template1")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What dbclone writes into COMMENT ON DATABASE: that it made the database, of which kind, for whom, from what.
+
+    `system` is the server's system identifier; `manifest` and `seconds` (how long the build took) are a template's; `run` and
+    `worker` a clone's; `created` and `used` are seconds since 1970; `host` and `pid` inform people and prove nothing.
+    """
+
+    kind: str
+    project: str
+    system: str
+    fingerprint: str = ""
+    run: str = ""
+    worker: str = ""
+    created: float = 0.0
+    used: float = 0.0
+    host: str = ""
+    pid: int = 0
+    seconds: float = 0.0
+    manifest: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
+        """Return a mark for a database that this process is about to make."""
+        now = round(time.time(), 3)
+        return cls(kind, project, system, created=now, used=now, host=socket.gethostname(), pid=os.getpid(), **values)
+
+    def text(self) -> str:
+        """Return the mark as the JSON that is stored."""
+        return json.dumps({"dbclone": FORMAT, **{k: v for k, v in asdict(self).items() if v}}, sort_keys=True)
+
+    @classmethod
+    def read(cls, comment: str | None) -> Mark | None:
+        """Return the mark in a comment, or None if there is none that can be trusted: then the database is not ours."""
+        if not comment or len(comment) > 4_000_000:
+            return None
+        try:
+            data = json.loads(comment)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(data, dict) or data.pop("dbclone", None) != FORMAT or data.get("kind") not in KINDS:
+            return None
+        for name, kind in (("kind", str), ("project", str), ("system", str), ("fingerprint", str), ("run", str), ("worker", str)):
+            if not isinstance(data.get(name, ""), kind):
+                return None
+        if not all(isinstance(data.get(name, 0), (int, float)) for name in ("created", "used", "pid", "seconds")):
+            return None
+        manifest = data.get("manifest", {})
+        if not isinstance(manifest, dict) or not all(isinstance(v, str) for v in manifest.values()):
+            return None
+        try:
+            return cls(**data)
+        except TypeError:
+            return None
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database with a name of our shape, as the catalogue shows it. `sessions` counts who is connected to it."""
+
+    oid: int
+    name: str
+    own: bool
+    sealed: bool
+    limit: int
+    bytes: int
+    sessions: int
+    mark: Mark | None
+    comment: str | None
+
+    def problem(self, system: str) -> str:
+        """Return why dbclone may not destroy this database, or an empty string if it made it."""
+        if not _SHAPE.match(self.name) or self.name in _NEVER:
+            return "its name is not one that dbclone gives"
+        if not self.own:
+            return "it belongs to another role"
+        if self.mark is not None:
+            return "" if self.mark.system == system else "its mark is of another server"
+        if self.comment:
+            return "its comment is not dbclone's"
+        return "" if self.limit == LIMIT else "it has no mark of dbclone"
+
+
+def _slug(text: str, length: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:length].strip("_") or "x"
+
+
+def template_name(project: str, fingerprint: str) -> str:
+    """Return the name of the template with this fingerprint."""
+    return f"dbclone_{_slug(project, 20)}_t_{digest(f'{project}{chr(0)}{fingerprint}'.encode())[:12]}"
+
+
+def build_name(project: str) -> str:
+    """Return a fresh private name to build under."""
+    return f"dbclone_{_slug(project, 20)}_b_{secrets.token_hex(6)}"
+
+
+def spare_name(project: str) -> str:
+    """Return a fresh name for a warm clone that nobody owns yet."""
+    return f"dbclone_{_slug(project, 20)}_s_{secrets.token_hex(6)}"
+
+
+def clone_name(project: str, run: str, owner: str) -> str:
+    """Return the name of the clone of one owner (a worker) in one run: the same whoever computes it, and nobody else's."""
+    shown = owner if re.fullmatch(r"[a-z0-9]{1,12}", owner) else "x" + digest(owner.encode())[:10]
+    return f"dbclone_{_slug(project, 20)}_{digest(f'{project}{chr(0)}{run}'.encode())[:8]}_{shown}"
+
+
+def lock_key(name: str) -> int:
+    """Return the 64-bit advisory lock key that stands for `name`, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(b"dbclone\0" + name.encode()).digest()[:8], "big", signed=True)
+
+
+def check_name(name: str) -> None:
+    """Raise TemplateError unless `name` is one that dbclone gives: ASCII, at most 63 bytes, so that the server never cuts it."""
+    if not _SHAPE.match(name):
+        raise TemplateError(
+            f"{name!r} is not a name that dbclone gives to databases", "", "This is a bug in dbclone: please report it."
+        )
+
+
+def dead(databases: Iterable[Database], leased: set[int], system: str) -> Iterator[tuple[Database, str]]:
+    """Decide, without asking the server, which databases have no living owner: yield each with the reason.
+
+    Arguments: `databases`, listed *before* `leased` was asked, so that a database whose lease is not there has lost it.
+    """
+    templates = {d.name for d in databases if d.mark is not None and d.mark.kind == "template"}
+    for database in databases:
+        if database.problem(system) or database.sessions:
+            continue
+        kind = database.mark.kind if database.mark is not None else "unfinished"
+        if kind in ("build", "clone", "unfinished") and lock_key(database.name) not in leased:
+            yield database, f"{kind} whose owner is gone"
+        elif kind == "spare" and database.mark is not None:
+            if template_name(database.mark.project, database.mark.fingerprint) not in templates:
+                yield database, "warm clone of a template that is gone"
+        elif kind == "scratch" and database.mark is not None and time.time() - database.mark.created > 86400:
+            yield database, "scratch clone older than a day"
+
+
+def retired(
+    databases: Iterable[Database], leased: set[int], system: str, project: str, current: str, count: int, days: float
+) -> Iterator[tuple[Database, str]]:
+    """Decide which templates have had their time: those of `project` beyond the newest `count` (`current` included), and those of
+    any project that nobody used for `days`. One that a living run uses stays."""
+    templates = [(d.mark, d) for d in databases if d.mark is not None and d.mark.kind == "template" and d.name != current]
+    rank = 1 if current else 0
+    for mark, database in sorted(templates, key=lambda pair: pair[0].used, reverse=True):
+        idle = (time.time() - mark.used) / 86400
+        rank += mark.project == project
+        if lock_key(database.name) in leased or database.problem(system):
+            continue
+        if mark.project == project and rank > count:
+            yield database, f"template number {rank} of this project, {count} are kept"
+        elif idle > days:
+            yield database, f"template unused for {idle:.0f} days"

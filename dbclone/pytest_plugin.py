@@ -1,0 +1,295 @@
+"""The pytest plugin: hooks, options, a marker and fixtures. A door: what to do is decided in `run` and `clone`.
+
+Installed but unasked it does nothing, and imports nothing: a project asks by a [tool.dbclone] table, a DBCLONE_ variable, an
+option, or the `pytest_dbclone_schema` hook.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .errors import Error, SettingsError
+from .pytest_items import arrange, marker_arguments
+from .pytest_state import State
+
+if TYPE_CHECKING:
+    from .clone import Clone
+    from .isolation import Isolation
+    from .report import Report
+
+# The names of all settings, here so that offering them as options does not import anything; a test keeps the list complete.
+OPTIONS = (
+    "schema", "seed", "inputs", "bind", "url", "env", "name", "reset", "autouse", "reset_sequences", "build_timeout", "lock_timeout",
+    "connect_timeout", "clone_strategy", "clone_limit", "retain_templates", "retain_days", "encoding", "locale", "binaries", "data_dir",
+    "keep_server", "cache_dir",
+)  # fmt: skip
+
+
+class Hooks:
+    """Hooks that a project may implement in its conftest."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_dbclone_schema(self, config: pytest.Config) -> Any:
+        """Return what goes into the template: models, a callable taking a URL, or a string as in the settings."""
+
+
+STATE = pytest.StashKey[State]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("dbclone", "dbclone: every test its own Postgres state")
+    for name in OPTIONS:
+        group.addoption(
+            f"--dbclone-{name.replace('_', '-')}",
+            dest=f"dbclone_{name}",
+            default=None,
+            metavar="VALUE",
+            help=f"overrides {name} in [tool.dbclone]",
+        )
+    group.addoption("--dbclone-rebuild", action="store_true", default=False, help="build the template again even if it is there")
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(Hooks)
+
+
+def _is_controller(namespace: Any) -> bool:
+    """Whether other processes will run the tests of this one."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return False
+    distributed = getattr(namespace, "numprocesses", None) or getattr(namespace, "tx", None)
+    return (bool(distributed) and getattr(namespace, "dist", "load") != "no") or bool(getattr(namespace, "numprocesses", None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+    """Bind the names of the clone before anything of the project is imported."""
+    namespace = early_config.known_args_namespace
+    given = {name: getattr(namespace, f"dbclone_{name}", None) for name in OPTIONS}
+    if not any(given.values()):
+        root = early_config.rootpath
+        if not any(key.startswith("DBCLONE_") for key in os.environ) and not _mentions_dbclone(root):
+            return
+    from . import run, settings
+
+    try:
+        found = settings.load(early_config.rootpath, given)
+        if not found.sources:
+            return
+        run_id, worker = run.identity()
+        if not _is_controller(namespace):
+            with contextlib.suppress(Error):  # whatever is wrong is said when a test needs it
+                os.environ.update(run.announced(found, worker, run_id))
+    except SettingsError as error:
+        raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
+    early_config.stash[STATE] = State(early_config, found, run_id, worker)
+
+
+def _mentions_dbclone(root: Any) -> bool:
+    for folder in (root, *root.parents):
+        with contextlib.suppress(OSError):
+            if b"tool.dbclone" in (folder / "pyproject.toml").read_bytes():
+                return True
+    return False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback, truncate or none (see dbclone's README)",
+    )
+
+
+def _state(config: pytest.Config) -> State:
+    """Return the process's state; a project without settings gets one when its first test asks."""
+    if STATE not in config.stash:
+        from . import run
+
+        run_id, worker = run.identity()
+        config.stash[STATE] = State(config, None, run_id, worker)
+    return config.stash[STATE]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if STATE not in config.stash or hasattr(config, "workerinput"):
+        return None
+    settings = config.stash[STATE].needed()
+    server = (
+        f"server from {settings.source('url')}"
+        if settings.url
+        else "server from PG variables"
+        if _from_libpq()
+        else "private server"
+    )
+    how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
+    return f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}"
+
+
+def _from_libpq() -> bool:
+    return any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """On xdist's controller, ensure server and template before any worker starts, so that workers never race for them."""
+    config = session.config
+    if not _is_controller(config.option) or hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    if STATE not in config.stash and config.hook.pytest_dbclone_schema(config=config) is None:
+        return
+    state = _state(config)
+    if not state.needed().schema and state.schema is None:
+        return
+    from . import run
+
+    try:
+        state.template = state.held.enter_context(
+            run.controller(state.needed(), state.schema, config.option.dbclone_rebuild, state.progress)
+        )
+    except SettingsError as error:
+        raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
+    except Error as error:
+        pytest.exit(f"dbclone.{type(error).__name__}: {error}", returncode=pytest.ExitCode.TESTS_FAILED)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if STATE not in config.stash:
+        return
+    state = config.stash[STATE]
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["dbclone"] = state.report.data()
+    _quietly(state)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if STATE in config.stash:
+        _quietly(config.stash[STATE])
+
+
+def _quietly(state: State) -> None:
+    """Let go of the server; failing to clean up never fails a run, the next one does it."""
+    try:
+        state.held.close()
+    except Exception as error:
+        state.report.note(f"cleaning up failed and is left to the next run: {type(error).__name__}: {error}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """Merge a worker's figures into the controller's."""
+    figures = getattr(node, "workeroutput", {}).get("dbclone")
+    if figures and STATE in node.config.stash:
+        from .report import Report
+
+        node.config.stash[STATE].report.merge(Report.of(figures))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if STATE not in config.stash or hasattr(config, "workerinput"):
+        return
+    state = config.stash[STATE]
+    lines = state.report.lines()
+    if state.template is not None:
+        from .report import template_line
+
+        template = state.template
+        lines.insert(0, template_line(template.name, template.built, template.seconds, template.why))
+    if state.report.resets or state.report.clones or state.report.notes:
+        terminalreporter.section("dbclone", sep="-")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add our fixtures to the tests that want isolation, and put them first in their scope: what other fixtures write is then
+    inside the isolation that its scope belongs to."""
+    autouse = STATE in config.stash and config.stash[STATE].needed().autouse
+    for item in items:
+        try:
+            arrange(item, autouse)
+        except SettingsError as error:
+            raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Show our own errors as they are, without a traceback through dbclone."""
+    try:
+        yield
+    except Error as error:
+        cause = error.__cause__
+        if cause is not None:
+            raise
+        pytest.fail(f"dbclone.{type(error).__name__}: {error}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
+    """This worker's clone for the whole session: a `dbclone.Clone`, to which the application's handle is bound."""
+    from . import run
+
+    state = _state(request.config)
+    with contextlib.ExitStack() as stack:
+        with _clear_errors():
+            settings, schema = state.needed(), state.schema
+            if isinstance(schema, str):
+                from dataclasses import replace
+
+                settings, schema = replace(settings, schema=(schema,)), None
+            if hasattr(request.config, "workerinput"):
+                clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, state.progress))
+            else:
+                rebuild = bool(request.config.option.dbclone_rebuild)
+                state.template, clone = stack.enter_context(
+                    run.alone(settings, state.worker, state.run, schema, rebuild, state.progress)
+                )
+            clone.report = _merged(state.report, clone.report)
+        yield clone
+
+
+def _merged(report: Report, other: Report) -> Report:
+    report.merge(other)
+    return report
+
+
+def _layer(request: pytest.FixtureRequest, clone: Clone) -> Iterator[Isolation]:
+    with contextlib.ExitStack() as stack:
+        with _clear_errors():
+            isolation = stack.enter_context(clone.layer(request.node.nodeid))
+        yield isolation
+
+
+@pytest.fixture(scope="module")
+def dbclone_module(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[Isolation]:
+    """Data for a whole module: what is written while this fixture is set up stays until the module's last test, and each test's
+    own writes are undone on top of it."""
+    yield from _layer(request, dbclone_worker)
+
+
+@pytest.fixture(scope="class")
+def dbclone_class(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[Isolation]:
+    """Data for a whole class, as `dbclone_module`."""
+    yield from _layer(request, dbclone_worker)
+
+
+@pytest.fixture
+def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[Isolation]:
+    """This test's own state of the database: a `dbclone.Isolation`, undone when the test and its other fixtures have ended."""
+    with contextlib.ExitStack() as stack:
+        with _clear_errors():
+            asked = marker_arguments(request.node.get_closest_marker("dbclone"), request.node.nodeid)
+            settings = _state(request.config).needed()
+            isolation = stack.enter_context(
+                dbclone_worker.isolated(asked["reset"] or settings.reset, request.node.nodeid, asked["reset_sequences"])
+            )
+        yield isolation
+        with _clear_errors():
+            stack.close()

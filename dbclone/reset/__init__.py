@@ -1,0 +1,36 @@
+"""How a test's writes are undone. These rooms know a connection and catalogue facts, and no clone: they work on any database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a reset did.
+
+    `reset`, which one; `seconds`, how long it took; `tables`, how many tables it emptied; `spoiled`, why the database is not equal
+    to its template any more and has to be replaced (empty: it is equal).
+    """
+
+    reset: str
+    seconds: float
+    tables: int = 0
+    spoiled: str = ""
+
+
+class Reset(Protocol):
+    """One way to undo a test: `before` it and `after` it, each bounded in round trips.
+
+    `after` undoes whatever the test did, however the test ended, or says in its Outcome that the database must be replaced.
+    """
+
+    def before(self) -> None: ...
+
+    def after(self) -> Outcome: ...
+
+
+def pick(wanted: str) -> str:
+    """Return the reset that a setting or marker means: `auto` starts with the fastest, rollback."""
+    return "rollback" if wanted == "auto" else wanted

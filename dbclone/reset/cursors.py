@@ -1,0 +1,98 @@
+"""What goes over the wire inside a sandbox: commands of the state machine, and cursors that translate SQL text into them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+from psycopg import generators, pq, sql
+
+from ..errors import SandboxLimit
+from ..statements import controls
+from .savepoints import Command
+
+Gen = Generator[Any, Any, Any]
+_NOTHING = b"SET LOCAL dbclone.nothing TO ''"  # a command that succeeds and does nothing, where production only warns
+_TAGS = {
+    "begin": b"BEGIN",
+    "commit": b"COMMIT",
+    "rollback": b"ROLLBACK",
+    "rollback_to": b"ROLLBACK",
+    "savepoint": b"SAVEPOINT",
+    "release": b"RELEASE",
+}
+
+
+@lru_cache(maxsize=256)
+def render(command: Command) -> bytes:
+    """Return the SQL of one command of the state machine."""
+    return (
+        sql.SQL("{} SAVEPOINT {}" if command[0] != "SAVEPOINT" else "{} {}")
+        .format(sql.SQL(command[0]), sql.Identifier(command[1]))
+        .as_bytes(None)
+    )
+
+
+def exchange(pgconn: pq.abc.PGconn, commands: list[bytes]) -> Gen:
+    """Send commands in one message, wait for all results, and raise the first error; nothing for no commands."""
+    if not commands:
+        return []
+    if pgconn.status != pq.ConnStatus.OK:
+        raise psycopg.OperationalError("the connection is closed")
+    pgconn.send_query(b"; ".join(commands))
+    results = yield from generators.execute(pgconn)
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result)
+    return results
+
+
+class _Cursor(psycopg.Cursor[Any]):
+    """What is mixed into the application's cursor class: SQL text that controls transactions is translated."""
+
+    _conn: Any
+
+    def _start_query(self, query: Any = None) -> Gen:
+        text = query if isinstance(query, str) else query.decode(errors="replace") if isinstance(query, bytes) else ""
+        self._conn._leading = bool(text) and bool(controls(text)) and controls(text)[0][1] is not None
+        try:
+            yield from super()._start_query(query)
+        finally:
+            self._conn._leading = False
+
+    def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, **options: Any) -> Gen:
+        pieces = controls(pgq.query.decode(errors="replace"))
+        if not pieces:
+            yield from super()._maybe_prepare_gen(pgq, prepare=prepare, **options)
+            return
+        connection = self._conn
+        if connection._pipeline:
+            raise SandboxLimit(
+                "transaction control as SQL text inside a pipeline",
+                f"The statement is: {pgq.query.decode(errors='replace')[:100]}",
+                "Use connection.transaction(), or isolate this test with reset='truncate'.",
+            )
+        self._query = pgq
+        results = []
+        tag = b""
+        for number, (text, control) in enumerate(pieces):
+            if control is None:
+                if number:
+                    yield from connection._before_statement()
+                sent, tag = [text.encode()], b""
+            else:
+                sent, tag = connection._translate(text, control) or [_NOTHING], _TAGS[control.verb]
+            results.append((yield from exchange(self._pgconn, sent))[-1])
+        self._set_results(results[-1:] if len(pieces) == 1 else results)
+        if tag and len(pieces) == 1:
+            self._statusmessage = tag
+
+
+@lru_cache(maxsize=64)
+def sandboxed(factory: type[Any]) -> type[Any]:
+    """Return the application's cursor class with ours mixed in."""
+    return (
+        factory if issubclass(factory, _Cursor) else type(factory.__name__, (_Cursor, factory), {"__module__": factory.__module__})
+    )

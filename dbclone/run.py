@@ -1,0 +1,125 @@
+"""One run: the controller's half prepares, the worker's half clones. Read this first.
+
+settings ─► server ─► template ─► clone ─► reset ─► your test
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from . import adapters
+from .clone import Clone
+from .dsn import Dsn, bound_environment
+from .embedded import Embedded
+from .marks import clone_name
+from .prune import prune
+from .schema import Progress
+from .server import Server, external
+from .settings import Settings, load
+from .template import Template
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def controller(settings: Settings, schema: Any = None, rebuild: bool = False, progress: Progress = _silent) -> Iterator[Template]:
+    """Ensure server and template, clear away what dead runs left, and hold the server for the block.
+
+    Arguments: `schema`, an object instead of the setting; `rebuild`, build the template even if it is there; `progress`, told the
+    steps of a build. At the end, what died in this run is cleared away too. Raises any dbclone.Error.
+    """
+    parts, handle = adapters.load(settings, schema)
+    with Server.open(settings) as server:
+        template = Template.ensure(server, parts, handle, rebuild, progress)
+        prune(server, template.name, budget=10)
+        yield template
+        prune(server, template.name, budget=10)
+
+
+@contextlib.contextmanager
+def worker(settings: Settings, name: str, run: str, schema: Any = None, progress: Progress = _silent) -> Iterator[Clone]:
+    """One worker's life; each of its tests is a `with clone.isolated(...)` inside.
+
+    Arguments: `name`, the worker's, such as gw0; `run`, what tells this run from others; `schema`, `progress` as for `controller`.
+    """
+    parts, handle = adapters.load(settings, schema)  # what
+    with Server.open(settings) as server:  # where
+        template = Template.ensure(server, parts, handle, progress=progress)  # built once, found again
+        with template.clone(owner=name, run=run) as clone:
+            os.environ.update(environment(settings, clone.dsn))
+            yield clone
+
+
+@contextlib.contextmanager
+def alone(
+    settings: Settings, name: str, run: str, schema: Any = None, rebuild: bool = False, progress: Progress = _silent
+) -> Iterator[tuple[Template, Clone]]:
+    """Both halves in one process, for a run without workers of its own: prepare, clone, and hold the clone for the block."""
+    with controller(settings, schema, rebuild, progress) as template, template.clone(owner=name, run=run) as clone:
+        os.environ.update(environment(settings, clone.dsn))
+        yield template, clone
+
+
+def announced(settings: Settings, name: str, run: str) -> dict[str, str]:
+    """Return the environment variables that will lead to a worker's clone, before the clone or even the server is there.
+
+    Names are known early on purpose: an application that reads DATABASE_URL when it is imported must read the right one.
+    """
+    dsn = external(settings)
+    base = dsn if dsn is not None else Embedded.locate(settings).dsn
+    return environment(settings, base.replace(dbname=clone_name(settings.project, run, name)))
+
+
+def environment(settings: Settings, dsn: Dsn) -> dict[str, str]:
+    """Return the variables that bind the application to a database: those of the setting `env`, and PGDATABASE where libpq's own
+    variables name the server."""
+    names = [*settings.env, "PGDATABASE"] if not settings.url and external(settings) is not None else settings.env
+    return bound_environment(names, dsn, os.environ)
+
+
+def prepare(schema: Any = None, *, rebuild: bool = False, progress: Progress = _silent, **options: Any) -> Template:
+    """Return the template of this project, built if it is not there.
+
+    Arguments: `schema`, a string as in the settings, or models, or a callable taking a URL (default: the setting); `rebuild`, build
+    it even if it is there; `options`, any settings by name. The template's `server` stays connected until it is closed, which also
+    stops a private server that nobody else uses. Raises any dbclone.Error.
+    """
+    if isinstance(schema, str):
+        options["schema"], schema = schema, None
+    settings = load(options=options)
+    parts, handle = adapters.load(settings, schema)
+    server = Server.open(settings)
+    try:
+        template = Template.ensure(server, parts, handle, rebuild, progress)
+    except BaseException:
+        server.close()
+        raise
+    atexit.register(_close, server, os.getpid())
+    return template
+
+
+def _close(server: Server, pid: int) -> None:
+    """Close at exit what nobody closed; never in a forked child, whose exit must not end its parent's session."""
+    if os.getpid() == pid and not server.connection.closed:
+        server.close()
+
+
+def identity() -> tuple[str, str]:
+    """Return (run, worker) of this process as pytest-xdist tells it, before pytest has read any configuration.
+
+    A process started by a test of an xdist worker inherits the worker's variables without being the worker, so whoever took an
+    identity says so in DBCLONE_RUN, and nobody takes it twice.
+    """
+    run, worker_name = os.environ.get("PYTEST_XDIST_TESTRUNUID", ""), os.environ.get("PYTEST_XDIST_WORKER", "")
+    claim = f"{run}/{worker_name}"
+    if run and worker_name and os.environ.get("DBCLONE_RUN") != claim:
+        os.environ["DBCLONE_RUN"] = claim
+        return run, worker_name
+    return secrets.token_hex(16), "main"

@@ -1,0 +1,296 @@
+"""What goes into a template, and the manifest that tells when it has changed: SQL files, a command, a callable.
+
+Schemas made from an ORM's objects are in `adapters/`; anything with the two verbs of `Schema` will do.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .dsn import bound_environment, parse, pg_environment
+from .errors import BuildFailed, Error
+from .settings import Settings
+from .statements import split
+
+Progress = Callable[[str], None]
+
+
+class Schema(Protocol):
+    """What goes into a template.
+
+    `manifest` promises every input that decides what `build` makes, by name and digest, without connecting anywhere.
+    `build` promises to make it in the empty database at `url`, to report each step to `progress`, and to leave no session open.
+    """
+
+    def manifest(self) -> Mapping[str, str]: ...
+
+    def build(self, url: str, progress: Progress) -> None: ...
+
+
+class Manifest(dict[str, str]):
+    """Every input of a template by name and digest."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all inputs: 16 hexadecimal digits, the same whatever order they were found in."""
+        lines = "".join(f"{name}\0{digest_}\0" for name, digest_ in sorted(self.items()))
+        return digest(lines.encode())
+
+    def explain(self, previous: Mapping[str, str]) -> list[str]:
+        """Return in words what differs from `previous`, at most one line an input."""
+        changes = []
+        for name in sorted({*self, *previous}):
+            old, new = previous.get(name), self.get(name)
+            if old is None:
+                changes.append(f"{name} is new")
+            elif new is None:
+                changes.append(f"{name} is gone")
+            elif old != new:
+                short = len(old) < 16 and len(new) < 16
+                changes.append(f"{name} was {old}, is {new}" if short else f"{name} changed")
+        return changes
+
+
+def digest(content: bytes) -> str:
+    """Return 16 hexadecimal digits of SHA-256: a name for content, not a secret."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key in which 2_b.sql comes before 10_a.sql."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.as_posix()) if part]
+
+
+def find_files(settings: Settings, key: str, patterns: Iterable[str]) -> list[Path]:
+    """Return the files that `patterns` name below the project's root: patterns in their order, each one's files in natural order.
+
+    A pattern that names a folder stands for all files below it. Raises SettingsError if a pattern matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        base = Path(pattern).expanduser()
+        anchor = Path(base.anchor) if base.is_absolute() else settings.root
+        relative = base.relative_to(anchor).as_posix() if base.is_absolute() else pattern
+        matches = [path for path in anchor.glob(relative) if "__pycache__" not in path.parts]
+        folders = [path for path in matches if path.is_dir()]
+        for folder in folders:
+            matches += [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+        files = sorted((path for path in set(matches) if path.is_file()), key=_natural)
+        if not files:
+            raise settings.error(key, f"no file matches {pattern!r}", f"Paths are relative to {settings.root}.")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def _file_entries(settings: Settings, files: Iterable[Path]) -> dict[str, str]:
+    entries = {}
+    for path in files:
+        name = path.relative_to(settings.root) if path.is_relative_to(settings.root) else path
+        entries[f"file {name.as_posix()}"] = digest(path.read_bytes())
+    return entries
+
+
+@dataclass(frozen=True)
+class SqlFiles:
+    """SQL scripts, each run in a session of its own, as `psql -f` would; backslash commands excepted."""
+
+    settings: Settings
+    patterns: tuple[str, ...]
+
+    def manifest(self) -> Mapping[str, str]:
+        files = find_files(self.settings, "schema", self.patterns)
+        entries = _file_entries(self.settings, files)
+        if len(files) > 1:
+            entries["order of SQL files"] = digest("\0".join(entries).encode())
+        return entries
+
+    def build(self, url: str, progress: Progress) -> None:
+        for path in find_files(self.settings, "schema", self.patterns):
+            self._run(path, url, progress)
+
+    def _run(self, path: Path, url: str, progress: Progress) -> None:
+        import psycopg
+
+        shown = path.relative_to(self.settings.root) if path.is_relative_to(self.settings.root) else path
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BuildFailed(f"{shown} is not UTF-8", str(error), "Save the file as UTF-8.") from error
+        with psycopg.connect(**parse(url).kwargs, autocommit=True) as connection:  # type: ignore[arg-type]
+            for statement in split(text):
+                where = f"{shown}:{statement.line}"
+                progress(f"{where}: {' '.join(statement.text.split())[:60]}")
+                if statement.text.startswith("\\"):
+                    raise BuildFailed(
+                        f"{where}: {statement.text.split()[0]} is a command of psql, not SQL",
+                        f"The line is: {statement.text}",
+                        "Write it in SQL, or let psql run the file: schema = 'psql -X -v ON_ERROR_STOP=1 -f FILE' with inputs = ['FILE'].",
+                    )
+                try:
+                    if statement.data is None:
+                        connection.execute(statement.text.encode())
+                    else:
+                        with connection.cursor().copy(statement.text.encode()) as copy:
+                            copy.write(statement.data)
+                except psycopg.Error as error:
+                    quoted = "\n".join(statement.text.splitlines()[:12])
+                    more = [f"{k}: {v}" for k, v in (("DETAIL", error.diag.message_detail), ("HINT", error.diag.message_hint)) if v]
+                    raise BuildFailed(
+                        f"{where}: {error.diag.message_primary or str(error).strip()}",
+                        "\n".join([f"The statement is:\n{quoted}", *more]),
+                        "Correct the statement; no template was left behind.",
+                    ) from error
+            if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                raise BuildFailed(
+                    f"{shown} ends inside a transaction",
+                    "Its last BEGIN has no COMMIT, so nothing of it would stay.",
+                    "Add COMMIT.",
+                )
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program that builds the schema, run without a shell in the project's root, with the URL in its environment."""
+
+    settings: Settings
+    line: str
+
+    def _words(self) -> list[str]:
+        try:
+            words = shlex.split(self.line)
+        except ValueError as error:
+            raise self.settings.error("schema", f"the command cannot be parsed: {error}", "Close the quotes.") from None
+        return words
+
+    def _inputs(self) -> tuple[str, ...]:
+        """Return what the command reads, as far as it can be told: declared, alembic's own scripts, or files it names."""
+        if self.settings.inputs is not None:
+            return self.settings.inputs
+        words = self._words()
+        root = self.settings.root
+        found = [word for word in words[1:] if word not in (".", "..") and (root / word).exists()]
+        if "alembic" in {Path(word).name for word in words}:
+            ini = words[words.index("-c") + 1] if "-c" in words[:-1] else "alembic.ini"
+            parser = configparser.ConfigParser({"here": str((root / ini).parent)})
+            parser.read(root / ini)
+            found += [ini, parser.get("alembic", "script_location", fallback="alembic")]
+        if not found:
+            raise self.settings.error(
+                "schema",
+                "cannot tell which files this command depends on",
+                "Name them: inputs = ['migrations/**/*.py'], or inputs = [] if there are none.",
+                "A template must be rebuilt when they change.",
+            )
+        return tuple(dict.fromkeys(found))
+
+    def manifest(self) -> Mapping[str, str]:
+        files = find_files(self.settings, "inputs", self._inputs())
+        return {f"command {self.line}": digest(self.line.encode()), **_file_entries(self.settings, files)}
+
+    def build(self, url: str, progress: Progress) -> None:
+        progress(f"running {self.line}")
+        words = self._words()
+        dsn = parse(url)
+        environ = {**os.environ, **bound_environment(self.settings.env, dsn, os.environ), **pg_environment(dsn)}
+        # The programs of the environment that runs us, whether or not it has been activated.
+        environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
+        try:
+            done = subprocess.run(
+                words,
+                cwd=self.settings.root,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except OSError as error:
+            raise self.settings.error(
+                "schema", f"the command cannot be started: {error.strerror}", f"Is {words[0]} installed?"
+            ) from None
+        output = done.stdout.decode(errors="replace")
+        if dsn.get("password"):
+            output = output.replace(dsn.get("password"), "***")
+        if done.returncode:
+            tail = "\n".join(output.splitlines()[-40:]) or "(nothing)"
+            raise BuildFailed(
+                f"the command failed with exit status {done.returncode}: {self.line}",
+                f"It printed:\n{tail}",
+                "Correct it; no template was left behind.",
+            )
+
+
+@dataclass(frozen=True)
+class Function:
+    """A callable of the project that builds or seeds: called with the URL, or with nothing if it takes nothing."""
+
+    settings: Settings
+    key: str
+    spec: str
+    function: Callable[..., Any]
+
+    def _files(self) -> list[Path]:
+        """Return the sources that decide what the function does: its own module and `inputs`, or else its whole package."""
+        module = inspect.getmodule(self.function)
+        own = Path(getattr(module, "__file__", None) or "")
+        files = [own.resolve()] if own.is_file() else []
+        if self.settings.inputs is not None:
+            return [*files, *find_files(self.settings, "inputs", self.settings.inputs)]
+        package = sys.modules.get(module.__name__.partition(".")[0]) if module is not None else None
+        for folder in map(Path, getattr(package, "__path__", ())):
+            if folder.resolve().is_relative_to(self.settings.root.resolve()):
+                files += sorted(path.resolve() for path in folder.rglob("*.py"))
+        return list(dict.fromkeys(files))
+
+    def manifest(self) -> Mapping[str, str]:
+        return {f"{self.key} {self.spec}": digest(self.spec.encode()), **_file_entries(self.settings, self._files())}
+
+    def build(self, url: str, progress: Progress) -> None:
+        progress(f"calling {self.spec}")
+        try:
+            takes_url = bool(inspect.signature(self.function).parameters)
+        except (TypeError, ValueError):
+            takes_url = True
+        try:
+            self.function(url) if takes_url else self.function()
+        except Error:
+            raise
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)[1:]
+            own = [f for f in frames if Path(f.filename).is_relative_to(self.settings.root)] or frames
+            where = f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else self.spec
+            password = parse(url).get("password")
+            text = f"{type(error).__name__}: {error}"
+            raise BuildFailed(
+                f"{self.key} {self.spec} raised {text.splitlines()[0].replace(password or chr(0), '***')}",
+                f"It was raised at {where}",
+                "Correct it; no template was left behind.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Several schemas one after the other; the seed is the last."""
+
+    parts: Sequence[Schema]
+
+    def manifest(self) -> Mapping[str, str]:
+        merged: dict[str, str] = {}
+        for part in self.parts:
+            merged.update(part.manifest())
+        return merged
+
+    def build(self, url: str, progress: Progress) -> None:
+        for part in self.parts:
+            part.build(url, progress)

@@ -1,0 +1,58 @@
+"""Scratch clones: a copy of the template for a person to look around in."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+
+from . import adapters, databases
+from .copying import copy
+from .errors import NotOurs
+from .marks import Mark, clone_name
+from .server import Server
+from .settings import Settings
+from .template import Template
+
+
+def scratch(server: Server, settings: Settings, name: str = "") -> str:
+    """Return the name of a database that dbclone made: `name` if it is one, or a new scratch clone, which stays for a day.
+
+    Raises NotOurs if `name` is something else.
+    """
+    if name:
+        found = databases.find(server, name)
+        problem = (
+            found.problem(server.facts.system)
+            if found is not None
+            else "there is no such database, or its name is not one that dbclone gives"
+        )
+        if problem:
+            raise NotOurs(
+                f"{name!r} is not a database of dbclone: {problem}",
+                f"Looked on {server.where}.",
+                "List them with: python -m dbclone status",
+            )
+        return name
+    schema, handle = adapters.load(settings)
+    template = Template.ensure(server, schema, handle)
+    mark = Mark.make(
+        "scratch",
+        settings.project,
+        server.facts.system,
+        fingerprint=template.database.mark.fingerprint if template.database.mark else "",
+    )
+    made = clone_name(settings.project, secrets.token_hex(8), "scratch")
+    copy(server, template.name, made, mark)
+    return made
+
+
+@contextlib.contextmanager
+def dropped_at_end(server: Server, settings: Settings, name: str = "") -> Iterator[str]:
+    """Yield the name of a database as `scratch` returns it; drop it afterwards if it was made here."""
+    found = scratch(server, settings, name)
+    try:
+        yield found
+    finally:
+        if not name and (database := databases.find(server, found)) is not None:
+            databases.drop(server, database, force=True)

