@@ -27,7 +27,10 @@ FROM pg_database d WHERE d.datname ~ '^dbclone_' AND (%(name)s::text IS NULL OR 
 def listed(server: Server, name: str | None = None, sizes: bool = False) -> list[Database]:
     """Return the databases on the server whose names begin as ours do, or the one called `name`; with `sizes`, their bytes too."""
     rows = server.fetch(_OURS, {"sizes": sizes, "name": name})
-    return [Database(*row[:7], Mark.read(row[7]), row[7]) for row in rows]  # type: ignore[misc]
+    return [
+        Database(oid, found, own, sealed, limit, size, sessions, Mark.read(comment), comment)
+        for oid, found, own, sealed, limit, size, sessions, comment in rows
+    ]
 
 
 def find(server: Server, name: str) -> Database | None:

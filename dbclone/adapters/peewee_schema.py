@@ -35,7 +35,7 @@ def models_of(thing: Any) -> list[type[peewee.Model]]:
         chosen = {thing}
     else:
         chosen = set(thing)
-    return list(peewee.sortmodels_of(chosen))
+    return list(peewee.sort_models(chosen))
 
 
 def _is_base(model: type[peewee.Model]) -> bool:

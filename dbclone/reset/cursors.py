@@ -91,7 +91,7 @@ class _Cursor(psycopg.Cursor[Any]):
 
 
 @lru_cache(maxsize=64)
-def sandboxed(factory: type[Any]) -> type[Any]:
+def sandboxed(factory: Any) -> type[Any]:
     """Return the application's cursor class with ours mixed in."""
     return (
         factory if issubclass(factory, _Cursor) else type(factory.__name__, (_Cursor, factory), {"__module__": factory.__module__})

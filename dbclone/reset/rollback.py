@@ -9,8 +9,9 @@ import psycopg
 
 from ..errors import SandboxLimit
 from . import Outcome
+from .cursors import exchange, render
 from .facts import Sequences
-from .sandbox import Session, exchange, render
+from .sandbox import Session
 
 _LOST = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction)
 

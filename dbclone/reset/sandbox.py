@@ -132,7 +132,7 @@ class SandboxConnection(psycopg.Connection[Any]):
 
     @cursor_factory.setter
     def cursor_factory(self, factory: type[Any]) -> None:
-        self._cursor_factory = sandboxed(factory)
+        self._cursor_factory: type[Any] = sandboxed(factory)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""

@@ -1,0 +1,190 @@
+"""What all tests share: a real private server per test process, in a cache of its own, and sample projects run as a user would.
+
+The binaries are the newest that dbclone finds, or those in the folder DBCLONE_TEST_BINARIES, so that the same tests run on another
+version of PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from dbclone.dsn import Dsn
+from dbclone.server import Server
+from dbclone.settings import Settings, load
+
+pytest_plugins = ["pytester"]
+
+MODELS = """
+from peewee import CharField, ForeignKeyField, Model, PostgresqlDatabase, TextField
+
+db = PostgresqlDatabase(None, prefer_psycopg3=True)
+
+class Base(Model):
+    class Meta:
+        database = db
+
+class User(Base):
+    name = CharField(unique=True)
+
+class Post(Base):
+    user = ForeignKeyField(User)
+    text = TextField()
+
+MODELS = [Post, User]
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _neutral_environment() -> Iterator[None]:
+    """Nothing of the machine's own configuration, nor of the run that these tests are in, reaches the code under test."""
+    patch = pytest.MonkeyPatch()
+    for name in list(os.environ):
+        if (
+            (name.startswith(("DBCLONE_", "PG", "PYTEST_XDIST_"))
+            and name != "DBCLONE_TEST_BINARIES")
+            or name in ("DATABASE_URL", "PYTEST_ADDOPTS")
+        ):
+            patch.delenv(name)
+    patch.delenv("DBCLONE_TEST_BINARIES", raising=False)
+    yield
+    patch.undo()
+
+
+_BINARIES = os.environ.get("DBCLONE_TEST_BINARIES", "")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder of this test process: its private server is nobody else's."""
+    return tmp_path_factory.mktemp("cache") / "dbclone"
+
+
+@pytest.fixture(scope="session")
+def options(cache: Path) -> dict[str, str]:
+    """Settings that lead to this test process's server."""
+    return {"cache_dir": str(cache), **({"binaries": _BINARIES} if _BINARIES else {})}
+
+
+@pytest.fixture(scope="session")
+def settings(options: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of an empty project called suite on this test process's server."""
+    return load(tmp_path_factory.mktemp("suite"), {**options, "name": "suite"}, {})
+
+
+@pytest.fixture(scope="session")
+def server(settings: Settings) -> Iterator[Server]:
+    """The private server of this test process, as a superuser; stopped and removed at the end."""
+    with Server.open(settings) as opened:
+        assert opened.embedded is not None
+        home = opened.embedded.home
+        yield opened
+    opened.embedded.cluster.stop()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def role(server: Server) -> Iterator[Dsn]:
+    """A role with CREATEDB and nothing else, as the Dsn that connects as it; what it made is dropped afterwards."""
+    name = f"plain_{uuid.uuid4().hex[:8]}"
+    server.connection.execute(psycopg.sql.SQL("CREATE ROLE {} LOGIN CREATEDB").format(psycopg.sql.Identifier(name)))
+    yield server.dsn.replace(user=name)
+    for (database,) in server.fetch(
+        "SELECT datname::text FROM pg_database WHERE datdba = (SELECT oid FROM pg_roles WHERE rolname = %s)", [name]
+    ):
+        identifier = psycopg.sql.Identifier(database)
+        server.connection.execute(psycopg.sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(identifier))
+        server.connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+    server.connection.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(name)))
+
+
+@dataclass
+class Project:
+    """A sample project in a folder of its own, run in processes of its own. `name` is unique, so tests never share templates."""
+
+    folder: Path
+    name: str
+    environ: dict[str, str]
+
+    def write(self, **files: str) -> None:
+        """Write files; `test_a` becomes test_a.py, `pyproject` pyproject.toml."""
+        for name, text in files.items():
+            path = self.folder / ("pyproject.toml" if name == "pyproject" else f"{name}.py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text))
+
+    def configure(self, **settings: Any) -> None:
+        """Write pyproject.toml with these settings on top of the usual ones."""
+        values = {"name": self.name, "schema": "models:MODELS", "bind": "models:db", **settings}
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
+        self.write(pyproject="[tool.dbclone]\n" + "\n".join(lines) + "\n")
+
+    def run(self, *command: str, timeout: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m …` in the project and return what it did."""
+        return subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env={**self.environ, **environ},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def start(self, *command: str, **environ: str) -> subprocess.Popen[str]:
+        """Start `python -m …` in the project, in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env={**self.environ, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def pytest(self, *arguments: str, timeout: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run the project's tests."""
+        return self.run("pytest", "-p", "no:cacheprovider", *arguments, timeout=timeout, **environ)
+
+    def databases(self, server: Server) -> list[str]:
+        """Return the names of this project's databases on the server."""
+        return [
+            name
+            for (name,) in server.fetch(
+                "SELECT datname::text FROM pg_database WHERE datname ~ %s ORDER BY 1", [f"^dbclone_{self.name}_"]
+            )
+        ]
+
+    def clones(self, server: Server) -> list[str]:
+        """Return the names of this project's databases that are not templates."""
+        return [name for name in self.databases(server) if f"dbclone_{self.name}_t_" not in name]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return str(value) if isinstance(value, (int, float)) else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@pytest.fixture
+def project(tmp_path: Path, server: Server, options: dict[str, str]) -> Project:
+    """A peewee project with two tables on this test process's server, which is running."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"}
+    environ |= {f"DBCLONE_{key.upper()}": value for key, value in options.items()}
+    found = Project(tmp_path / "project", f"p{uuid.uuid4().hex[:8]}", {**environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    found.configure()
+    found.write(models=MODELS)
+    return found
