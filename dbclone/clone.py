@@ -14,9 +14,9 @@ import psycopg
 from . import adapters, databases
 from .copying import claim_warm, copy
 from .dsn import Dsn
-from .errors import SandboxLimit, TemplateError
+from .errors import NotOurs, SandboxLimit, TemplateError
 from .isolation import Isolation
-from .marks import Database, Mark, clone_name
+from .marks import Database, Mark, clone_name, lock_key
 from .report import Report
 from .reset import Outcome, pick
 from .reset.facts import Facts
@@ -72,7 +72,8 @@ class Clone:
         fingerprint = template.mark.fingerprint if template.mark is not None else ""
         mark = Mark.make("clone", settings.project, server.facts.system, run=run, worker=owner, fingerprint=fingerprint)
         clone = cls(server, clone_name(settings.project, run, owner), template.name, mark, handle)
-        if not server.leases.take(clone.name):
+        # A session gets a lock that it holds already, so another clone of this very process has to be looked for.
+        if lock_key(clone.name) in server.leases.held() or not server.leases.take(clone.name):
             raise TemplateError(
                 f'database "{clone.name}" is in use by another process',
                 f"Its lease is held by {server.leases.holder(clone.name)}: two workers of one run have the same name.",
@@ -166,8 +167,11 @@ class Clone:
         return Isolation(self.name, self.url, reset, test, self.handle, lambda **options: self.connect(test, **options), session)
 
     def choose(self, reset: str) -> str:
-        """Return the reset that will be used for `reset`: under auto, truncate where the handle cannot be sandboxed."""
-        return "truncate" if reset == "auto" and adapters.refusal(self.handle) else pick(reset)
+        """Return the reset that will be used for `reset`: under auto, truncate where there is no handle to lend a sandbox to, because
+        then the application has connections of its own, which commit for real."""
+        if reset == "auto" and (self.handle is None or adapters.refusal(self.handle)):
+            return "truncate"
+        return pick(reset)
 
     @contextlib.contextmanager
     def _layer(self, test: str, sequences: bool = False) -> Iterator[Session]:
@@ -241,7 +245,7 @@ class Clone:
             if (database := databases.find(self.server, self.name)) is not None:
                 databases.drop(self.server, database, force=True)
             log.info("dropped clone %s", self.name)
-        except psycopg.Error as error:
+        except (psycopg.Error, NotOurs) as error:
             log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
             self.report.note(f"clone {self.name} could not be dropped; the next run does it")
         self.server.leases.give_up(self.name)

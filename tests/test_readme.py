@@ -86,7 +86,7 @@ def test_its_ci_steps_run(shop: Project, server: Server) -> None:
             if words[0] == "pip":  # that the extras exist is another test; installing is CI's
                 continue
             assert words[:2] == ["python", "-m"]
-            done = shop.run(*words[2:], **environ)
+            done = shop.run(*words[2:], timeout=120, **environ)
             assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -115,7 +115,7 @@ def test_it_documents_every_command_and_its_options() -> None:
     section = README.split("## Commands")[1].split("\n## ")[0]
     shared = {"--json", "--help", "-h", *(f"--{name.replace('_', '-')}" for name, *_ in describe())}
     assert commands.choices is not None
-    for name, parser in dict(commands.choices).items():  # type: ignore[call-overload]
+    for name, parser in dict(commands.choices).items():
         assert f"`{name}" in section
         own = {option for action in parser._actions for option in action.option_strings} - shared
         if name != "demo":

@@ -1,0 +1,1 @@
+"""Benchmarks of dbclone; each module measures one thing and says what it compares with."""
