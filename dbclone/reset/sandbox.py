@@ -106,6 +106,9 @@ class SandboxConnection(psycopg.Connection[Any]):
         connection._prepared = session.prepared
         return connection
 
+    def __del__(self) -> None:
+        """Stay silent: what psycopg's warns of is a session left open, and this one is not the application's to close."""
+
     @property
     def status(self) -> pq.TransactionStatus:
         """The transaction status that the application believes in."""

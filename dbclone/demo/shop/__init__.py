@@ -1,0 +1,1 @@
+"""A small shop: users and roles, a catalogue, orders, payments and reports."""
