@@ -21,6 +21,7 @@ from .server import Server
 
 log = logging.getLogger("dbclone")
 FORMAT = "1"  # of templates: a change makes all older ones another fingerprint's
+_DEFAULT = ", default "  # follows the version of an extension if the schema asked for another than the server's default
 
 
 def full_manifest(server: Server, schema: Schema) -> Manifest:
@@ -42,25 +43,31 @@ def full_manifest(server: Server, schema: Schema) -> Manifest:
 def adoptable(server: Server, known: list[Database], name: str) -> Database | None:
     """Return the template called `name` if it is ours and complete. One that another role owns is never trusted."""
     found = next((d for d in known if d.name == name), None)
-    if found is None or found.limit == -2:
+    if found is None:
         return None
-    if found.problem(server.facts.system) or found.mark is None or found.mark.kind != "template" or not found.sealed:
+    if found.problem(server.facts.system) or found.mark is None or found.mark.kind != "template":
         raise NotOurs(
             f'database "{name}" on {server.where} has the name of our template and is not one',
-            found.problem(server.facts.system) or "It is not sealed, or its mark is of another kind.",
+            found.problem(server.facts.system) or "It has no mark of a template.",
             "Drop it by hand if you know what it is, or set another name in [tool.dbclone].",
         )
-    return found if _extensions_current(server, found) else None
+    return None if flaws(server, found) else found
 
 
-def _extensions_current(server: Server, found: Database) -> bool:
-    """Return whether the extensions in a template still have the versions that the server would install now."""
+def flaws(server: Server, found: Database) -> list[str]:
+    """Return in words why a template of ours cannot be used any more, and is to be replaced."""
     assert found.mark is not None
-    wanted = {k.partition(" ")[2]: v for k, v in found.mark.manifest.items() if k.startswith("extension ")}
-    if not wanted:
-        return True
-    rows = server.fetch("SELECT name, default_version FROM pg_available_extensions WHERE name = ANY(%s)", [list(wanted)])
-    return dict(rows) == wanted
+    if found.limit == -2:
+        return ["a DROP of the template was interrupted"]
+    if not found.sealed:
+        return ["the template was not sealed any more"]
+    recorded = {k.partition(" ")[2]: v for k, v in found.mark.manifest.items() if k.startswith("extension ")}
+    if not recorded:
+        return []
+    rows = server.fetch("SELECT name::text, default_version FROM pg_available_extensions WHERE name = ANY(%s)", [list(recorded)])
+    now = dict(rows)
+    was = {name: version.partition(_DEFAULT)[2] or version for name, version in recorded.items()}
+    return [f"extension {name} was {was[name]}, is {now.get(name) or 'gone'}" for name in was if was[name] != now.get(name)]
 
 
 @dataclass
@@ -103,7 +110,8 @@ class Builder:
         holder = self.server.leases.holder(f"build {self.name}")
         if waited > patience:
             rows = self.server.fetch(
-                "SELECT datname::text, left(query, 200) FROM pg_stat_activity WHERE datname ~ '^dbclone_.*_b_' AND usename = current_user LIMIT 3"
+                "SELECT datname::text, left(query, 200) FROM pg_stat_activity"
+                " WHERE datname ~ '^dbclone_.*_b_' AND usename = current_user LIMIT 3"
             )
             doing = "".join(f"\nIn {database} it runs: {query}" for database, query in rows)
             raise BuildTimeout(
@@ -124,7 +132,12 @@ class Builder:
             return None
 
     def build(self, replaced: Database | None) -> Database:
-        """Build, seal and publish; return the database that has the name in the end, whoever made it."""
+        """Build, seal and publish; return the database that has the name in the end, whoever made it.
+
+        Arguments: `replaced`, the template that has the name until then. Raises BuildFailed, TemplateError, psycopg.Error.
+        """
+        if replaced is not None and replaced.sessions:
+            raise self._occupied(f"There are {replaced.sessions} sessions in it.")
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)
@@ -135,16 +148,6 @@ class Builder:
             databases.create(server, name, "template0", mark, self._options())
             self._fill(name)
             extensions = self._finish(name)
-            if stayed := databases.close_to_others(server, name):
-                shown = "\n".join(
-                    f"Server process {pid} of {user or 'the server'} ({application or 'unnamed'})"
-                    for pid, user, application in stayed
-                )
-                raise TemplateError(
-                    "the schema left sessions open in the template, and they cannot be ended",
-                    shown,
-                    "Close connections at the end of the schema or seed; an extension with a background worker cannot be in a template.",
-                )
             manifest = {**self.manifest, **extensions}
             final = replace(
                 mark, kind="template", manifest=manifest, seconds=round(time.perf_counter() - started, 3), used=time.time()
@@ -188,24 +191,62 @@ class Builder:
             ) from error
 
     def _finish(self, name: str) -> dict[str, str]:
-        """Freeze and analyse everything, so that clones start with good plans and no vacuum debt; return the extensions."""
+        """End what the schema left open, then freeze and analyse everything, so that clones start with good plans and no vacuum
+        debt; return the extensions."""
         self.progress("vacuuming")
         with contextlib.closing(self.server.connect(name, "build")) as connection:
+            # Before the VACUUM, which would wait for ever for a lock that a forgotten session holds.
+            if stayed := databases.close_to_others(self.server, name, connection.info.backend_pid):
+                shown = "\n".join(
+                    f"Server process {pid} of {user or 'the server'} ({application or 'unnamed'})"
+                    for pid, user, application in stayed
+                )
+                raise TemplateError(
+                    "the schema left sessions open in the template, and they cannot be ended",
+                    shown,
+                    "Close connections at the end of the schema or seed."
+                    " An extension with a background worker cannot be in a template.",
+                )
             connection.execute("VACUUM (FREEZE, ANALYZE)")
-            rows = connection.execute("SELECT extname::text, extversion FROM pg_extension WHERE extname <> 'plpgsql'").fetchall()
-        return {f"extension {extension}": version for extension, version in rows}
+            rows = connection.execute(
+                "SELECT e.extname::text, e.extversion, a.default_version FROM pg_extension e"
+                " LEFT JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname <> 'plpgsql'"
+            ).fetchall()
+        return {f"extension {name}": was if was == default else f"{was}{_DEFAULT}{default}" for name, was, default in rows}
 
     def _publish(self, name: str, replaced: Database | None) -> None:
         """Give the finished database its name. A template that is being replaced steps aside first."""
-        if replaced is not None:
-            aside = build_name(self.server.settings.project)
-            databases.swap(self.server, replaced.name, aside, name)
-            if (old := databases.find(self.server, aside)) is not None:
-                databases.drop(self.server, old)
+        if replaced is not None and replaced.limit == -2:
+            databases.drop(self.server, replaced)  # all that the server still allows with it
+        elif replaced is not None and self._replace(name, replaced):
             return
         if not databases.rename(self.server, name, self.name):
             self.progress("another process published the same template first")
             self._discard(name)
+
+    def _replace(self, name: str, replaced: Database) -> bool:
+        """Give the finished database the name of an older one, and drop that; return False if it has been dropped already."""
+        server = self.server
+        aside = build_name(server.settings.project)
+        server.leases.take(aside)
+        try:
+            if not databases.swap(server, replaced.name, aside, name):
+                return False
+            with contextlib.suppress(psycopg.Error):  # published all the same; what cannot be dropped now is pruned later
+                if (old := databases.find(server, aside)) is not None:
+                    databases.drop(server, old)
+            return True
+        except psycopg.errors.ObjectInUse as error:
+            raise self._occupied(str(error).strip()) from None
+        finally:
+            server.leases.give_up(aside)
+
+    def _occupied(self, detail: str) -> TemplateError:
+        return TemplateError(
+            f'template "{self.name}" cannot be replaced: somebody is connected to it',
+            detail,
+            "End those sessions; a template admits nobody, so a superuser must have let them in.",
+        )
 
     def _discard(self, name: str) -> None:
         with contextlib.suppress(Exception):

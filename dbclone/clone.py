@@ -49,7 +49,7 @@ class Clone:
 
     server: Server
     name: str
-    template: str
+    template: Database
     mark: Mark
     handle: Any = None
     report: Report = field(default_factory=Report)
@@ -71,7 +71,7 @@ class Clone:
         settings = server.settings
         fingerprint = template.mark.fingerprint if template.mark is not None else ""
         mark = Mark.make("clone", settings.project, server.facts.system, run=run, worker=owner, fingerprint=fingerprint)
-        clone = cls(server, clone_name(settings.project, run, owner), template.name, mark, handle)
+        clone = cls(server, clone_name(settings.project, run, owner), template, mark, handle)
         # A session gets a lock that it holds already, so another clone of this very process has to be looked for.
         if lock_key(clone.name) in server.leases.held() or not server.leases.take(clone.name):
             raise TemplateError(
@@ -104,11 +104,11 @@ class Clone:
         leftover = databases.find(self.server, self.name)
         if leftover is not None:  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
             databases.drop(self.server, leftover, force=True)
-        warm = claim_warm(self.server, self.name, self.mark)
+        warm = claim_warm(self.server, self.template, self.name, self.mark)
         if not warm:
-            copy(self.server, self.template, self.name, self.mark)
+            copy(self.server, self.template.name, self.name, self.mark)
         self.report.clone(time.perf_counter() - started)
-        log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template)
+        log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
 
     def connect(self, test: str = "", **options: Any) -> Connection:
         """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""

@@ -50,23 +50,33 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
 def warm(server: Server, template: Database, count: int) -> int:
     """Make sure that `count` warm clones of a template wait for workers; return how many were made."""
     assert template.mark is not None
-    mark = Mark.make("spare", server.settings.project, server.facts.system, fingerprint=template.mark.fingerprint)
-    waiting = [d for d in databases.listed(server) if d.mark and (d.mark.kind, d.mark.fingerprint) == ("spare", mark.fingerprint)]
+    values = {"fingerprint": template.mark.fingerprint, "template": str(template.oid)}
+    mark = Mark.make("spare", server.settings.project, server.facts.system, **values)
+    waiting = [d for d in databases.listed(server) if d.mark and (d.mark.kind, d.mark.template) == ("spare", mark.template)]
     for _ in range(missing := max(0, count - len(waiting))):
-        copy(server, template.name, spare_name(server.settings.project), mark, open_to_all=False)
+        name = spare_name(server.settings.project)
+        server.leases.take(name)  # until it is whole, nobody may claim it, nor take it for a leftover
+        try:
+            copy(server, template.name, name, mark, open_to_all=False)
+        finally:
+            server.leases.give_up(name)
     return missing
 
 
-def claim_warm(server: Server, name: str, mark: Mark) -> bool:
-    """Make a warm clone of the template that `mark` tells of the database `name`, if one waits; return whether one did.
+def claim_warm(server: Server, template: Database, name: str, mark: Mark) -> bool:
+    """Make a warm clone of `template` the database `name`, with its mark, if one waits; return whether one did.
 
-    Nobody has been able to connect to it since it was copied, and the rename decides between several who want it.
+    Nobody has been able to connect to it since it was copied. Its lease tells whether somebody is still making it, or drops it
+    now; the rename decides between several who want it.
     """
     for spare in databases.listed(server):
         if spare.mark is None or spare.mark.kind != "spare" or spare.sessions or spare.problem(server.facts.system):
             continue
-        if (spare.mark.project, spare.mark.fingerprint) == (mark.project, mark.fingerprint) and databases.claim(
-            server, spare, name, mark
-        ):
-            return True
+        if spare.mark.template != str(template.oid) or not server.leases.take(spare.name):
+            continue
+        try:
+            if databases.claim(server, spare, name, mark):
+                return True
+        finally:
+            server.leases.give_up(spare.name)
     return False

@@ -16,12 +16,27 @@ from .errors import NotOurs
 from .marks import LIMIT, Database, Mark, check_name
 from .server import Server
 
+# A session without a user is an autovacuum worker, which the server ends by itself. The type of a session of others is hidden
+# from a plain role.
 _OURS = """
-SELECT d.oid::int8, d.datname::text, d.datdba = (SELECT oid FROM pg_roles WHERE rolname = current_user), d.datistemplate AND NOT d.datallowconn,
-       d.datconnlimit, CASE WHEN %(sizes)s THEN pg_database_size(d.oid) ELSE 0 END,
-       (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid)::int, shobj_description(d.oid, 'pg_database')
+SELECT d.oid::int8, d.datname::text, d.datdba = (SELECT oid FROM pg_roles WHERE rolname = current_user),
+       d.datistemplate AND NOT d.datallowconn,
+       d.datconnlimit,
+       CASE WHEN %(sizes)s AND has_database_privilege(d.oid, 'CONNECT') THEN coalesce(pg_database_size(d.oid), 0) ELSE 0 END,
+       (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL)::int,
+       shobj_description(d.oid, 'pg_database')
 FROM pg_database d WHERE d.datname ~ '^dbclone_' AND (%(name)s::text IS NULL OR d.datname = %(name)s) ORDER BY d.datname
 """
+_TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
+# Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
+_LISTS = (
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+)
 
 
 def listed(server: Server, name: str | None = None, sizes: bool = False) -> list[Database]:
@@ -84,54 +99,74 @@ def seal(server: Server, name: str, mark: Mark) -> None:
         comment(server, name, mark)
 
 
-def close_to_others(server: Server, name: str) -> list[tuple[int, str, str]]:
-    """Forbid further connections to a database of ours and end the sessions in it; return those that stayed: (pid, user, name)."""
+def close_to_others(server: Server, name: str, own: int = 0, patience: float = 10.0) -> list[tuple[int, str, str]]:
+    """Forbid further connections to a database of ours and end the sessions in it; return those that stayed: (pid, user, name).
+
+    Arguments: `own`, the process id of a session that may stay, because it is ours; `patience`, seconds to wait for a session
+    that was told to end. One that we may not end is not waited for.
+    """
     _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
-    stayed: list[tuple[int, str, str]] = []
-    for attempt in range(50):
+    told: set[int] = set()
+    refused: set[int] = set()
+    deadline = time.monotonic() + patience
+    while True:
         rows = server.fetch(
-            "SELECT pid, usename::text, application_name, backend_start FROM pg_stat_activity"
-            " WHERE datname = %s AND backend_type <> 'autovacuum worker'",
-            [name],
+            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, '') FROM pg_stat_activity"
+            " WHERE datname = %s AND pid <> %s AND usesysid IS NOT NULL",
+            [name, own],
         )
-        stayed = [(pid, user or "", application) for pid, user, application, _ in rows]
-        if not rows:
-            break
-        if attempt % 10 == 0:
-            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-                server.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        stayed = [(pid, user, application) for pid, user, application in rows]
+        if {pid for pid, _, _ in stayed} <= refused or time.monotonic() > deadline:
+            return stayed
+        for pid in {pid for pid, _, _ in stayed} - told:
+            told.add(pid)
+            try:
+                server.fetch("SELECT pg_terminate_backend(%s)", [pid])
+            except psycopg.errors.InsufficientPrivilege:
+                refused.add(pid)
         time.sleep(0.01)
-    return stayed
+
+
+def _rename(server: Server, old: str, new: str) -> None:
+    check_name(new)
+    _run(server, sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
 
 
 def rename(server: Server, old: str, new: str) -> bool:
     """Rename a database; return False if the new name is taken: then somebody else was first."""
-    check_name(new)
     try:
-        _run(server, sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
-    except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+        _rename(server, old, new)
+    except _TAKEN:
         return False
     return True
 
 
-def swap(server: Server, name: str, aside: str, replacement: str) -> None:
-    """Let `replacement` take the name of a database that steps aside, in one transaction: nobody finds the name missing."""
-    check_name(aside)
-    with server.connection.transaction():
-        for old, new in ((name, aside), (replacement, name)):
-            _run(server, sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
+def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
+    """Let `replacement` take the name of a database that steps aside, in one transaction: nobody finds the name missing.
+
+    Returns False if there is no database of that name any more. Raises psycopg.errors.ObjectInUse if somebody is connected to it.
+    """
+    try:
+        with server.connection.transaction():
+            _rename(server, name, aside)
+            _rename(server, replacement, name)
+    except psycopg.errors.InvalidCatalogName:
+        return False
+    return True
 
 
 def claim(server: Server, spare: Database, name: str, mark: Mark) -> bool:
-    """Make a warm clone the database `name`, open and with its owner's mark; return False if somebody else took it first."""
+    """Make a warm clone the database `name`, open and with its owner's mark; return False if somebody else took it first.
+
+    All in one transaction: a spare under a new name and still with a spare's mark would look free to the next who wants one.
+    """
     try:
-        if not rename(server, spare.name, name):
-            return False
-    except (psycopg.errors.InvalidCatalogName, psycopg.errors.ObjectInUse):
+        with server.connection.transaction():
+            _rename(server, spare.name, name)
+            _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
+            comment(server, name, mark)
+    except (*_TAKEN, psycopg.errors.InvalidCatalogName, psycopg.errors.ObjectInUse):
         return False
-    with server.connection.transaction():
-        _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
-        comment(server, name, mark)
     return True
 
 
@@ -152,12 +187,28 @@ def drop(server: Server, database: Database, force: bool = False) -> None:
         )
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our connection, DROP works.
-    if now.sealed and now.limit != -2:
+    is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")  # also one that somebody has opened
+    if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
-    _run(
-        server,
-        sql.SQL("DROP DATABASE IF EXISTS {} {}").format(name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else "")),
+    statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(
+        name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else "")
     )
+    try:
+        _run(server, statement)
+    except psycopg.errors.ObjectInUse:
+        if not _roll_back_prepared(server, now.name):
+            raise
+        _run(server, statement)
+
+
+def _roll_back_prepared(server: Server, name: str) -> bool:
+    """Roll back the prepared transactions in a database of ours, which outlive their sessions; return whether there were any."""
+    prepared = server.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [name])
+    if prepared:
+        with contextlib.closing(server.connect(name, "drop")) as connection:
+            for (gid,) in prepared:
+                connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+    return bool(prepared)
 
 
 def carry_over(server: Server, source: str, target: str) -> None:
@@ -168,22 +219,11 @@ def carry_over(server: Server, source: str, target: str) -> None:
         " LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = %s",
         [source],
     )
-    name = sql.Identifier(target)
     for role, pairs, _, _ in rows:
         for pair in pairs or ():
             variable, _, value = pair.partition("=")
-            where = (
-                sql.SQL("ALTER ROLE {} IN DATABASE {}").format(sql.Identifier(role), name)
-                if role
-                else sql.SQL("ALTER DATABASE {}").format(name)
-            )
-            # FROM CURRENT takes lists such as search_path exactly as they are stored.
-            with server.connection.transaction():
-                server.connection.execute("SELECT set_config(%s, %s, true)", [variable, value])
-                _run(
-                    server,
-                    sql.SQL("{} SET {} FROM CURRENT").format(where, sql.SQL(".").join(map(sql.Identifier, variable.split(".")))),
-                )
+            _set(server, target, role, variable, value)
+    name = sql.Identifier(target)
     if rows and rows[0][2]:
         grants = server.fetch(
             "SELECT CASE WHEN grantee = 0 THEN NULL ELSE grantee::regrole::text END, privilege_type, is_grantable, r.rolname::text"
@@ -191,7 +231,7 @@ def carry_over(server: Server, source: str, target: str) -> None:
             [source],
         )
         with server.connection.transaction():
-            _run(server, sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+            _run(server, sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC, CURRENT_USER").format(name))
             for grantee, privilege, grantable, role in grants:
                 _run(
                     server,
@@ -204,3 +244,20 @@ def carry_over(server: Server, source: str, target: str) -> None:
                 )
     if rows and rows[0][3] not in (LIMIT, -1):
         _run(server, sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, sql.Literal(rows[0][3])))
+
+
+def _set(server: Server, database: str, role: str | None, variable: str, value: str) -> None:
+    """Store a setting of a database, or of a role in it, exactly as it is stored elsewhere."""
+    where = (
+        sql.SQL("ALTER ROLE {} IN DATABASE {}").format(sql.Identifier(role), sql.Identifier(database))
+        if role
+        else sql.SQL("ALTER DATABASE {}").format(sql.Identifier(database))
+    )
+    shown = sql.SQL(".").join(map(sql.Identifier, variable.split(".")))
+    if variable.lower() not in _LISTS:
+        # Never applied to our own session: it may be a role, or name what only that database has.
+        _run(server, sql.SQL("{} SET {} TO {}").format(where, shown, sql.Literal(value)))
+        return
+    with server.connection.transaction():  # a literal would be one element; FROM CURRENT takes the list
+        server.connection.execute("SELECT set_config(%s, %s, true)", [variable, value])
+        _run(server, sql.SQL("{} SET {} FROM CURRENT").format(where, shown))

@@ -25,7 +25,7 @@ from .schema import digest
 FORMAT = 1
 KINDS = ("template", "build", "clone", "spare", "scratch")
 LIMIT = 1_145_193_298  # CONNECTION LIMIT as a mark: far above any max_connections, so it limits nothing
-_SHAPE = re.compile(r"^dbclone_[a-z0-9_]{1,55}$")
+_SHAPE = re.compile(r"dbclone_[a-z0-9_]{1,55}\Z")
 _NEVER = ("postgres", "template0", "template1")
 
 
@@ -34,7 +34,8 @@ class Mark:
     """What dbclone writes into COMMENT ON DATABASE: that it made the database, of which kind, for whom, from what.
 
     `system` is the server's system identifier; `manifest` and `seconds` (how long the build took) are a template's; `run` and
-    `worker` a clone's; `created` and `used` are seconds since 1970; `host` and `pid` inform people and prove nothing.
+    `worker` a clone's; `template`, the oid of what a warm clone is a copy of, because a rebuilt template has the same fingerprint;
+    `created` and `used` are seconds since 1970; `host` and `pid` inform people and prove nothing.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Mark:
     fingerprint: str = ""
     run: str = ""
     worker: str = ""
+    template: str = ""
     created: float = 0.0
     used: float = 0.0
     host: str = ""
@@ -71,8 +73,8 @@ class Mark:
             return None
         if not isinstance(data, dict) or data.pop("dbclone", None) != FORMAT or data.get("kind") not in KINDS:
             return None
-        for name, kind in (("kind", str), ("project", str), ("system", str), ("fingerprint", str), ("run", str), ("worker", str)):
-            if not isinstance(data.get(name, ""), kind):
+        for name in ("kind", "project", "system", "fingerprint", "run", "worker", "template"):
+            if not isinstance(data.get(name, ""), str):
                 return None
         if not all(isinstance(data.get(name, 0), (int, float)) for name in ("created", "used", "pid", "seconds")):
             return None
@@ -98,6 +100,13 @@ class Database:
     sessions: int
     mark: Mark | None
     comment: str | None
+
+    @property
+    def published(self) -> bool:
+        """Whether this is a template under the name that its fingerprint gives it: neither one that its builder had no time to
+        publish nor one that another has replaced."""
+        mark = self.mark
+        return mark is not None and mark.kind == "template" and self.name == template_name(mark.project, mark.fingerprint)
 
     def problem(self, system: str) -> str:
         """Return why dbclone may not destroy this database, or an empty string if it made it."""
@@ -155,15 +164,18 @@ def dead(databases: Iterable[Database], leased: set[int], system: str) -> Iterat
 
     Arguments: `databases`, listed *before* `leased` was asked, so that a database whose lease is not there has lost it.
     """
-    templates = {d.name for d in databases if d.mark is not None and d.mark.kind == "template"}
+    databases = list(databases)
+    templates = {str(d.oid) for d in databases if d.published}
     for database in databases:
         if database.problem(system) or database.sessions:
             continue
         kind = database.mark.kind if database.mark is not None else "unfinished"
         if kind in ("build", "clone", "unfinished") and lock_key(database.name) not in leased:
             yield database, f"{kind} whose owner is gone"
+        elif kind == "template" and not database.published and lock_key(database.name) not in leased:
+            yield database, "template that was not published, or was replaced"
         elif kind == "spare" and database.mark is not None:
-            if template_name(database.mark.project, database.mark.fingerprint) not in templates:
+            if database.mark.template not in templates and lock_key(database.name) not in leased:
                 yield database, "warm clone of a template that is gone"
         elif kind == "scratch" and database.mark is not None and time.time() - database.mark.created > 86400:
             yield database, "scratch clone older than a day"
@@ -174,7 +186,7 @@ def retired(
 ) -> Iterator[tuple[Database, str]]:
     """Decide which templates have had their time: those of `project` beyond the newest `count` (`current` included), and those of
     any project that nobody used for `days`. One that a living run uses stays."""
-    templates = [(d.mark, d) for d in databases if d.mark is not None and d.mark.kind == "template" and d.name != current]
+    templates = [(d.mark, d) for d in databases if d.mark is not None and d.published and d.name != current]
     rank = 1 if current else 0
     for mark, database in sorted(templates, key=lambda pair: pair[0].used, reverse=True):
         idle = (time.time() - mark.used) / 86400

@@ -43,7 +43,11 @@ def scratch(server: Server, settings: Settings, name: str = "") -> str:
         fingerprint=template.database.mark.fingerprint if template.database.mark else "",
     )
     made = clone_name(settings.project, secrets.token_hex(8), "scratch")
-    copy(server, template.name, made, mark)
+    server.leases.take(made)  # until it has its mark, it would pass for a leftover
+    try:
+        copy(server, template.name, made, mark)
+    finally:
+        server.leases.give_up(made)
     return made
 
 

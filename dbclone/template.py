@@ -6,6 +6,7 @@ exactly one builder have the name, and the name appears when everything is done.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from typing import Any
 import psycopg
 
 from . import databases
-from .build import Builder, adoptable, full_manifest
+from .build import Builder, adoptable, flaws, full_manifest
 from .clone import Clone
 from .errors import TemplateError
 from .marks import Database, template_name
 from .schema import Manifest, Progress, Schema
 from .server import Server
+
+log = logging.getLogger("dbclone")
 
 
 def _silent(text: str) -> None:
@@ -36,6 +39,7 @@ class Template:
 
     server: Server
     database: Database
+    schema: Schema
     handle: Any = None
     built: bool = False
     why: tuple[str, ...] = ()
@@ -63,7 +67,7 @@ class Template:
         if found is not None and not rebuild:
             databases.touch(server, found)
             server.leases.take(found.name, shared=True)
-            return cls(server, found, handle, seconds=time.perf_counter() - started)
+            return cls(server, found, schema, handle, seconds=time.perf_counter() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
         with builder.exclusively():
             known = databases.listed(server)
@@ -71,25 +75,32 @@ class Template:
             built = found is None or rebuild
             why = _why(server, manifest, known, name) if built else ()
             if built:
-                found = builder.build(replaced=found)
+                # One that is ours and was not good enough to adopt has the name still.
+                found = builder.build(replaced=next((d for d in known if d.name == name), None))
         assert found is not None
         server.leases.take(found.name, shared=True)
-        return cls(server, found, handle, built, why, time.perf_counter() - started)
+        return cls(server, found, schema, handle, built, why, time.perf_counter() - started)
 
     def clone(self, owner: str = "main", run: str = "") -> Clone:
         """Return a clone for one owner of one run.
 
         Arguments: `owner`, the worker's name; `run`, what tells this run from others (default: a random one). If the template has
-        been dropped since it was found, TemplateError says so.
+        been dropped since it was found, it is built again, once. Raises TemplateError, and what `ensure` raises.
         """
-        try:
-            return Clone.create(self.server, self.database, run or secrets.token_hex(8), owner, self.handle)
-        except psycopg.errors.InvalidCatalogName:
-            raise TemplateError(
-                f'template "{self.name}" has been dropped since it was found',
-                "Somebody pruned it.",
-                "Run again: it is built anew.",
-            ) from None
+        run = run or secrets.token_hex(8)
+        for again in (True, False):
+            try:
+                return Clone.create(self.server, self.database, run, owner, self.handle)
+            except psycopg.errors.InvalidCatalogName:
+                if again:
+                    log.info("template %s has been dropped since it was found", self.name)
+                    self.server.leases.give_up(self.name, shared=True)
+                    self.database = Template.ensure(self.server, self.schema, self.handle).database
+        raise TemplateError(
+            f'template "{self.name}" has been dropped twice since it was found',
+            "Somebody prunes it again and again.",
+            "Find out who does that, and run again: it is built anew.",
+        )
 
     def close(self) -> None:
         """End the connection to the server, and with it the leases of all clones made through it."""
@@ -106,12 +117,11 @@ class Template:
 
 
 def _why(server: Server, manifest: Manifest, known: list[Database], name: str) -> tuple[str, ...]:
-    """Return what differs from the newest other template of this project."""
-    others = [
-        d.mark
-        for d in known
-        if d.mark and d.mark.kind == "template" and d.mark.project == server.settings.project and d.name != name
-    ]
+    """Return what is wrong with the template that has the name, or else what differs from the newest other one of this project."""
+    same = next((d for d in known if d.name == name), None)
+    if same is not None and (wrong := flaws(server, same)):
+        return tuple(wrong)
+    others = [d.mark for d in known if d.mark and d.published and d.mark.project == server.settings.project and d.name != name]
     if not others:
         return ()
     newest = max(others, key=lambda mark: mark.created)
