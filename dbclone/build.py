@@ -21,6 +21,7 @@ from .server import Server
 
 log = logging.getLogger("dbclone")
 FORMAT = "1"  # of templates: a change makes all older ones another fingerprint's
+UNLOGGED = "unlogged tables with rows"
 _DEFAULT = ", default "  # follows the version of an extension if the schema asked for another than the server's default
 
 
@@ -147,8 +148,8 @@ class Builder:
             self.progress("creating an empty database")
             databases.create(server, name, "template0", mark, self._options())
             self._fill(name)
-            extensions = self._finish(name)
-            manifest = {**self.manifest, **extensions}
+            found = self._finish(name)
+            manifest = {**self.manifest, **found}
             final = replace(
                 mark, kind="template", manifest=manifest, seconds=round(time.perf_counter() - started, 3), used=time.time()
             )
@@ -192,7 +193,7 @@ class Builder:
 
     def _finish(self, name: str) -> dict[str, str]:
         """End what the schema left open, then freeze and analyse everything, so that clones start with good plans and no vacuum
-        debt; return the extensions."""
+        debt; return what only the finished database tells: its extensions, and whether unlogged tables have rows."""
         self.progress("vacuuming")
         with contextlib.closing(self.server.connect(name, "build")) as connection:
             # Before the VACUUM, which would wait for ever for a lock that a forgotten session holds.
@@ -212,7 +213,11 @@ class Builder:
                 "SELECT e.extname::text, e.extversion, a.default_version FROM pg_extension e"
                 " LEFT JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname <> 'plpgsql'"
             ).fetchall()
-        return {f"extension {name}": was if was == default else f"{was}{_DEFAULT}{default}" for name, was, default in rows}
+            unlogged = connection.execute(
+                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND reltuples > 0"
+            ).fetchall()
+        found = {UNLOGGED: str(len(unlogged))} if unlogged else {}
+        return found | {f"extension {name}": was if was == default else f"{was}{_DEFAULT}{default}" for name, was, default in rows}
 
     def _publish(self, name: str, replaced: Database | None) -> None:
         """Give the finished database its name. A template that is being replaced steps aside first."""

@@ -19,7 +19,7 @@ from .isolation import Isolation
 from .marks import Database, Mark, clone_name, lock_key
 from .report import Report
 from .reset import Outcome, pick
-from .reset.facts import Facts
+from .reset.facts import Facts, Sequences
 from .reset.rollback import Rollback
 from .reset.sandbox import Session
 from .reset.truncate import Truncate
@@ -56,7 +56,7 @@ class Clone:
     _session: Session | None = field(default=None, repr=False)
     _control: Connection | None = field(default=None, repr=False)
     _truncate: Truncate | None = field(default=None, repr=False)
-    _facts: Facts | None = field(default=None, repr=False)
+    _sequences: Sequences | None = field(default=None, repr=False)
     _moved: bool = False
     _lending: contextlib.ExitStack | None = field(default=None, repr=False)
     _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
@@ -179,7 +179,7 @@ class Clone:
         session = self._sandbox()
         outermost = self._lending is None
         with contextlib.ExitStack() as stack:
-            positions = self._facts.sequences if sequences and outermost and self._facts else None
+            positions = self._sequences if sequences and outermost else None
             level = Rollback(session, positions)
             if outermost:
                 stack.callback(session.disconnect)
@@ -205,14 +205,14 @@ class Clone:
     def _truncating(self) -> Truncate:
         if self._truncate is None or self._control is None or self._control.closed:
             self._control = self._learning(self.server.connect(self.name, f"control {self.owner}"))
-            assert self._facts is not None
-            self._truncate = Truncate(self._control, self.server.settings.lock_timeout, self.name, self._facts)
+            facts = Facts.ask(self._control, self._sequences)
+            self._truncate = Truncate(self._control, self.server.settings.lock_timeout, self.name, facts)
         return self._truncate
 
     def _learning(self, connection: Connection) -> Connection:
-        """Ask for the facts of the schema over the first connection, before anything has been written: once a clone."""
-        if self._facts is None:
-            self._facts = Facts.ask(connection)
+        """Ask where sequences stand over the first connection, before a test has moved one: once a clone."""
+        if self._sequences is None:
+            self._sequences = Sequences.ask(connection)
         return connection
 
     def _settle(self, outcome: Outcome, test: str) -> None:
@@ -235,7 +235,7 @@ class Clone:
         for connection in (self._session.real if self._session else None, self._control):
             if connection is not None:
                 connection.close()
-        self._session = self._control = self._truncate = self._facts = None
+        self._session = self._control = self._truncate = self._sequences = None
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the

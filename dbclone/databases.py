@@ -12,7 +12,7 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from .errors import NotOurs
+from .errors import NotOurs, ServerError
 from .marks import LIMIT, Database, Mark, check_name
 from .server import Server
 
@@ -190,9 +190,7 @@ def drop(server: Server, database: Database, force: bool = False) -> None:
     is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")  # also one that somebody has opened
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
-    statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(
-        name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else "")
-    )
+    statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else ""))
     try:
         _run(server, statement)
     except psycopg.errors.ObjectInUse:
@@ -204,11 +202,15 @@ def drop(server: Server, database: Database, force: bool = False) -> None:
 def _roll_back_prepared(server: Server, name: str) -> bool:
     """Roll back the prepared transactions in a database of ours, which outlive their sessions; return whether there were any."""
     prepared = server.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [name])
-    if prepared:
+    if not prepared:
+        return False
+    try:
         with contextlib.closing(server.connect(name, "drop")) as connection:
             for (gid,) in prepared:
                 connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
-    return bool(prepared)
+    except ServerError:  # it is closed to everybody
+        return False
+    return True
 
 
 def carry_over(server: Server, source: str, target: str) -> None:

@@ -6,6 +6,7 @@ exactly one builder have the name, and the name appears when everything is done.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import psycopg
 
 from . import databases
-from .build import Builder, adoptable, flaws, full_manifest
+from .build import UNLOGGED, Builder, adoptable, flaws, full_manifest
 from .clone import Clone
 from .errors import TemplateError
 from .marks import Database, template_name
@@ -85,22 +86,40 @@ class Template:
         """Return a clone for one owner of one run.
 
         Arguments: `owner`, the worker's name; `run`, what tells this run from others (default: a random one). If the template has
-        been dropped since it was found, it is built again, once. Raises TemplateError, and what `ensure` raises.
+        been dropped since it was found, or has lost rows in a crash of the server, it is built again, once. Raises TemplateError,
+        and what `ensure` raises.
         """
         run = run or secrets.token_hex(8)
         for again in (True, False):
             try:
-                return Clone.create(self.server, self.database, run, owner, self.handle)
+                clone = Clone.create(self.server, self.database, run, owner, self.handle)
+                if not self._emptied(clone):
+                    return clone
+                clone.drop()
+                problem = "lost the rows of its unlogged tables in a crash of the server"
             except psycopg.errors.InvalidCatalogName:
-                if again:
-                    log.info("template %s has been dropped since it was found", self.name)
-                    self.server.leases.give_up(self.name, shared=True)
-                    self.database = Template.ensure(self.server, self.schema, self.handle).database
+                problem = "has been dropped since it was found"
+            if again:
+                log.warning("template %s %s and is built again", self.name, problem)
+                self.server.leases.give_up(self.name, shared=True)
+                rebuild = problem.startswith("lost")
+                self.database = Template.ensure(self.server, self.schema, self.handle, rebuild=rebuild).database
         raise TemplateError(
-            f'template "{self.name}" has been dropped twice since it was found',
-            "Somebody prunes it again and again.",
-            "Find out who does that, and run again: it is built anew.",
+            f'template "{self.name}" {problem}, twice',
+            "It was built again in between.",
+            "Find out who drops templates, or why the server crashes, and run again.",
         )
+
+    def _emptied(self, clone: Clone) -> bool:
+        """Return whether unlogged tables that had rows when the template was built are empty: a crash of the server does that, and
+        leaves the template looking complete. The statistics of the build tell which tables had rows."""
+        if self.database.mark is None or UNLOGGED not in self.database.mark.manifest:
+            return False
+        with contextlib.closing(self.server.connect(clone.name, "check")) as connection:
+            found = connection.execute(
+                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND reltuples > 0 AND pg_relation_size(oid) = 0"
+            ).fetchone()
+        return found is not None
 
     def close(self) -> None:
         """End the connection to the server, and with it the leases of all clones made through it."""
@@ -125,4 +144,4 @@ def _why(server: Server, manifest: Manifest, known: list[Database], name: str) -
     if not others:
         return ()
     newest = max(others, key=lambda mark: mark.created)
-    return tuple(manifest.explain({k: v for k, v in newest.manifest.items() if not k.startswith("extension ")}))
+    return tuple(manifest.explain({k: v for k, v in newest.manifest.items() if k != UNLOGGED and not k.startswith("extension ")}))

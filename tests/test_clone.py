@@ -15,6 +15,7 @@ from dbclone import adapters, copying, databases
 from dbclone.errors import TemplateError
 from dbclone.leases import Leases
 from dbclone.marks import clone_name
+from dbclone.prune import prune
 from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
@@ -162,9 +163,9 @@ def test_a_warm_clone_that_is_still_being_made_is_not_taken(project: Project, sh
 
     def carry_over(server: Server, source: str, target: str) -> None:
         if server is maker.server:
-            claims.append(
-                copying.claim_warm(taker.server, clone_name(project.name, "r", "gw0"), databases.listed(server, target)[0].mark)
-            )  # type: ignore[arg-type]
+            mark = databases.listed(server, target)[0].mark
+            assert mark is not None
+            claims.append(copying.claim_warm(taker.server, taker.database, clone_name(project.name, "r", "gw0"), mark))
         real(server, source, target)
 
     monkeypatch.setattr(databases, "carry_over", carry_over)
@@ -219,3 +220,36 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
         thread.join()
     assert len(set(made)) == 6
     assert most == 2
+
+
+def test_a_warm_clone_of_a_template_that_was_rebuilt_is_not_taken_but_pruned(project: Project, shop: Open) -> None:
+    """A rebuilt template has the same fingerprint; what was copied before may lack what made somebody ask for the rebuild."""
+    server = shop()
+    template = ensure(server)
+    copying.warm(server, template.database, 1)
+    (stale,) = project.clones(server)
+    before = oid(server, stale)
+    rebuilt = Template.ensure(server, adapters.load(server.settings)[0], rebuild=True)
+    with rebuilt.clone() as clone:
+        assert oid(server, clone.name) != before
+    assert copying.warm(server, rebuilt.database, 1) == 1
+    assert stale in project.clones(server)
+    prune(server, rebuilt.name)
+    (fresh,) = project.clones(server)
+    assert fresh != stale
+
+
+def test_a_prepared_transaction_does_not_keep_a_clone_alive(project: Project, shop: Open) -> None:
+    """B11: it outlives its session, and no FORCE ends it."""
+    template = ensure(shop())
+    for drop in (True, False):
+        clone = template.clone("gw0", "r")
+        with clone.connect() as connection:
+            connection.execute("INSERT INTO item (name) VALUES ('prepared')")
+            connection.execute(f"PREPARE TRANSACTION '{clone.name}'".encode())
+        if drop:
+            clone.drop()
+        else:
+            template.server.leases.give_up(clone.name)
+            prune(template.server, template.name)
+        assert project.clones(template.server) == []

@@ -192,7 +192,8 @@ def test_a_worker_does_not_notice_that_its_template_was_dropped(
     project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A18, where it happens: between a worker's look-up and its CREATE DATABASE."""
-    other, real, dropped = shop(), Clone.create, []
+    other, real = shop(), Clone.create
+    dropped: list[str] = []
     monkeypatch.setenv("DATABASE_URL", "")
 
     def create(server: Server, template: object, *arguments: object) -> Clone:
@@ -216,7 +217,7 @@ def test_a_template_that_is_always_dropped_is_a_clear_error(project: Project, sh
         return real(server, found, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Clone, "create", create)
-    with pytest.raises(TemplateError, match="dropped twice"):
+    with pytest.raises(TemplateError, match="dropped since it was found, twice"):
         template.clone()
     assert project.databases(other) == []
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -14,6 +19,7 @@ from dbclone.errors import TemplateError
 from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
+from faults.stops import until
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -89,3 +95,45 @@ def test_an_opened_template_with_somebody_in_it_is_an_error_that_says_so(project
         with pytest.raises(TemplateError, match="cannot be replaced: somebody is connected to it"):
             ensure(shop)
     assert project.databases(shop) == [before.name]
+
+
+def test_unlogged_rows_that_a_crash_of_the_server_took_are_noticed_and_built_again(
+    project: Project, tmp_path: Path, options: dict[str, str]
+) -> None:
+    """A16: the sealed template looks complete and is not. On a server of its own, because all of it goes down."""
+    project.configure(schema="schema.sql", bind=None)
+    (project.folder / "schema.sql").write_text("CREATE UNLOGGED TABLE cache AS SELECT generate_series(1, 1000) AS id;")
+    settings = load(project.folder, {**options, "cache_dir": str(tmp_path / "cache")}, {})
+    with Server.open(settings) as first:
+        assert first.embedded is not None
+        home, cluster = first.embedded.home, first.embedded.cluster
+        try:
+            before = ensure(first)
+            crash(first)
+            with Server.open(settings) as second:
+                found = ensure(second)
+                assert not found.built
+                with found.clone() as clone, clone.connect() as connection:
+                    assert connection.execute("SELECT count(*) FROM cache").fetchone() == (1000,)
+                assert (found.name, found.database.oid == before.database.oid) == (before.name, False)
+                assert project.databases(second) == [found.name]
+        finally:
+            cluster.stop()
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def crash(server: Server) -> None:
+    """Kill one backend, which makes the server end all others and recover; wait until it admits us again."""
+    os.kill(server.connection.info.backend_pid, signal.SIGKILL)
+    with pytest.raises(psycopg.OperationalError):
+        while True:
+            server.fetch("SELECT 1")
+
+    def recovered() -> bool:
+        try:
+            psycopg.connect(server.dsn.url).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    until(recovered)

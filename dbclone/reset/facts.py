@@ -21,7 +21,7 @@ ORDER BY n.nspname, c.relname
 """
 _KEYS = "SELECT conrelid::int8, confrelid::int8 FROM pg_constraint WHERE contype = 'f'"
 _SEQUENCES = """
-SELECT c.oid::int8, n.nspname::text, c.relname::text, s.seqstart, pg_sequence_last_value(c.oid)
+SELECT c.oid::int8, s.seqstart, pg_sequence_last_value(c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid
 WHERE c.relpersistence <> 't' AND n.nspname !~ '^pg_(toast|temp)'
 """
@@ -59,6 +59,14 @@ class Sequences:
     positions: list[int]
     called: list[bool]
 
+    @classmethod
+    def ask(cls, connection: psycopg.Connection[Any]) -> Sequences:
+        """Read the positions, before anything has moved a sequence."""
+        rows = connection.cursor(row_factory=psycopg.rows.tuple_row).execute(_SEQUENCES).fetchall()
+        return cls(
+            [row[0] for row in rows], [row[1] if row[2] is None else row[2] for row in rows], [row[2] is not None for row in rows]
+        )
+
     def restore(self, connection: psycopg.Connection[Any]) -> None:
         """Put back the sequences that have moved, in one round trip."""
         if self.oids:
@@ -75,18 +83,17 @@ class Facts:
     by_oid: dict[int, Table] = field(default_factory=dict)
 
     @classmethod
-    def ask(cls, connection: psycopg.Connection[Any]) -> Facts:
-        """Read the facts of a database that is equal to its template."""
+    def ask(cls, connection: psycopg.Connection[Any], sequences: Sequences | None = None) -> Facts:
+        """Read the facts of a database that is equal to its template.
+
+        Arguments: `sequences`, if their positions were asked earlier: rollbacks move them, and leave all other facts as they were.
+        """
         with connection.cursor(row_factory=psycopg.rows.tuple_row) as cursor:
             rows = cursor.execute(_TABLES).fetchall()
             filled = _filled(cursor, [row for row in rows if row[3]])
             tables = [Table(row[0], row[1], row[2], row[0] in filled, any(row[4:])) for row in rows]
             references = {(child, parent) for child, parent in cursor.execute(_KEYS)}
-            rows = cursor.execute(_SEQUENCES).fetchall()
-        sequences = Sequences(
-            [row[0] for row in rows], [row[3] if row[4] is None else row[4] for row in rows], [row[4] is not None for row in rows]
-        )
-        return cls(tables, references, sequences, {table.oid: table for table in tables})
+        return cls(tables, references, sequences or Sequences.ask(connection), {table.oid: table for table in tables})
 
 
 def _filled(cursor: psycopg.Cursor[Any], rows: list[Any]) -> set[int]:
