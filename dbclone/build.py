@@ -148,8 +148,7 @@ class Builder:
             self.progress("creating an empty database")
             databases.create(server, name, "template0", mark, self._options())
             self._fill(name)
-            found = self._finish(name)
-            manifest = {**self.manifest, **found}
+            manifest = {**self.manifest, **self._finish(name)}
             final = replace(
                 mark, kind="template", manifest=manifest, seconds=round(time.perf_counter() - started, 3), used=time.time()
             )

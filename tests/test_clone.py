@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import pytest
@@ -20,8 +20,8 @@ from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
 
-if TYPE_CHECKING:
-    from conftest import Project
+from .conftest import Project
+from .faults.stops import ended
 
 Open = Callable[..., Server]
 SCHEMA = """
@@ -211,7 +211,7 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
     monkeypatch.setattr(Leases, "_try_lock", trying)
     monkeypatch.setattr(databases, "create", counting)
     made: list[str] = []
-    threads = [threading.Thread(target=lambda t=t: made.append(t.clone().name)) for t in templates]  # type: ignore[misc]
+    threads = [threading.Thread(target=lambda t=t: made.append(t.clone().name)) for t in templates]
     for thread in threads:
         thread.start()
     for _ in threads:
@@ -247,6 +247,8 @@ def test_a_prepared_transaction_does_not_keep_a_clone_alive(project: Project, sh
         with clone.connect() as connection:
             connection.execute("INSERT INTO item (name) VALUES ('prepared')")
             connection.execute(f"PREPARE TRANSACTION '{clone.name}'".encode())
+            pid = connection.info.backend_pid
+        ended(template.server, pid)
         if drop:
             clone.drop()
         else:

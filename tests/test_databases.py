@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -19,8 +18,7 @@ from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
 
-if TYPE_CHECKING:
-    from conftest import Project
+from .conftest import Project
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def mark(server: Server, kind: str = "clone") -> Mark:
 
 def plain(server: Server, name: str, comment: str = "", options: str = "") -> None:
     """Create a database as anybody would."""
-    server.connection.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), sql.SQL(options)))  # type: ignore[arg-type]
+    server.connection.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), sql.SQL(options)))
     if comment:
         server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment)))
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 from psycopg import sql
@@ -14,15 +13,15 @@ from psycopg import sql
 from dbclone import adapters, copying, databases
 from dbclone.dsn import Dsn
 from dbclone.errors import NotOurs
-from dbclone.marks import LIMIT, Mark, build_name, clone_name
+from dbclone.marks import LIMIT, Database, Mark, build_name, clone_name
 from dbclone.prune import prune
 from dbclone.scratch import dropped_at_end, scratch
 from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
 
-if TYPE_CHECKING:
-    from conftest import Project
+from .conftest import Project
+from .faults.stops import close
 
 Open = Callable[..., Server]
 DAY = 86400.0
@@ -51,13 +50,13 @@ def leftover(server: Server, name: str, kind: str = "clone", **values: object) -
 
 
 def plain(server: Server, name: str, comment: str, options: str = "") -> str:
-    server.connection.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), sql.SQL(options)))  # type: ignore[arg-type]
+    server.connection.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), sql.SQL(options)))
     if comment:
         server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment)))
     return name
 
 
-def names(pruned: list[tuple[databases.Database, str]]) -> dict[str, str]:
+def names(pruned: list[tuple[Database, str]]) -> dict[str, str]:
     return {database.name: reason for database, reason in pruned}
 
 
@@ -95,7 +94,7 @@ def test_two_live_runs_and_a_prune_of_everything_do_not_disturb_each_other(proje
             assert set(names(prune(pruner, everything=everything))).isdisjoint(before)
         assert project.databases(pruner) == before
     for template in (one, two):
-        template.server.close()
+        close(template.server, pruner)
     prune(pruner, everything=True)
     assert project.databases(pruner) == []
 
@@ -149,7 +148,7 @@ def test_the_newest_templates_of_a_project_are_kept_by_number(project: Project, 
     pruner = shop(retain_templates="2")
     assert set(names(prune(pruner, made[-1].name))).isdisjoint(t.name for t in made), "living runs use all of them"
     for template in made:
-        template.server.close()
+        close(template.server, pruner)
     pruned = names(prune(pruner, made[-1].name))
     assert [t.name for t in made if t.name in pruned] == [made[0].name, made[1].name]
     assert pruned[made[0].name] == "template number 4 of this project, 2 are kept"
@@ -163,9 +162,9 @@ def test_templates_that_nobody_used_for_long_are_dropped_and_use_is_noted(projec
     long_ago = round(time.time() - 15 * DAY, 3)
     databases.comment(server, old.name, replace(old.database.mark, used=long_ago))
     assert old.name not in names(prune(server, current.name)), "a living run uses it"
-    old.server.close()
+    close(old.server, server)
     assert names(prune(server, current.name, dry_run=True))[old.name] == "template unused for 15 days"
-    ensure(shop(), "CREATE TABLE old ();").server.close()
+    close(ensure(shop(), "CREATE TABLE old ();").server, server)
     assert old.name not in names(prune(server, current.name)), "it has just been used"
     databases.comment(server, old.name, replace(old.database.mark, used=long_ago))
     assert old.name in names(prune(server, current.name))
@@ -178,7 +177,7 @@ def test_warm_clones_go_with_their_template(project: Project, shop: Open) -> Non
     pruner = shop(retain_days="0", retain_templates="1")
     prune(pruner, template.name)
     assert len(project.databases(pruner)) == 3
-    template.server.close()
+    close(template.server, pruner)
     prune(pruner)
     prune(pruner)
     assert project.databases(pruner) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -20,8 +19,8 @@ from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
 
-if TYPE_CHECKING:
-    from conftest import Project
+from .conftest import Project
+from .faults.stops import close
 
 Open = Callable[..., Server]
 SCHEMA = "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 100);"
@@ -258,7 +257,6 @@ def test_the_whole_life_cycle_needs_no_more_than_createdb(project: Project, shop
     (project.folder / "schema.sql").write_text("CREATE TABLE other ();")
     current = ensure(server)
     last = shop(url=role.url, retain_templates="1")
-    template.server.leases.give_up(template.name, shared=True)
-    template.server.close()
+    close(server, last)
     prune(last, current.name)
     assert project.databases(last) == [current.name]

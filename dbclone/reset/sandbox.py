@@ -106,7 +106,7 @@ class SandboxConnection(psycopg.Connection[Any]):
         connection._prepared = session.prepared
         return connection
 
-    def __del__(self) -> None:
+    def __del__(self, __warn: Any = None) -> None:
         """Stay silent: what psycopg's warns of is a session left open, and this one is not the application's to close."""
 
     @property

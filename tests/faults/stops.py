@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dbclone.server import Server
 
 # Steps of a build in their order: where each is reached, and whether the call there has been made.
 STEPS = {
@@ -112,6 +115,18 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.005)
+
+
+def ended(server: Server, pid: int) -> None:
+    """Wait until a session of the server is gone, and with it its locks: that is a moment after its client has closed it."""
+    until(lambda: not server.fetch("SELECT FROM pg_stat_activity WHERE pid = %s", [pid]))
+
+
+def close(closing: Server, server: Server) -> None:
+    """Close a server's connection and wait until `server` shows it no more."""
+    pid = closing.connection.info.backend_pid
+    closing.close()
+    ended(server, pid)
 
 
 # What follows runs in the child.

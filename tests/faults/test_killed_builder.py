@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -15,10 +14,8 @@ from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
 
-from .stops import Child, children, until
-
-if TYPE_CHECKING:
-    from conftest import Project
+from ..conftest import Project
+from .stops import Child, children, ended, until
 
 Start = Callable[..., Child]
 SCHEMA = "CREATE TABLE item (id int PRIMARY KEY);\nINSERT INTO item SELECT generate_series(1, 100);\n"
@@ -126,7 +123,7 @@ def test_a_database_in_which_a_dead_builder_s_migration_still_writes_is_left_to_
         orphan.execute("INSERT INTO item VALUES (101)")
         assert rows(template) == 100
         pid = orphan.info.backend_pid
-    until(lambda: not shop.fetch("SELECT FROM pg_stat_activity WHERE pid = %s", [pid]))
+    ended(shop, pid)
     prune(shop, template.name)
     assert project.databases(shop) == [template.name]
 

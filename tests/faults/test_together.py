@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,10 +13,8 @@ from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
 
+from ..conftest import Project
 from .stops import Child, children
-
-if TYPE_CHECKING:
-    from conftest import Project
 
 Start = Callable[..., Child]
 BUILT = """
