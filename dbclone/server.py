@@ -191,7 +191,9 @@ def _connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
 def _connect(dsn: Dsn, settings: Settings, purpose: str) -> Connection:
     options = f"{dsn.get('options')} {_OPTIONS}".strip()
     arguments = {"connect_timeout": str(max(2, round(settings.connect_timeout))), **dsn.kwargs}
-    arguments.update(options=options, application_name=describe_self(purpose), fallback_application_name="dbclone")
+    arguments.update(
+        options=options, application_name=describe_self(purpose), fallback_application_name="dbclone", client_encoding="utf8"
+    )
     try:
         return psycopg.connect(**arguments, autocommit=True)  # type: ignore[arg-type]
     except psycopg.OperationalError as error:

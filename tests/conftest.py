@@ -1,6 +1,6 @@
 """What all tests share: a real private server per test process, in a cache of its own, and sample projects run as a user would.
 
-The binaries are the newest that dbclone finds, or those in the folder DBCLONE_TEST_BINARIES, so that the same tests run on another
+The binaries are the newest that dbclone finds, or those in the folder TEST_BINARIES, so that the same tests run on another
 version of PostgreSQL.
 """
 
@@ -51,18 +51,17 @@ def _neutral_environment() -> Iterator[None]:
     """Nothing of the machine's own configuration, nor of the run that these tests are in, reaches the code under test."""
     patch = pytest.MonkeyPatch()
     for name in list(os.environ):
-        if (
-            (name.startswith(("DBCLONE_", "PG", "PYTEST_XDIST_"))
-            and name != "DBCLONE_TEST_BINARIES")
-            or name in ("DATABASE_URL", "PYTEST_ADDOPTS")
+        if (name.startswith(("DBCLONE_", "PG", "PYTEST_XDIST_")) and name != "TEST_BINARIES") or name in (
+            "DATABASE_URL",
+            "PYTEST_ADDOPTS",
         ):
             patch.delenv(name)
-    patch.delenv("DBCLONE_TEST_BINARIES", raising=False)
+    patch.delenv("TEST_BINARIES", raising=False)
     yield
     patch.undo()
 
 
-_BINARIES = os.environ.get("DBCLONE_TEST_BINARIES", "")
+_BINARIES = os.environ.get("TEST_BINARIES", "")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from psycopg import sql
 from dbclone import adapters, copying, databases
 from dbclone.dsn import Dsn
 from dbclone.errors import NotOurs
+from dbclone.leases import Leases
 from dbclone.marks import LIMIT, Database, Mark, build_name, clone_name
 from dbclone.prune import prune
 from dbclone.scratch import dropped_at_end, scratch
@@ -91,12 +92,37 @@ def test_two_live_runs_and_a_prune_of_everything_do_not_disturb_each_other(proje
             databases.comment(pruner, clone.name, replace(found.mark, pid=1, host="elsewhere", created=1.0, used=1.0))
         before = project.databases(pruner)
         for everything in (False, True):
-            assert set(names(prune(pruner, everything=everything))).isdisjoint(before)
+            for dry_run in (True, False):
+                assert set(names(prune(pruner, everything=everything, dry_run=dry_run))).isdisjoint(before)
         assert project.databases(pruner) == before
     for template in (one, two):
         close(template.server, pruner)
     prune(pruner, everything=True)
     assert project.databases(pruner) == []
+
+
+def test_a_lease_that_is_taken_while_a_prune_decides_still_saves_its_database(
+    project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E5: what was dead when the leases were listed may have an owner when its turn comes."""
+    template, pruner = ensure(shop()), shop()
+    with template.clone() as clone:
+        monkeypatch.setattr(Leases, "held", lambda self: set())
+        assert clone.name in names(prune(pruner, template.name, dry_run=True))
+        assert clone.name not in names(prune(pruner, template.name))
+        monkeypatch.undo()
+        assert project.clones(pruner) == [clone.name]
+
+
+def test_a_template_that_a_run_has_only_found_is_in_use_all_the_same(project: Project, shop: Open) -> None:
+    pruner = shop()
+    close(ensure(shop()).server, pruner)
+    template = ensure(shop())
+    assert not template.built
+    for dry_run in (True, False):
+        assert template.name not in names(prune(pruner, everything=True, dry_run=dry_run))
+    close(template.server, pruner)
+    assert template.name in names(prune(pruner, everything=True))
 
 
 def test_a_leftover_with_somebody_in_it_stays_until_it_has_left(project: Project, shop: Open) -> None:
@@ -146,7 +172,9 @@ def test_look_alikes_are_never_touched_and_ours_among_them_are_found(
 def test_the_newest_templates_of_a_project_are_kept_by_number(project: Project, shop: Open) -> None:
     made = [ensure(shop(), f"CREATE TABLE item_{number} ();") for number in range(4)]
     pruner = shop(retain_templates="2")
-    assert set(names(prune(pruner, made[-1].name))).isdisjoint(t.name for t in made), "living runs use all of them"
+    for dry_run in (True, False):
+        pruned = names(prune(pruner, made[-1].name, dry_run=dry_run))
+        assert pruned.keys().isdisjoint(t.name for t in made), "living runs use all of them"
     for template in made:
         close(template.server, pruner)
     pruned = names(prune(pruner, made[-1].name))

@@ -150,11 +150,11 @@ class Embedded:
     def leave(self, keep: bool = False) -> bool:
         """Stop being a user; stop the server if nobody else uses it, unless `keep`. Return whether it was stopped."""
         connection, self.connection = self.connection, None
-        if connection is None or connection.closed:
-            return False
         stopped = False
+        if connection is None:
+            return False
         try:
-            if not keep and not self.is_kept():
+            if not keep and not self.is_kept() and not connection.closed:
                 connection.execute("SELECT pg_catalog.pg_advisory_unlock_shared(%s)", [USERS_KEY])
                 row = connection.execute(
                     "SELECT pg_catalog.pg_try_advisory_lock(%s) AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity"
@@ -168,7 +168,7 @@ class Embedded:
         finally:
             connection.close()
         if self._process is not None:
-            if stopped:
+            if stopped or self.cluster.pid() is None:
                 self._process.wait()
             else:
                 # The server outlives us on purpose; without this, Popen warns when it is collected.

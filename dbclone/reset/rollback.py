@@ -51,8 +51,6 @@ class Rollback:
                 else:
                     # Session-level advisory locks survive a rollback and would meet the next test.
                     self._send([commands[0], b"ROLLBACK", b"SELECT pg_catalog.pg_advisory_unlock_all()"])
-                    if self._sequences is not None:
-                        self._sequences.restore(session.real)
             except _LOST:
                 spoiled = "the test ended the outer transaction, so what it wrote was committed"
                 session.stack.entries.clear()
@@ -60,6 +58,8 @@ class Rollback:
             except psycopg.OperationalError as error:
                 spoiled = f"the connection of the test was lost: {str(error).strip().splitlines()[0]}"
                 session.stack.entries.clear()
+        if self._sequences is not None and not spoiled and not session.stack.levels:
+            self._sequences.restore(session.real)
         return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled)
 
     def _send(self, commands: list[bytes]) -> None:

@@ -145,6 +145,7 @@ def test_a_run_does_not_touch_the_workers_that_outlive_their_controller(suite: P
     next_run(suite)
     assert suite.clones(server) == [alive]
     os.killpg(run.pid, signal.SIGKILL)
+    run.communicate(timeout=60)
     settled(suite, server)
     next_run(suite)
     assert suite.clones(server) == []
