@@ -85,14 +85,16 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
         leased = server.leases.held()
         rows = [_facts(database, leased, server.facts.system) for database in known]
         lines = [
-            f"PostgreSQL {server.version} at {server.where}, role {server.facts.role}, {'durable' if server.facts.durable else 'fsync off'}"
+            f"PostgreSQL {server.version} at {server.where}, role {server.facts.role},"
+            f" {'durable' if server.facts.durable else 'fsync off'}"
         ]
         for row in rows:
             used = f", used {_age(row['idle'])} ago" if row["kind"] == "template" else ""
             owner = f", {row['owner']}" if row["owner"] else ""
             life = {True: ", alive", False: ", owner gone", None: ""}[row["alive"]]
             lines.append(
-                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB, {_age(row['age'])} old{used}{owner}{life}{row['problem']}"
+                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB, {_age(row['age'])} old"
+                f"{used}{owner}{life}{row['problem']}"
             )
             if arguments.manifest and row["manifest"]:
                 lines += [f"            {name}: {value}" for name, value in sorted(row["manifest"].items())]
@@ -181,7 +183,8 @@ def server(arguments: argparse.Namespace, settings: Settings) -> int:
             raise ServerError(f"the private server (process {pid}) does not stop", cluster.log_tail(), f"End it: kill -QUIT {pid}")
         pid = None
     facts = {
-        "running": pid is not None, "pid": pid, "version": cluster.binaries.version, "folder": str(cluster.folder), "kept": located.is_kept(),
+        "running": pid is not None, "pid": pid, "version": cluster.binaries.version, "folder": str(cluster.folder),
+        "kept": located.is_kept(),
         "binaries": str(cluster.binaries.folder), "found_by": cluster.binaries.source, "url": located.dsn.url,
     }  # fmt: skip
     state = f"running (process {pid})" if pid is not None else "not running"

@@ -135,7 +135,7 @@ class Clone:
         if self._lending is not None:
             raise SandboxLimit(
                 f"a test wants reset={wanted!r} inside a class or module that is isolated by rollback",
-                f"{test or 'It'} would not see the data of dbclone_class or dbclone_module, which are in a transaction of their own.",
+                f"{test or 'It'} would not see the data of dbclone_class or dbclone_module, which are in a transaction.",
                 "Use rollback for this test, or make the data in the test.",
             )
         undo = self._truncating() if wanted == "truncate" else None
@@ -167,8 +167,11 @@ class Clone:
         return Isolation(self.name, self.url, reset, test, self.handle, lambda **options: self.connect(test, **options), session)
 
     def choose(self, reset: str) -> str:
-        """Return the reset that will be used for `reset`: under auto, truncate where there is no handle to lend a sandbox to, because
-        then the application has connections of its own, which commit for real."""
+        """Return the reset that will be used for `reset`.
+
+        Under auto it is truncate where there is no handle to lend a sandbox to: then the application has connections of its own,
+        which commit for real.
+        """
         if reset == "auto" and (self.handle is None or adapters.refusal(self.handle)):
             return "truncate"
         return pick(reset)

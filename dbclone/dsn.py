@@ -1,4 +1,4 @@
-"""A connection URL as a value: parsed by us before libpq sees it, rendered again with another database, never shown with its password.
+"""A connection URL as a value: parsed by us before libpq sees it, rendered for another database, never shown with its password.
 
 libpq and psycopg quote the whole string, password included, in the errors of their own parsers, so nothing that a user typed
 reaches them before `parse` has accepted it, and the errors raised here never carry the input.

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # The names of all settings, here so that offering them as options does not import anything; a test keeps the list complete.
 OPTIONS = (
-    "schema", "seed", "inputs", "bind", "url", "env", "name", "reset", "autouse", "reset_sequences", "build_timeout", "lock_timeout",
-    "connect_timeout", "clone_strategy", "clone_limit", "retain_templates", "retain_days", "encoding", "locale", "binaries", "data_dir",
-    "keep_server", "cache_dir",
+    "schema", "seed", "inputs", "bind", "url", "env", "name", "reset", "autouse", "reset_sequences", "build_timeout",
+    "lock_timeout", "connect_timeout", "clone_strategy", "clone_limit", "retain_templates", "retain_days", "encoding", "locale",
+    "binaries", "data_dir", "keep_server", "cache_dir",
 )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _mentions_dbclone(root: Any) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback, truncate or none (see dbclone's README)",
+        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback, truncate or none (see the README)",
     )
 
 
@@ -143,14 +143,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if STATE not in config.stash and config.hook.pytest_dbclone_schema(config=config) is None:
         return
     state = _state(config)
-    if not state.needed().schema and state.schema is None:
+    settings, schema = state.sources()
+    if not settings.schema and schema is None:
         return
     from . import run
 
     try:
-        state.template = state.held.enter_context(
-            run.controller(state.needed(), state.schema, config.option.dbclone_rebuild, state.progress)
-        )
+        state.template = state.held.enter_context(run.controller(settings, schema, config.option.dbclone_rebuild, state.progress))
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     except Error as error:
@@ -239,11 +238,7 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
     state = _state(request.config)
     with contextlib.ExitStack() as stack:
         with _clear_errors():
-            settings, schema = state.needed(), state.schema
-            if isinstance(schema, str):
-                from dataclasses import replace
-
-                settings, schema = replace(settings, schema=(schema,)), None
+            settings, schema = state.sources()
             if hasattr(request.config, "workerinput"):
                 clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, state.progress))
             else:

@@ -29,11 +29,6 @@ class State:
         self.held = contextlib.ExitStack()
         self._progress: Progress | None = None
 
-    @property
-    def schema(self) -> Any:
-        """What the project's hook gives, or None."""
-        return self.config.hook.pytest_dbclone_schema(config=self.config)
-
     def needed(self) -> Settings:
         """Return the settings of a project in which a test asks for a database."""
         from .settings import load
@@ -41,6 +36,16 @@ class State:
         if self.settings is None:
             self.settings = load(self.config.rootpath)
         return self.settings
+
+    def sources(self) -> tuple[Settings, Any]:
+        """Return the settings, and the schema as an object if the project's hook gives one; a string from it is a setting."""
+        from dataclasses import replace
+
+        settings, given = self.needed(), self.config.hook.pytest_dbclone_schema(config=self.config)
+        if isinstance(given, str):
+            sources = {**settings.sources, "schema": "the hook pytest_dbclone_schema"}
+            return replace(settings, schema=(given,), sources=sources), None
+        return settings, given
 
     def progress(self, text: str) -> None:
         """Tell a person what a long build is doing."""

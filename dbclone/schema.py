@@ -136,7 +136,7 @@ class SqlFiles:
                     raise BuildFailed(
                         f"{where}: {statement.text.split()[0]} is a command of psql, not SQL",
                         f"The line is: {statement.text}",
-                        "Write it in SQL, or let psql run the file: schema = 'psql -X -v ON_ERROR_STOP=1 -f FILE' with inputs = ['FILE'].",
+                        "Write it in SQL, or let psql run the file: schema = 'psql -X -v ON_ERROR_STOP=1 -f FILE'.",
                     )
                 try:
                     if statement.data is None:

@@ -129,11 +129,12 @@ class Cluster:
             raise ServerError(
                 f"initdb failed in {self.folder}",
                 (done.stderr or done.stdout).strip()[-2000:],
-                f"The binaries are {self.binaries.folder} ({self.binaries.source}). Set binaries or data_dir, or set url to a running server.",
+                f"The binaries are {self.binaries.folder} ({self.binaries.source})."
+                " Set binaries or data_dir, or set url to a running server.",
             )
         if method == "peer":
             # The folder admits its owner only; this admits the same person by name, so that root may use a server run by another
-            # account. "all" lets tests connect as roles they made, and exists since PostgreSQL 16: before, the folder's mode guards alone.
+            # account. "all" lets tests connect as roles they made. It exists since PostgreSQL 16; before, the folder's mode guards.
             (new / "pg_hba.conf").write_text("local all all peer map=dbclone\n")
             names = {own_name(), self.account.name}
             (new / "pg_ident.conf").write_text("".join(f'dbclone "{name}" all\n' for name in sorted(names)))
@@ -169,7 +170,7 @@ class Cluster:
                 raise ServerError(
                     f"the private server in {self.folder} {what}",
                     f"The end of {self.log}:\n{self.log_tail()}",
-                    "Set connect_timeout if the machine is slow, data_dir if the place is unsuitable, or url to use a running server.",
+                    "Set connect_timeout if the machine is slow, data_dir if the place is unsuitable, or url to a running server.",
                 )
             time.sleep(0.002)
         return server

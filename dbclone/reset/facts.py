@@ -1,4 +1,4 @@
-"""What a reset needs to know about a schema, asked once per clone: tables, foreign keys, what was in them, where sequences stood."""
+"""What a reset needs to know of a schema, asked once a clone: tables, foreign keys, what was in them, where sequences stood."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ SELECT c.oid::int8, n.nspname::text, c.relname::text, pg_relation_size(c.oid) > 
        EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type = '4'),
        c.relrowsecurity AND c.relforcerowsecurity
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
+WHERE c.relkind = 'r' AND c.relpersistence <> 't'
+      AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
 ORDER BY n.nspname, c.relname
 """
 _KEYS = "SELECT conrelid::int8, confrelid::int8 FROM pg_constraint WHERE contype = 'f'"

@@ -36,7 +36,7 @@ def plan(facts: Facts, dirty: Iterable[int]) -> Plan:
             table = facts.by_oid.get(child)
             if table is None or table.seeded:
                 return Plan(
-                    impossible=f"{_names([facts.by_oid[parent]])} must be truncated, but a table that is to keep its rows references it"
+                    impossible=f"{_names([facts.by_oid[parent]])} must be truncated, but a table with rows to keep references it"
                 )
             truncated[child] = table
             queue.append(child)

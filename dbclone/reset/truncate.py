@@ -89,7 +89,8 @@ class Truncate:
 
     def _blocked(self) -> ResetBlocked:
         rows = self._control.execute(
-            "SELECT pid, coalesce(usename, '?'), coalesce(state, '?'), coalesce(application_name, ''), coalesce(left(query, 200), '')"
+            "SELECT pid, coalesce(usename, '?'), coalesce(state, '?'), coalesce(application_name, ''),"
+            " coalesce(left(query, 200), '')"
             " FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND pid <> pg_catalog.pg_backend_pid()"
             " AND backend_type = 'client backend' AND state <> 'idle'"
         ).fetchall()
@@ -100,5 +101,6 @@ class Truncate:
         return ResetBlocked(
             f'could not reset "{self._name}" in {self._lock_timeout:g} s: another session is in the way',
             who or "It has gone in the meantime.",
-            "Close that connection in the test or its fixture (pytest keeps the variables of a failed test alive, connections included).",
+            "Close that connection in the test or its fixture"
+            " (pytest keeps the variables of a failed test alive, connections included).",
         )
