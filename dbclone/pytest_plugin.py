@@ -78,7 +78,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     from . import run, settings
 
     try:
-        found = settings.load(early_config.rootpath, given)
+        found = settings.load(early_config.rootpath, given, prefix="--dbclone-")
         if not found.sources:
             return
         run_id, worker = run.identity()

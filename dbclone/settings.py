@@ -211,11 +211,16 @@ def _pyproject(start: Path) -> tuple[Path, Mapping[str, Any], str] | None:
     return None
 
 
-def load(start: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+def load(
+    start: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    prefix: str = "--",
+) -> Settings:
     """Read all settings.
 
     Arguments: `start`, the folder to look for pyproject.toml from, upward (default: the current one); `options`, values given on
-    a command line, None where not given; `environ`, default os.environ. Raises SettingsError.
+    a command line, None where not given; `environ`, default os.environ; `prefix`, how options begin there. Raises SettingsError.
     """
     start = (start or Path.cwd()).absolute()
     environ = os.environ if environ is None else environ
@@ -243,7 +248,7 @@ def load(start: Path | None = None, options: Mapping[str, Any] | None = None, en
         if key.startswith(_ENV_PREFIX) and key not in _ENV_NOT_SETTINGS
     )
     given = {key: value for key, value in (options or {}).items() if value is not None}
-    put((key, value, f"the option --{key.replace('_', '-')}", key) for key, value in given.items())
+    put((key, value, f"the option {prefix}{key.replace('_', '-')}", key) for key, value in given.items())
     return Settings(**values, root=root, sources=sources)
 
 

@@ -1,4 +1,4 @@
-"""The private server: made, started, shared, stopped by the last to leave, and recovered from whatever killed it. F1 to F8, S10 to S14."""
+"""The private server: made, started, shared, stopped by the last to leave, recovered from whatever killed it. F1-F8, S10-S14."""
 
 from __future__ import annotations
 

@@ -96,6 +96,8 @@ def bound(handle: Any, url: str) -> Iterator[None]:
         for name in ("encoding", "isolation_level")
         if getattr(database, f"_{name}", None) is not None
     }
+    # init() updates the dictionary of parameters in place: it must not be the one that comes back.
+    database.connect_params = {}
     database.init(dsn.get("dbname"), **{**kept, **target, **prefer, **same})
     try:
         yield

@@ -21,10 +21,10 @@ from typing import Any
 import psycopg
 
 from ..dsn import Dsn
-from ..errors import ServerError
+from ..errors import OutOfConnections, ServerError
 from ..schema import digest
 from ..settings import Settings
-from .account import Account, cache_folder, private_folder, server_account
+from .account import Account, cache_folder, check_private, private_folder, server_account
 from .binaries import Binaries, find
 from .cluster import Cluster, free_bytes, sweep
 
@@ -32,6 +32,14 @@ __all__ = ["Embedded"]
 
 USERS_KEY = 0x6462_636C_6F6E_6501  # "dbclone" and 1
 _ROOM = 512 * 2**20  # below this much free memory, data go to disk
+_FULL = 64 * 2**20  # below this much free memory, a server that does not start is started on disk
+_GOODBYES = 100  # hundredths of a second to wait for other sessions to end before the server is left to them
+_OTHERS = """
+SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()),
+       EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND NOT granted
+               AND classid::int8 = %s AND objid::int8 = %s)
+"""
 _SOCKET_LIMIT = 100  # bytes of path; sockaddr_un holds 108 on Linux and 104 on macOS, minus ".s.PGSQL.5432"
 
 
@@ -53,6 +61,7 @@ class Embedded:
     started: bool = False
     connection: psycopg.Connection[tuple[Any, ...]] | None = field(default=None, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _refusal: ServerError | None = field(default=None, repr=False)  # why we could not join the last time
 
     @property
     def dsn(self) -> Dsn:
@@ -93,46 +102,67 @@ class Embedded:
         return server
 
     def _start(self, settings: Settings, connect: Connect) -> None:
-        cluster = self.cluster
+        """Start the server, or join one that somebody else started; the caller holds the file lock."""
+        now = Embedded.locate(settings)  # whoever had the lock before us may have gone to disk
+        self.home, self.cluster = now.home, now.cluster
+        if self._wait_for_running(settings, connect):
+            return
+        account = self.cluster.account
+        self._prepare_folders(settings)
+        binaries = self.cluster.binaries.readable_by(account, self.disk)
+        self.cluster = _cluster(self.cluster.folder, binaries, account)
+        try:
+            self._launch(settings)
+        except ServerError:
+            if self.home == self.disk or settings.data_dir or (self.cluster.exists() and free_bytes(self.home) > _FULL):
+                raise
+            # The memory file system filled up after we looked, or is not for us: the disk will do.
+            self.cluster.remove()
+            self.home = self.disk
+            self.cluster = _cluster(self.disk / self.cluster.folder.name, binaries, account)
+            self._prepare_folders(settings)
+            self._launch(settings)
+        self.started = True
+        if not self._join(connect):
+            self.cluster.stop()
+            raise self._refusal or ServerError(
+                f"the private server in {self.cluster.folder} stopped at once", self.cluster.log_tail(), "Run again."
+            )
+
+    def _wait_for_running(self, settings: Settings, connect: Connect) -> bool:
+        """Return whether a server runs here and we joined it; wait for one that is starting or stopping. Raises ServerError."""
         deadline = time.monotonic() + settings.connect_timeout
-        while cluster.pid() is not None:  # starting, stopping, or ready since we looked
+        while (pid := self.cluster.pid()) is not None:
             if self._join(connect):
-                return
+                return True
             if time.monotonic() > deadline:
+                if isinstance(self._refusal, OutOfConnections):
+                    raise self._refusal
                 raise ServerError(
-                    f"the private server in {cluster.folder} (process {cluster.pid()}) does not answer",
-                    f"The end of {cluster.log}:\n{cluster.log_tail()}",
+                    f"the private server in {self.cluster.folder} (process {pid}) does not answer",
+                    f"{self._refusal or 'Its socket is not there.'}\nThe end of {self.cluster.log}:\n{self.cluster.log_tail()}",
                     "End that process; the next run starts a new server.",
                 )
             time.sleep(0.01)
-        account = cluster.account
-        self._prepare_folders(settings)
-        binaries = cluster.binaries.readable_by(account, self.disk)
-        self.cluster = _cluster(cluster.folder, binaries, account)
+        return False
+
+    def _launch(self, settings: Settings) -> None:
         if not self.cluster.is_sound():
             sweep(self.home, cache_folder(settings))
-            try:
-                self.cluster.init()
-            except ServerError:
-                self.cluster.remove()
-                if self.home == self.disk or settings.data_dir:
-                    raise
-                # The memory file system filled up after we looked, or is not for us: the disk will do.
-                self.home = self.disk
-                self.cluster = _cluster(self.disk / cluster.folder.name, binaries, account)
-                self._prepare_folders(settings)
-                self.cluster.init()
+            self.cluster.init()
         self._process = self.cluster.start(settings.connect_timeout)
-        self.started = True
-        if not self._join(connect):
-            raise ServerError(f"the private server in {self.cluster.folder} stopped at once", self.cluster.log_tail(), "Run again.")
 
     def _prepare_folders(self, settings: Settings) -> None:
         for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):
             private_folder(folder, self.cluster.account)
 
     def _join(self, connect: Connect) -> bool:
-        """Become a user of the server if it runs; return whether we are one."""
+        """Become a user of the server if it runs; return whether we are one. Raises ServerError if the folders are not private."""
+        for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):
+            try:
+                check_private(folder, self.cluster.account)  # else whose server would it be?
+            except OSError:
+                return False
         if not (self.cluster.socket / ".s.PGSQL.5432").exists():
             return False
         connection = None
@@ -140,9 +170,10 @@ class Embedded:
             connection = connect(self.dsn)
             # Whoever is about to stop the server holds this lock exclusively: then we wait, and are thrown out with the server.
             connection.execute("SELECT pg_catalog.pg_advisory_lock_shared(%s)", [USERS_KEY])
-        except (psycopg.OperationalError, ServerError):
+        except (psycopg.OperationalError, ServerError) as error:
             if connection is not None:
                 connection.close()
+            self._refusal = error if isinstance(error, ServerError) else None
             return False
         self.connection = connection
         return True
@@ -154,25 +185,18 @@ class Embedded:
         if connection is None:
             return False
         try:
-            if not keep and not self.is_kept() and not connection.closed:
-                connection.execute("SELECT pg_catalog.pg_advisory_unlock_shared(%s)", [USERS_KEY])
-                row = connection.execute(
-                    "SELECT pg_catalog.pg_try_advisory_lock(%s) AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity"
-                    " WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid())",
-                    [USERS_KEY],
-                ).fetchone()
-                if row is not None and row[0]:
-                    stopped = self.cluster.stop()
+            if not keep and not self.is_kept() and not connection.closed and _is_last(connection):
+                stopped = self.cluster.stop()
         except psycopg.OperationalError:
             pass  # stopped by somebody else in the meantime
         finally:
             connection.close()
         if self._process is not None:
-            if stopped or self.cluster.pid() is None:
-                self._process.wait()
-            else:
+            try:
+                self._process.wait(10 if stopped or self.cluster.pid() is None else 0)
+            except subprocess.TimeoutExpired:
                 # The server outlives us on purpose; without this, Popen warns when it is collected.
-                self._process.returncode = self._process.poll() or 0
+                self._process.returncode = 0
             self._process = None
         return stopped
 
@@ -189,6 +213,21 @@ class Embedded:
             path.unlink(missing_ok=True)
 
 
+def _is_last(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
+    """Return whether nobody uses the server any more; then newcomers wait for us to stop it."""
+    connection.execute("SELECT pg_catalog.pg_advisory_unlock_shared(%s)", [USERS_KEY])
+    row = connection.execute("SELECT pg_catalog.pg_try_advisory_lock(%s)", [USERS_KEY]).fetchone()
+    if row is None or not row[0]:
+        return False  # a user who stays, or another one who leaves and decides for both of us
+    for _ in range(_GOODBYES):
+        row = connection.execute(_OTHERS, [USERS_KEY >> 32, USERS_KEY & 0xFFFFFFFF]).fetchone()
+        sessions, waiting = row or (0, False)
+        if not sessions or waiting:
+            return not sessions
+        time.sleep(0.01)  # a session ends a moment after its client has closed it
+    return False
+
+
 def _home(settings: Settings, cache: Path, account: Account, binaries: Binaries, disk: Path) -> Path:
     """Return the folder for clusters: where this one is already, else in memory if there is room, else on disk."""
     if settings.data_dir:
@@ -197,19 +236,22 @@ def _home(settings: Settings, cache: Path, account: Account, binaries: Binaries,
         return disk
     memory = Path("/dev/shm") / _name(cache, account)
     for home in (memory, disk):
-        if (home / binaries.key / "data" / "PG_VERSION").is_file():
+        if os.path.isfile(home / binaries.key / "data" / "PG_VERSION"):  # unlike is_file, False where we may not look
             return home
     return memory if free_bytes("/dev/shm") >= _ROOM and os.access("/dev/shm", os.W_OK | os.X_OK) else disk
 
 
 def _cluster(folder: Path, binaries: Binaries, account: Account) -> Cluster:
-    """Return the cluster in `folder`; its socket is there too unless the path is longer than the platform allows."""
+    """Return the cluster in `folder`; its socket is there too unless the path is longer than the platform allows, or has a comma,
+    which separates folders for the server and hosts for its clients."""
     socket = folder
-    if len(str(folder / ".s.PGSQL.5432").encode()) > _SOCKET_LIMIT:
-        socket = Path(tempfile.gettempdir()) / f"dbclone-{account.uid}-{digest(str(folder).encode())[:12]}"
+    if len(os.fsencode(folder / ".s.PGSQL.5432")) > _SOCKET_LIMIT or "," in str(folder):
+        # Not the temporary folder of this process: TMPDIR may be another one for the next user of the same server.
+        place = Path("/tmp") if os.access("/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+        socket = place / f"dbclone-{os.getuid()}-{account.uid}-{digest(os.fsencode(folder))[:12]}"
     return Cluster(folder, socket, binaries, account)
 
 
 def _name(cache: Path, account: Account) -> str:
     """Return a folder name that is one user's, one server account's and one cache folder's."""
-    return f"dbclone-{os.getuid()}-{account.uid}-{digest(str(cache).encode())[:8]}"
+    return f"dbclone-{os.getuid()}-{account.uid}-{digest(os.fsencode(cache))[:8]}"

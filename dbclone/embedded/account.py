@@ -82,23 +82,34 @@ def private_folder(path: Path, account: Account | None = None) -> Path:
     Arguments: `account`, its owner to be (default: ourselves). A symbolic link, another owner, or access for others is refused
     rather than repaired: somebody else may have put it there. Raises ServerError.
     """
-    owner = account.uid if account is not None else _uid()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             path.mkdir(mode=0o700)
-            if account is not None and account.other:
-                os.chown(path, account.uid, account.gid)
-            path.chmod(0o700)  # whatever the umask
         except FileExistsError:
             pass
-        found = path.lstat()
+        else:
+            try:
+                if account is not None and account.other:
+                    os.chown(path, account.uid, account.gid)
+                path.chmod(0o700)  # whatever the umask
+            except OSError:
+                path.rmdir()  # half made, it would be refused for ever
+                raise
+        check_private(path, account)
     except OSError as error:
         raise ServerError(
             f"cannot make the folder {path}",
             f"{type(error).__name__}: {error.strerror}.",
             "Set cache_dir or data_dir to a place you own.",
         ) from None
+    return path
+
+
+def check_private(path: Path, account: Account | None = None) -> None:
+    """Refuse a folder that is not ours alone, or that of `account`. Raises ServerError, and OSError if there is no such folder."""
+    owner = account.uid if account is not None else _uid()
+    found = path.lstat()
     problem = ""
     if not stat.S_ISDIR(found.st_mode):
         problem = "it is not a folder of its own"
@@ -112,7 +123,6 @@ def private_folder(path: Path, account: Account | None = None) -> Path:
             "dbclone does not use a folder that somebody else may have prepared.",
             "Remove it, or chmod 700 it if it is yours, or set cache_dir or data_dir to another place.",
         )
-    return path
 
 
 def cache_folder(settings: Settings) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ServerNotFound
+from ..errors import ServerError, ServerNotFound
 from ..schema import digest
 from ..settings import Settings
 from .account import Account, cache_folder, private_folder
@@ -47,10 +48,13 @@ class Binaries:
     @property
     def key(self) -> str:
         """A name for this installation: data directories of one never meet those of another."""
-        return f"{self.version}-{digest(str(self.folder).encode())[:8]}"
+        return f"{self.version}-{digest(os.fsencode(self.folder))[:8]}"
 
     def readable_by(self, account: Account, home: Path) -> Binaries:
-        """Return binaries that `account` may run: these, or a copy below `home` if it cannot reach them (a wheel below /root)."""
+        """Return binaries that `account` may run: these, or a copy below `home` if it cannot reach them (a wheel below /root).
+
+        Raises ServerError if they cannot be copied.
+        """
         if not account.other or _runs(self.folder / "postgres", account):
             return self
         install = self.folder.parent
@@ -58,18 +62,26 @@ class Binaries:
         copy = private_folder(home, account) / f"binaries-{self.key}"
         bindir = copy / package.name / install.name / self.folder.name
         if not (bindir / "postgres").is_file():
-            building = copy.with_suffix(".new")
+            building = copy.with_name(f"{copy.name}.new")
             shutil.rmtree(building, ignore_errors=True)
             # Libraries that a wheel bundles are beside its package, and found by their place relative to the programs.
             parts = [install / part for part in ("bin", "lib", "share")]
             parts += [package.with_name(f"{package.name}.libs"), package / ".dylibs"]
-            for part in parts:
-                if part.is_dir():
-                    shutil.copytree(part, building / part.relative_to(package.parent), symlinks=True)
-            for path in (building, *building.rglob("*")):
-                if not path.is_symlink():
-                    path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
-            building.rename(copy)
+            try:
+                for part in parts:
+                    if part.is_dir():
+                        shutil.copytree(part, building / part.relative_to(package.parent), symlinks=True)
+                for path in (building, *building.rglob("*")):
+                    if not path.is_symlink():
+                        path.chmod(0o755 if path.is_dir() or os.stat(path).st_mode & 0o100 else 0o644)
+                building.rename(copy)
+            except OSError as error:
+                shutil.rmtree(building, ignore_errors=True)
+                raise ServerError(
+                    f"the account {account.name!r} cannot run {self.folder / 'postgres'}, and it cannot be copied for it",
+                    str(error),
+                    f"Let {account.name!r} read and enter {install}, or set binaries to a folder that it can.",
+                ) from None
         return Binaries(bindir, self.version, self.source)
 
 
@@ -132,7 +144,7 @@ def find(settings: Settings) -> Binaries:
     memory = cache_folder(settings) / "binaries.json"
     try:
         known: dict[str, list[object]] = dict(json.loads(memory.read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         known = {}
     before = dict(known)
     looked: list[str] = []
@@ -150,9 +162,10 @@ def find(settings: Settings) -> Binaries:
             looked.append(f"{source}: nothing there")
         if found:
             if known != before:
-                temporary = memory.with_suffix(f".{os.getpid()}")
-                temporary.write_text(json.dumps(known))
-                temporary.replace(memory)
+                with contextlib.suppress(OSError):  # it only spares us asking again
+                    temporary = memory.with_suffix(f".{os.getpid()}")
+                    temporary.write_text(json.dumps(known))
+                    temporary.replace(memory)
             return max(found, key=lambda b: [int(part) for part in re.findall(r"\d+", b.version)])
     raise ServerNotFound(
         "no PostgreSQL server is configured, and none was found to start",

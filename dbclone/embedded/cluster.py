@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import struct
@@ -90,19 +91,23 @@ class Cluster:
             with (self.data / "global" / "pg_control").open("rb") as control:
                 state = struct.unpack("=QIIi", control.read(20))[3]
             version = (self.data / "PG_VERSION").read_text().strip()
-        except (OSError, struct.error):
+        except (OSError, ValueError, struct.error):
             return False
         return bool(state == _SHUT_DOWN) and version == str(self.binaries.major) and not (self.data / "postmaster.pid").exists()
 
     def remove(self) -> None:
-        """Throw the data away."""
-        shutil.rmtree(self.data, ignore_errors=True)
-        shutil.rmtree(self.folder / "data.new", ignore_errors=True)
+        """Throw the data away, and what an initdb left that did not finish."""
+        # Renamed first: a backend that outlives a killed postmaster may still write there, and then it could not be emptied.
+        with contextlib.suppress(OSError):
+            self.data.rename(self.folder / f"data.{secrets.token_hex(4)}.old")
+        for leftover in self.folder.glob("data*.???"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def init(self) -> None:
         """Run initdb, under a name that is not the cluster's until it has finished. Raises ServerError."""
         self.remove()
-        new = self.folder / "data.new"
+        # A name of its own: an initdb outlives its killed parent, and then removes the folder of its name when it fails.
+        new = self.folder / f"data.{secrets.token_hex(4)}.new"
         method = "peer" if self.binaries.major >= 16 else "trust"
         command: list[str | Path] = [
             self.binaries.folder / "initdb",
@@ -141,7 +146,14 @@ class Cluster:
         new.rename(self.data)
 
     def start(self, timeout: float) -> subprocess.Popen[bytes]:
-        """Start the server and return its process once it accepts connections, within `timeout` seconds. Raises ServerError."""
+        """Start the server and return its process once it accepts connections, within `timeout` seconds.
+
+        The caller knows that no server runs here. Raises ServerError.
+        """
+        for left in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+            # Left by a killed server: the lock would stop the new one if the old number now belongs to another program of ours.
+            with contextlib.suppress(OSError):
+                (self.socket / left).unlink()
         settings = {
             **_THROW_AWAY,
             "listen_addresses": "",
@@ -151,12 +163,13 @@ class Cluster:
         }
         if self.binaries.major >= 18:
             settings["io_method"] = "sync"
-        if sys.platform == "linux" and free_bytes("/dev/shm") < 128 * 2**20:
-            # A container's 64 MB of /dev/shm cannot hold what a parallel query shares.
+        if sys.platform == "linux" and (self.folder.is_relative_to("/dev/shm") or free_bytes("/dev/shm") < 128 * 2**20):
+            # Below data in memory it goes away with them, whatever killed the server; and a container's 64 MB of /dev/shm cannot
+            # hold what a parallel query shares.
             settings["dynamic_shared_memory_type"] = "mmap"
         command = [str(self.binaries.folder / "postgres"), "-D", str(self.data)]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with self._open_log() as log:
+        with _open_private(self.log) as log:
             server = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **self._process
             )
@@ -179,7 +192,8 @@ class Cluster:
         """Ask the server for a fast shutdown and wait up to `timeout` seconds; return whether it is gone."""
         pid = self.pid()
         if pid is not None:
-            os.kill(pid, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):  # stopped by somebody else since
+                os.kill(pid, signal.SIGINT)
         deadline = time.monotonic() + timeout
         while self.pid() is not None:
             if time.monotonic() > deadline:
@@ -200,12 +214,14 @@ class Cluster:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG"))}
         return {"cwd": self.folder, "env": {**environ, "LC_ALL": "C"}, **self.account.popen}
 
-    def _open_log(self) -> IO[bytes]:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        return os.fdopen(os.open(self.log, flags, 0o600), "wb")
+
+def _open_private(path: Path) -> IO[bytes]:
+    """Open a file of ours for writing. The folder may be another account's: a link there must not lead root elsewhere."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
-def free_bytes(path: str) -> int:
+def free_bytes(path: str | Path) -> int:
     """Return the free bytes of a file system, 0 if there is none."""
     try:
         return shutil.disk_usage(path).free
@@ -217,12 +233,12 @@ def sweep(home: Path, cache: Path) -> None:
     """Drop what nobody will come back for: stopped clusters of other versions here that are a month old, and the homes in memory
     of cache folders that no longer exist. A running server is left alone."""
     origin = home / "origin"
-    with contextlib.suppress(OSError):
-        origin.write_text(str(cache))
+    with contextlib.suppress(OSError), _open_private(origin) as file:
+        file.write(os.fsencode(cache))
     homes = [home, *(Path("/dev/shm").glob(f"dbclone-{os.getuid()}-*") if sys.platform == "linux" else ())]
     for place in homes:
         with contextlib.suppress(OSError):
-            orphaned = place != home and not Path((place / "origin").read_text()).exists()
+            orphaned = place != home and not Path(os.fsdecode((place / "origin").read_bytes())).exists()
             clusters = [folder for folder in place.iterdir() if (folder / "data").is_dir()]
             if place.stat().st_uid != home.stat().st_uid or any((c / "data" / "postmaster.pid").exists() for c in clusters):
                 continue

@@ -258,7 +258,7 @@ def test_a_wrong_setting_is_a_usage_error_without_a_traceback(project: Project) 
 def test_an_option_overrides_the_environment_and_the_header_says_who_spoke(project: Project) -> None:
     project.write(test_a="def test_it(dbclone):\n    assert dbclone.reset == 'truncate'\n")
     done = project.pytest("--dbclone-reset=truncate", DBCLONE_RESET="none")
-    assert "reset=truncate (from the option --reset)" in done.stdout
+    assert "reset=truncate (from the option --dbclone-reset)" in done.stdout
     assert "1 passed" in done.stdout
 
 
