@@ -34,11 +34,11 @@ def _say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[s
 def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
     """Build the template if it is not there, and warm clones for the workers to come."""
     line = Line()
-    progress = Progress(line.write, 0.1 if line.in_place else 1.0)
     schema, handle = adapters.load(settings)
     with Server.open(settings) as server:
         try:
-            template = Template.ensure(server, schema, handle, arguments.rebuild, progress)
+            with Progress(line.write, 0.1 if line.in_place else 1.0) as progress:
+                template = Template.ensure(server, schema, handle, arguments.rebuild, progress)
         finally:
             line.clear()
         dropped = [d.name for d, _ in prune_databases(server, template.name)]

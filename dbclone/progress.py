@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 
 
 class Progress:
-    """Passes on what is being done, with the seconds since the start.
+    """Passes on what is being done, with the seconds since the start; again and again while one step takes long.
 
-    Arguments: `write`, takes one line; `every`, seconds between two lines. Called with a text at each step.
+    Arguments: `write`, takes one line; `every`, seconds between two lines. Call it with a text at each step, inside a `with` block.
     """
 
     def __init__(self, write: Callable[[str], None], every: float = 1.0) -> None:
         self._write, self._every = write, every
-        self._start = self._last = time.monotonic()
+        self._start = time.monotonic()
+        self._text = ""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="dbclone progress", daemon=True)
 
     def __call__(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self._start >= 1.0 and now - self._last >= self._every:
-            self._last = now
-            self._write(f"dbclone: {text} ({now - self._start:.0f} s)")
+        self._text = text
+
+    def _repeat(self) -> None:
+        # The step that runs may be a single statement or command: nobody but a clock of our own can say that it still does.
+        if self._done.wait(1.0):
+            return
+        while True:
+            if self._text:
+                self._write(f"dbclone: {self._text} ({time.monotonic() - self._start:.0f} s)")
+            if self._done.wait(self._every):
+                return
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
 class Line:

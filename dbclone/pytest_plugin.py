@@ -149,7 +149,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from . import run
 
     try:
-        state.template = state.held.enter_context(run.controller(settings, schema, config.option.dbclone_rebuild, state.progress))
+        with state.progress() as progress:
+            state.template = state.held.enter_context(run.controller(settings, schema, config.option.dbclone_rebuild, progress))
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     except Error as error:
@@ -237,15 +238,14 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
 
     state = _state(request.config)
     with contextlib.ExitStack() as stack:
-        with _clear_errors():
+        with _clear_errors(), state.progress() as progress:
             settings, schema = state.sources()
             if hasattr(request.config, "workerinput"):
-                clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, state.progress))
+                clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, progress))
             else:
                 rebuild = bool(request.config.option.dbclone_rebuild)
-                state.template, clone = stack.enter_context(
-                    run.alone(settings, state.worker, state.run, schema, rebuild, state.progress)
-                )
+                both = run.alone(settings, state.worker, state.run, schema, rebuild, progress)
+                state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
         yield clone
 

@@ -27,7 +27,6 @@ class State:
         self.report: Report = Report()
         self.template: Template | None = None
         self.held = contextlib.ExitStack()
-        self._progress: Progress | None = None
 
     def needed(self) -> Settings:
         """Return the settings of a project in which a test asks for a database."""
@@ -47,15 +46,16 @@ class State:
             return replace(settings, schema=(given,), sources=sources), None
         return settings, given
 
-    def progress(self, text: str) -> None:
-        """Tell a person what a long build is doing."""
-        if self._progress is None:
-            from .progress import Progress
+    def progress(self) -> Progress:
+        """Return what tells a person what a long build is doing, to be used in a `with` block."""
+        from .progress import Progress
 
-            self._progress = Progress(self._write)
-        self._progress(text)
+        return Progress(self._write)
 
     def _write(self, line: str) -> None:
-        if (reporter := self.config.pluginmanager.get_plugin("terminalreporter")) is not None:
-            reporter.ensure_newline()
-            reporter.write_line(line)
+        manager = self.config.pluginmanager
+        reporter, capture = manager.get_plugin("terminalreporter"), manager.get_plugin("capturemanager")
+        if reporter is not None and capture is not None:
+            with capture.global_and_fixture_disabled():  # a fixture's output is captured, this is for whoever waits
+                reporter.ensure_newline()
+                reporter.write_line(line)

@@ -21,6 +21,7 @@ import psycopg
 import pytest
 
 from dbclone.dsn import Dsn
+from dbclone.embedded import Embedded
 from dbclone.server import Server
 from dbclone.settings import Settings, load
 
@@ -106,6 +107,17 @@ def role(server: Server) -> Iterator[Dsn]:
         server.connection.execute(psycopg.sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(identifier))
         server.connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
     server.connection.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(name)))
+
+
+@pytest.fixture
+def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
+    """Settings with a cache of their own, and so a server of their own; whatever it left is removed."""
+    found = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache")}, {})
+    yield found
+    server = Embedded.locate(found)
+    server.cluster.stop()
+    shutil.rmtree(server.home, ignore_errors=True)
+    shutil.rmtree(server.disk, ignore_errors=True)
 
 
 @dataclass

@@ -47,12 +47,17 @@ def test_workers_claim_the_warm_clones_that_prepare_left(project: Project, serve
     assert len(project.clones(server)) == 1
 
 
-def test_a_long_build_says_what_it_does(project: Project) -> None:
+def test_a_long_build_says_what_it_does_also_within_one_step(project: Project) -> None:
     project.configure(schema="slow.sql", bind=None)
-    (project.folder / "slow.sql").write_text("SELECT pg_sleep(1.2);\nSELECT pg_sleep(1.2);\nCREATE TABLE t ();\n")
+    (project.folder / "slow.sql").write_text("CREATE TABLE t ();\nSELECT pg_sleep(3.2);\n")
     done = project.run("dbclone", "prepare")
     assert done.returncode == 0
-    assert "dbclone: slow.sql:2: SELECT pg_sleep(1.2) (1 s)" in done.stderr
+    assert "dbclone: slow.sql:2: SELECT pg_sleep(3.2) (1 s)" in done.stderr
+    assert "dbclone: slow.sql:2: SELECT pg_sleep(3.2) (2 s)" in done.stderr
+    project.write(test_a="def test_it(dbclone): pass\n")
+    for workers in ("0", "2"):
+        run = project.pytest("--dbclone-rebuild", "-n", workers)
+        assert "dbclone: slow.sql:2: SELECT pg_sleep(3.2) (2 s)" in run.stdout, run.stdout + run.stderr
 
 
 def test_status_shows_templates_and_what_they_were_built_from(project: Project) -> None:
@@ -105,11 +110,11 @@ def test_a_name_that_is_not_dbclones_is_refused(project: Project, name: str) -> 
 def test_the_private_server_starts_stays_and_stops(project: Project, tmp_path: Path) -> None:
     own = {"DBCLONE_CACHE_DIR": str(tmp_path / "cache")}
     try:
-        assert project.run("dbclone", "server", "status", **own).returncode == 1
+        assert project.run("dbclone", "server", "status", timeout=120, **own).returncode == 1
         started = facts(project, "server", "start", **own)
         assert started["running"] is True
         assert facts(project, "server", "start", **own)["pid"] == started["pid"]
-        project.run("dbclone", "prepare", **own)
+        project.run("dbclone", "prepare", timeout=120, **own)
         assert facts(project, "server", "status", **own)["pid"] == started["pid"], (
             "a run must not stop a server that was started by hand"
         )

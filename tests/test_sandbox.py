@@ -269,40 +269,6 @@ def test_levels_undo_what_came_after_them_only(session: Session, connection: San
     assert count() == 1
 
 
-@pytest.mark.parametrize("escape", ["COMMIT", "COMMIT; BEGIN", "ROLLBACK"])
-def test_a_boundary_that_was_destroyed_is_noticed_at_the_end(url: str, escape: str) -> None:
-    """D1, D2: by a path that the sandbox cannot see."""
-    with psycopg.connect(url, autocommit=True) as real:
-        session = Session(real)
-        level = Rollback(session)
-        level.before()
-        session.connect(autocommit=True).pgconn.exec_(escape.encode())
-        assert "ended the outer transaction" in level.after().spoiled
-        level.before()
-        assert level.after().spoiled == ""
-
-
-def test_a_connection_that_was_killed_is_noticed_at_the_end(url: str) -> None:
-    """D12."""
-    with psycopg.connect(url, autocommit=True) as real, psycopg.connect(url, autocommit=True) as killer:
-        session = Session(real)
-        level = Rollback(session)
-        level.before()
-        killer.execute("SELECT pg_terminate_backend(%s, 5000)", [real.info.backend_pid])
-        assert "was lost" in level.after().spoiled
-
-
-def test_session_locks_do_not_outlive_the_test(url: str) -> None:
-    """C14."""
-    with psycopg.connect(url, autocommit=True) as real:
-        session = Session(real)
-        level = Rollback(session)
-        level.before()
-        session.connect(autocommit=True).execute("SELECT pg_advisory_lock(42)")
-        level.after()
-        assert real.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42").fetchone() == (0,)
-
-
 def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(session: Session) -> None:
     kept = session.connect()
     session.disconnect()

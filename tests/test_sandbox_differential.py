@@ -1,21 +1,20 @@
 """The sandbox against production: one random program on a plain connection and on a sandboxed one, compared step by step.
 
-What is compared after each step: rows, row count, command tag or the error's class and SQLSTATE, and the transaction status that the
-connection reports; and at the end what was committed. A program stops where the sandbox says SandboxLimit: that is loud, never wrong.
+What is compared after each step: rows, row count, command tag or the error's class and SQLSTATE, and the transaction status that
+the connection reports; and at the end what was committed. A program stops where the sandbox says SandboxLimit: that is loud, never
+wrong.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
 
@@ -27,7 +26,7 @@ from dbclone.template import Template
 
 Connect = Callable[..., "psycopg.Connection[Any]"]
 Step = tuple[Any, ...]
-EXAMPLES = int(os.environ.get("DBCLONE_TEST_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "60"))
 SCHEMA = """
 CREATE TABLE item (id int PRIMARY KEY, note text);
 CREATE TABLE part (item int REFERENCES item DEFERRABLE INITIALLY DEFERRED);
@@ -164,7 +163,7 @@ PLAIN = [
     "INSERT INTO part VALUES (1)", "INSERT INTO part VALUES (100)", "SET CONSTRAINTS ALL IMMEDIATE", "DELETE FROM part",
     "LOCK TABLE item", "INSERT INTO item VALUES (100, 'twice')", "DECLARE c CURSOR FOR SELECT 1",
 ]  # fmt: skip
-INSERTS = [f"INSERT INTO item VALUES ({n}, 'x')" for n in range(7)]
+INSERTS = [psycopg.sql.SQL("INSERT INTO item VALUES ({}, 'x')").format(n).as_string(None) for n in range(7)]
 ORDINARY = st.sampled_from([*PLAIN, *INSERTS, *INSERTS])
 TEXT = st.one_of(
     ORDINARY,

@@ -147,10 +147,11 @@ class Embedded:
         return False
 
     def _launch(self, settings: Settings) -> None:
-        if not self.cluster.is_sound():
+        there = self.cluster.is_sound()
+        if not there:
             sweep(self.home, cache_folder(settings))
             self.cluster.init()
-        self._process = self.cluster.start(settings.connect_timeout)
+        self._process = self.cluster.start(settings.connect_timeout, renew=there)
 
     def _prepare_folders(self, settings: Settings) -> None:
         for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):

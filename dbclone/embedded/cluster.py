@@ -145,10 +145,11 @@ class Cluster:
             (new / "pg_ident.conf").write_text("".join(f'dbclone "{name}" all\n' for name in sorted(names)))
         new.rename(self.data)
 
-    def start(self, timeout: float) -> subprocess.Popen[bytes]:
+    def start(self, timeout: float, renew: bool = False) -> subprocess.Popen[bytes]:
         """Start the server and return its process once it accepts connections, within `timeout` seconds.
 
-        The caller knows that no server runs here. Raises ServerError.
+        Arguments: `renew`, replace data that look sound but that the server does not start with (a file is missing or broken). The
+        caller knows that no server runs here. Raises ServerError.
         """
         for left in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
             # Left by a killed server: the lock would stop the new one if the old number now belongs to another program of ours.
@@ -175,6 +176,9 @@ class Cluster:
             )
         deadline = time.monotonic() + timeout
         while not self.is_ready():
+            if renew and server.poll() is not None and self.pid() is None:
+                self.init()
+                return self.start(timeout)
             if server.poll() is not None or time.monotonic() > deadline:
                 what = "did not start" if server.poll() is not None else f"did not accept connections within {timeout:g} s"
                 if server.poll() is None:

@@ -274,31 +274,3 @@ def test_the_summary_says_what_was_built_and_why(project: Project) -> None:
     assert "because model models.Tag is new" in output
     assert "2 clones" in output or "1 clone " in output
     assert "1 x rollback" in output
-
-
-def test_a_session_that_asks_for_nothing_starts_nothing(project: Project) -> None:
-    """With a server that cannot be found, only the test that asks fails; collecting and help need none."""
-    project.write(test_a="def test_plain(): pass\n\ndef test_asks(dbclone): pass\n")
-    broken = {"DBCLONE_BINARIES": "/nonexistent"}
-    passes(project, 1, "-k", "plain", **broken)
-    for arguments in (["--collect-only"], ["--help"], ["--collect-only", "-n", "2"]):
-        assert project.pytest(*arguments, timeout=120, **broken).returncode == 0
-    done = project.pytest("-q", timeout=120, **broken)
-    assert "1 passed, 1 error" in done.stdout
-    assert "ServerNotFound" in done.stdout
-    assert "/nonexistent" in done.stdout
-
-
-def test_pytest_without_dbclones_settings_loads_nothing_of_it(project: Project) -> None:
-    project.write(
-        pyproject="[project]\nname = 'x'\n",
-        test_a="""
-        import sys
-        def test_it():
-            assert not {"psycopg", "filelock", "dbclone.run", "dbclone.settings"} & set(sys.modules)
-        """,
-    )
-    for name in [name for name in project.environ if name.startswith("DBCLONE_")]:
-        del project.environ[name]
-    output = passes(project, 1)
-    assert "dbclone" not in output

@@ -1,0 +1,58 @@
+"""What a rollback notices at its end: a boundary that was destroyed, a connection that was lost, a lock that was kept."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from dbclone.reset.rollback import Rollback
+from dbclone.reset.sandbox import Session
+from dbclone.server import Server
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> Iterator[str]:
+    name = f"sandbox_{uuid.uuid4().hex[:8]}"
+    server.connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    found = server.database(name).url
+    with psycopg.connect(found, autocommit=True) as connection:
+        connection.execute("CREATE TABLE t (a int UNIQUE)")
+    yield found
+    server.connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
+
+
+@pytest.mark.parametrize("escape", ["COMMIT", "COMMIT; BEGIN", "ROLLBACK"])
+def test_a_boundary_that_was_destroyed_is_noticed_at_the_end(url: str, escape: str) -> None:
+    """D1, D2: by a path that the sandbox cannot see."""
+    with psycopg.connect(url, autocommit=True) as real:
+        session = Session(real)
+        level = Rollback(session)
+        level.before()
+        session.connect(autocommit=True).pgconn.exec_(escape.encode())
+        assert "ended the outer transaction" in level.after().spoiled
+        level.before()
+        assert level.after().spoiled == ""
+
+
+def test_a_connection_that_was_killed_is_noticed_at_the_end(url: str) -> None:
+    """D12."""
+    with psycopg.connect(url, autocommit=True) as real, psycopg.connect(url, autocommit=True) as killer:
+        session = Session(real)
+        level = Rollback(session)
+        level.before()
+        killer.execute("SELECT pg_terminate_backend(%s, 5000)", [real.info.backend_pid])
+        assert "was lost" in level.after().spoiled
+
+
+def test_session_locks_do_not_outlive_the_test(url: str) -> None:
+    """C14."""
+    with psycopg.connect(url, autocommit=True) as real:
+        session = Session(real)
+        level = Rollback(session)
+        level.before()
+        session.connect(autocommit=True).execute("SELECT pg_advisory_lock(42)")
+        level.after()
+        assert real.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42").fetchone() == (0,)
