@@ -59,6 +59,8 @@ class Leases:
 
     def take(self, name: str, shared: bool = False) -> bool:
         """Take the lease `name` for as long as this connection lives; return False if somebody else holds it."""
+        if name in self._taken:
+            return True  # the server counts locks: taken twice, it would outlive `give_up`
         function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
         taken = bool(self._fetch(f"SELECT {function}(%s)", [lock_key(name)])[0][0])
         if taken:

@@ -15,7 +15,7 @@ from ..errors import SandboxLimit, SettingsError
 from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
-from .peewee_schema import PeeweeSchema, models_of
+from .peewee_schema import PeeweeSchema, models_of, open_database
 
 __all__ = ["bound", "closed", "handle", "lent", "refusal", "schema", "with_test_db"]
 _TARGET = ("host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "conninfo")
@@ -75,7 +75,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     database = _database(handle)
     if database is None:
         proxy = handle if isinstance(handle, peewee.Proxy) else handle.database
-        fresh = peewee.PostgresqlDatabase(dsn.get("dbname"), prefer_psycopg3=True, **target)
+        fresh = open_database(url)
         proxy.initialize(fresh)
         try:
             yield
@@ -137,7 +137,7 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
         raise SandboxLimit(
             "this project's peewee handle cannot be isolated by rollback",
             f"{reason}.",
-            'Write PostgresqlDatabase(…, prefer_psycopg3=True), or set reset = "truncate".',
+            'Write PostgresqlDatabase(…, prefer_psycopg3=True), which peewee 4 knows, or set reset = "truncate".',
         )
     database = _database(handle)
     state = database._state
@@ -177,9 +177,7 @@ def _usable(given: Any) -> Iterator[Any]:
     if database is not None:
         yield database
         return
-    dsn = parse(given.url)
-    arguments = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
-    database = peewee.PostgresqlDatabase(dsn.get("dbname"), prefer_psycopg3=True, **arguments)
+    database = open_database(given.url)
     with given.lend(database):
         try:
             yield database

@@ -45,6 +45,15 @@ def _is_base(model: type[peewee.Model]) -> bool:
     )
 
 
+def open_database(url: str) -> Any:
+    """Return a new peewee database that leads to `url`: over psycopg 3 where peewee knows it (since 4.0), else over psycopg2."""
+    dsn = parse(url)
+    arguments: dict[str, Any] = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
+    if hasattr(peewee, "Psycopg3Adapter"):
+        arguments["prefer_psycopg3"] = True
+    return peewee.PostgresqlDatabase(dsn.get("dbname"), **arguments)
+
+
 @dataclass(frozen=True)
 class PeeweeSchema:
     """Tables, indexes, sequences and schemas of models, in dependency order, foreign-key cycles last."""
@@ -72,9 +81,7 @@ class PeeweeSchema:
         return entries
 
     def build(self, url: str, progress: Progress) -> None:
-        dsn = parse(url)
-        arguments = {k: v for k, v in dsn.kwargs.items() if k != "dbname"}
-        database = peewee.PostgresqlDatabase(dsn.get("dbname"), prefer_psycopg3=True, **arguments)
+        database = open_database(url)
         model: Any = None
         with database.bind_ctx(self.models, bind_refs=False, bind_backrefs=False), database:
             try:

@@ -33,7 +33,7 @@ __all__ = ["Embedded"]
 USERS_KEY = 0x6462_636C_6F6E_6501  # "dbclone" and 1
 _ROOM = 512 * 2**20  # below this much free memory, data go to disk
 _FULL = 64 * 2**20  # below this much free memory, a server that does not start is started on disk
-_GOODBYES = 100  # hundredths of a second to wait for other sessions to end before the server is left to them
+_GOODBYES = 25  # hundredths of a second to wait for other sessions to end before the server is left to them
 _OTHERS = """
 SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
         WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()),
@@ -243,10 +243,10 @@ def _home(settings: Settings, cache: Path, account: Account, binaries: Binaries,
 
 
 def _cluster(folder: Path, binaries: Binaries, account: Account) -> Cluster:
-    """Return the cluster in `folder`; its socket is there too unless the path is longer than the platform allows, or has a comma,
-    which separates folders for the server and hosts for its clients."""
-    socket = folder
-    if len(os.fsencode(folder / ".s.PGSQL.5432")) > _SOCKET_LIMIT or "," in str(folder):
+    """Return the cluster in `folder`; its socket is there too unless the path is longer than the platform allows, or has a comma
+    (which separates folders for the server and hosts for its clients) or what cannot be written in a URL."""
+    socket, text = folder, str(folder)
+    if len(os.fsencode(folder / ".s.PGSQL.5432")) > _SOCKET_LIMIT or "," in text or not text.isprintable():
         # Not the temporary folder of this process: TMPDIR may be another one for the next user of the same server.
         place = Path("/tmp") if os.access("/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
         socket = place / f"dbclone-{os.getuid()}-{account.uid}-{digest(os.fsencode(folder))[:12]}"

@@ -103,7 +103,7 @@ def _candidates(settings: Settings) -> Iterator[tuple[str, list[Path]]]:
     found = []
     if pg_config := shutil.which("pg_config"):
         try:
-            output = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True).stdout
+            output = os.fsdecode(subprocess.run([pg_config, "--bindir"], capture_output=True).stdout)
         except OSError:
             output = ""
         found += [Path(output.strip())] if output.strip() else []
@@ -126,7 +126,7 @@ def _version(folder: Path, known: dict[str, list[object]]) -> str | None:
     if known.get(str(program), [])[:2] == stamp:
         return str(known[str(program)][2])
     try:
-        output = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+        output = os.fsdecode(subprocess.run([program, "--version"], capture_output=True).stdout)
     except OSError:
         return None
     match = re.search(r"(\d+(?:\.\d+|devel|beta\d+|rc\d+)?)", output)
@@ -143,7 +143,9 @@ def find(settings: Settings) -> Binaries:
     """
     memory = cache_folder(settings) / "binaries.json"
     try:
-        known: dict[str, list[object]] = dict(json.loads(memory.read_text()))
+        known: dict[str, list[object]] = {
+            path: entry for path, entry in dict(json.loads(memory.read_text())).items() if isinstance(entry, list)
+        }
     except (OSError, ValueError, TypeError):
         known = {}
     before = dict(known)

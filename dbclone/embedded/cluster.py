@@ -67,7 +67,7 @@ class Cluster:
         """Return the process id of the running server, or None. A stale postmaster.pid, also one whose number now belongs to
         another program, is not a running server."""
         try:
-            pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+            pid = int((self.data / "postmaster.pid").read_bytes().splitlines()[0])
         except (OSError, ValueError, IndexError):
             return None
         if sys.platform == "linux":
@@ -81,7 +81,7 @@ class Cluster:
     def is_ready(self) -> bool:
         """Return whether a running server says that it accepts connections (the last line of postmaster.pid)."""
         try:
-            return (self.data / "postmaster.pid").read_text().splitlines()[7].strip() == "ready"
+            return (self.data / "postmaster.pid").read_bytes().splitlines()[-1].strip() == b"ready"
         except (OSError, IndexError):
             return False
 
@@ -121,12 +121,14 @@ class Cluster:
             "--no-instructions",
         ]
         command += [f"--auth-local={method}", "--auth-host=reject"]
+        if self.binaries.major >= 16:
+            command += ["--set", "dynamic_shared_memory_type=mmap"]  # /dev/shm may be full
         if self.binaries.major >= 17:
             locales = [["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]]
         else:
             locales = [["--locale=C.UTF-8"], ["--locale=C"]]
         for locale in locales:
-            done = subprocess.run([*command, *locale], capture_output=True, text=True, **self._process)
+            done = subprocess.run([*command, *locale], capture_output=True, text=True, errors="replace", **self._process)
             if done.returncode == 0:
                 break
             shutil.rmtree(new, ignore_errors=True)
@@ -164,10 +166,10 @@ class Cluster:
         }
         if self.binaries.major >= 18:
             settings["io_method"] = "sync"
-        if sys.platform == "linux" and (self.folder.is_relative_to("/dev/shm") or free_bytes("/dev/shm") < 128 * 2**20):
-            # Below data in memory it goes away with them, whatever killed the server; and a container's 64 MB of /dev/shm cannot
-            # hold what a parallel query shares.
-            settings["dynamic_shared_memory_type"] = "mmap"
+        # Below data in memory it goes away with them, whatever killed the server; and a container's 64 MB of /dev/shm cannot hold
+        # what a parallel query shares.
+        below = sys.platform == "linux" and (self.folder.is_relative_to("/dev/shm") or free_bytes("/dev/shm") < 128 * 2**20)
+        settings["dynamic_shared_memory_type"] = "mmap" if below else "posix"
         command = [str(self.binaries.folder / "postgres"), "-D", str(self.data)]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with _open_private(self.log) as log:

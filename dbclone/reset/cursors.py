@@ -53,8 +53,14 @@ class _Cursor(psycopg.Cursor[Any]):
     """What is mixed into the application's cursor class: SQL text that controls transactions is translated."""
 
     _conn: Any
+    _tag = b""  # of the statement that was asked for, where another was sent
+
+    @property
+    def statusmessage(self) -> str | None:
+        return self._tag.decode() if self._tag else super().statusmessage
 
     def _start_query(self, query: Any = None) -> Gen:
+        self._tag = b""
         text = query if isinstance(query, str) else query.decode(errors="replace") if isinstance(query, bytes) else ""
         self._conn._leading = bool(text) and bool(controls(text)) and controls(text)[0][1] is not None
         try:
@@ -86,8 +92,7 @@ class _Cursor(psycopg.Cursor[Any]):
                 sent, tag = connection._translate(text, control) or [_NOTHING], _TAGS[control.verb]
             results.append((yield from exchange(self._pgconn, sent))[-1])
         self._set_results(results[-1:] if len(pieces) == 1 else results)
-        if tag and len(pieces) == 1:
-            self._statusmessage = tag
+        self._tag = tag if len(pieces) == 1 else b""
 
 
 @lru_cache(maxsize=64)
