@@ -218,7 +218,10 @@ def demo(arguments: argparse.Namespace, settings: Settings) -> int:
     command += ["-n", str(arguments.workers), str(folder / "tests"), *arguments.arguments]
     # What was said on this command line goes to the sample; this project's own settings do not.
     given = {f"DBCLONE_{k.upper()}": str(v) for k, v in vars(arguments).items() if k in settings.sources and v is not None}
-    return subprocess.run(command, env={**os.environ, **given, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=folder).returncode
+    # The sample is a package of the library that runs it: the one we are, which in a checkout is not the installed one.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    environ = {**os.environ, **given, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+    return subprocess.run(command, env=environ, cwd=folder).returncode
 
 
 def _parser() -> argparse.ArgumentParser:
