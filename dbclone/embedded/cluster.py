@@ -244,7 +244,8 @@ def sweep(home: Path, cache: Path) -> None:
     homes = [home, *(Path("/dev/shm").glob(f"dbclone-{os.getuid()}-*") if sys.platform == "linux" else ())]
     for place in homes:
         with contextlib.suppress(OSError):
-            orphaned = place != home and not Path(os.fsdecode((place / "origin").read_bytes())).exists()
+            told = place / "origin"
+            orphaned = place != home and not told.is_symlink() and not Path(os.fsdecode(told.read_bytes())).exists()
             clusters = [folder for folder in place.iterdir() if (folder / "data").is_dir()]
             if place.stat().st_uid != home.stat().st_uid or any((c / "data" / "postmaster.pid").exists() for c in clusters):
                 continue
