@@ -21,8 +21,8 @@ Connection = psycopg.Connection[Any]
 class Isolation:
     """One test's state, and ways to look at it.
 
-    Attributes: `name` and `url` of the database; `reset`, how this test is undone ("rollback", "truncate" or "none"); `test`, its
-    id; `handle`, the application's database handle or None. Made by `Clone.isolated`.
+    Attributes: `name` and `url` of the database; `reset`, how this test is undone ("rollback", "truncate", "clone", "drop" or
+    "none"); `test`, its id; `handle`, the application's database handle or None. Made by `Clone.isolated`.
     """
 
     name: str
@@ -31,6 +31,8 @@ class Isolation:
     test: str
     handle: Any
     _open: Callable[..., Connection]
+    _take: Callable[[str], None]
+    _come_back: Callable[[str], None]
     _session: Session | None = None
     _opened: list[Connection] = field(default_factory=list)
 
@@ -73,6 +75,16 @@ class Isolation:
             yield
         finally:
             level.after()
+
+    def snapshot(self, label: str) -> None:
+        """Put the clone's committed state aside as `label`; it lasts as long as the clone. See `Clone.snapshot`."""
+        self.close()
+        self._take(label)
+
+    def restore(self, label: str) -> None:
+        """Come back to the state that `snapshot` put aside, any number of times. See `Clone.restore`."""
+        self.close()
+        self._come_back(label)
 
     @contextlib.contextmanager
     def lend(self, handle: Any) -> Iterator[None]:

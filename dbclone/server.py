@@ -147,9 +147,12 @@ class Server:
         """Return the Dsn of a database on this server."""
         return self.dsn.replace(dbname=name)
 
-    def connect(self, database: str, purpose: str) -> Connection:
-        """Return a new autocommit connection to a database, named after `purpose` in the server's list of sessions."""
-        return _connect(self.database(database), self.settings, purpose)
+    def connect(self, database: str, purpose: str, options: str = "") -> Connection:
+        """Return a new autocommit connection to a database, named after `purpose` in the server's list of sessions.
+
+        Arguments: `options`, libpq's, such as -c settings, on top of ours.
+        """
+        return _connect(self.database(database), self.settings, purpose, options)
 
     def fetch(self, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run a query on the administrative connection and return its rows."""
@@ -188,8 +191,8 @@ def _connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
         return _connect(dsn, settings, "admin")
 
 
-def _connect(dsn: Dsn, settings: Settings, purpose: str) -> Connection:
-    options = f"{dsn.get('options')} {_OPTIONS}".strip()
+def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
+    options = f"{dsn.get('options')} {_OPTIONS} {more}".strip()
     arguments = {"connect_timeout": str(max(2, round(settings.connect_timeout))), **dsn.kwargs}
     arguments.update(
         options=options, application_name=describe_self(purpose), fallback_application_name="dbclone", client_encoding="utf8"

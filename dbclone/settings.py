@@ -17,7 +17,8 @@ from typing import Any
 
 from .errors import SettingsError
 
-RESETS = ("auto", "rollback", "truncate", "none")
+RESETS = ("auto", "rollback", "truncate", "clone", "drop", "none")
+LEAKS = ("fail", "terminate")
 STRATEGIES = ("auto", "file_copy", "wal_log")
 _ENV_PREFIX = "DBCLONE_"
 # Set by dbclone itself or read elsewhere on purpose, so not settings.
@@ -48,6 +49,9 @@ class Settings:
     reset: str = _setting("auto", "how a test's writes are undone", RESETS)
     autouse: bool = _setting(False, "isolate every test, not only those that ask for the dbclone fixture")
     reset_sequences: bool = _setting(False, "under rollback, put sequences back too, so that ids start anew in each test")
+    keep: tuple[str, ...] = _setting((), "tables, by name or pattern, that no reset touches")
+    strict: bool = _setting(False, "fail a test that committed where its rollback does not reach, instead of warning")
+    on_leak: str = _setting("fail", "what to do with a session that is in the way of a reset", LEAKS)
     build_timeout: float = _setting(600.0, "seconds to wait for another process that builds the same template")
     lock_timeout: float = _setting(5.0, "seconds to wait for a lock in a reset")
     connect_timeout: float = _setting(10.0, "seconds to wait for a connection or for a server to start")

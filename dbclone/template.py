@@ -92,7 +92,7 @@ class Template:
         run = run or secrets.token_hex(8)
         for again in (True, False):
             try:
-                clone = Clone.create(self.server, self.database, run, owner, self.handle)
+                clone = Clone.create(self.server, self.database, run, owner, self.handle, self.schema)
                 if not self._emptied(clone):
                     return clone
                 clone.drop()

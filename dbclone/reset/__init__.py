@@ -10,14 +10,17 @@ from typing import Protocol
 class Outcome:
     """What a reset did.
 
-    `reset`, which one; `seconds`, how long it took; `tables`, how many tables it emptied; `spoiled`, why the database is not equal
-    to its template any more and has to be replaced (empty: it is equal).
+    `reset`, which one; `seconds`, how long it took; `tables`, how many tables it found written; `spoiled`, why the database is not
+    equal to its template any more and has to be replaced (empty: it is equal); `suspect`, somebody committed something meanwhile,
+    and it is not known where; `notes`, what a person should know.
     """
 
     reset: str
     seconds: float
     tables: int = 0
     spoiled: str = ""
+    suspect: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Reset(Protocol):

@@ -1,106 +1,293 @@
-"""Undo by emptying what was written: ask which tables are dirty, empty those, put moved sequences back.
+"""Undo by putting back what was written: ask what differs from the template, empty, repair and put back that, and nothing else.
 
-A table that was empty in the template is dirty when it has storage (pg_relation_size): a false "dirty" costs a DELETE of nothing, a
-false "clean" cannot be, because a row needs a page. A seeded table is compared by its rows' places and writers.
+One round trip if nothing was written, or if the test wrote where tests have written before: the tables that keep being dirty are
+emptied in the same message that asks about all others. Else two.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import tuple_row
 
-from ..errors import ResetBlocked
-from . import Outcome
-from .facts import Facts
-from .plan import plan
+from . import Outcome, blockers, sequences
+from .baseline import Baseline, question
+from .guess import Guess
+from .plan import Costs, plan
+from .question import Answer, Question
+from .sequences import Sequence
+from .upkeep import Upkeep
+from .witness import NOW, Moment, Since, Witness
+
+
+class Spoiled(Exception):
+    """The database cannot be made equal to its template, and why."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a reset has to know of where it runs.
+
+    `name` of the database; `superuser`, `durable`, of the server; `lock_timeout` in seconds; `terminate`, end sessions that are in
+    the way; `clone_seconds`, what a fresh clone costs; `spared`, returns the process ids of our own sessions.
+    """
+
+    name: str
+    superuser: bool
+    durable: bool
+    lock_timeout: float
+    terminate: bool = False
+    clone_seconds: float = 0.1
+    spared: Callable[[], list[int]] = field(default=lambda: [])
+
+
+def options(superuser: bool, lock_timeout: float) -> str:
+    """Return the libpq options of a control session.
+
+    As a superuser it is one in which the user's triggers and the checks of foreign keys sleep; a policy that would narrow a DELETE
+    is an error; nobody waits for the disk, because what a crash could lose is a reset that will be done again.
+    """
+    role = "-c session_replication_role=replica " if superuser else ""
+    return (
+        f"{role}-c row_security=off -c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off"
+        f" -c lock_timeout={max(1, round(lock_timeout * 1000))} -c client_min_messages=error"
+    )
+
+
+def nothing_committed(control: psycopg.Connection[Any], witness: Witness) -> bool:
+    """Return whether every transaction on the server since the last reset was rolled back."""
+    row = control.cursor(row_factory=tuple_row).execute(witness.text).fetchone() or ()
+    return witness.judge(Moment.of(tuple(row)), row[2])
 
 
 class Truncate:
-    """A reset over a control connection, which must see the database as its template left it when this object is made.
+    """A reset over a control session.
 
-    Arguments: `control`, an autocommit connection that the application does not use; `lock_timeout`, in seconds; `name`, of the
-    database, for errors.
+    Arguments: `question`, prepared in a control session with `options`, which nobody else uses; `baseline`, what the template is
+    like; `witness`, what is known of the time since the database was equal to it, shared with other resets of the same database.
     """
 
-    def __init__(self, control: psycopg.Connection[Any], lock_timeout: float, name: str, facts: Facts | None = None) -> None:
-        self._control = control
-        self._lock_timeout = lock_timeout
-        self._name = name
-        self._facts = facts if facts is not None else Facts.ask(control)
-        self._empty = [table.oid for table in self._facts.tables if not table.seeded]
-        self._seeded = [table for table in self._facts.tables if table.seeded]
-        parts: list[sql.Composable] = [
-            sql.SQL("ARRAY(SELECT t FROM unnest(%s::int8[]) AS t WHERE pg_catalog.pg_relation_size(t::oid::regclass) > 0)")
-        ]
-        parts += [
-            sql.SQL("(SELECT (count(*), sum(pg_catalog.hashtextextended(ctid::text || xmin::text, 0)))::text FROM ONLY {})").format(
-                table.identifier
-            )
-            for table in self._seeded
-        ]
-        self._question = sql.SQL("SELECT {}").format(sql.SQL(", ").join(parts))
-        self._before = self._ask()[1:]
+    def __init__(self, question: Question, baseline: Baseline, where: Circumstances, witness: Witness) -> None:
+        self.baseline = baseline
+        self.facts = facts = baseline.facts
+        self.witness = witness
+        self.upkeep = Upkeep(question.connection, facts)
+        self._question = question
+        self._control = question.connection
+        self._where = where
+        self._before = baseline.answer
+        self._blind = baseline.blind(where.clone_seconds)
+        self._costs = Costs.start(where.durable)
+        self._sequences = {sequence.oid: sequence for sequence in facts.sequences}
+        self._gate = all(sequence.logged for sequence in facts.sequences)
+        self._guess = Guess(self._control, facts)
+        self._idle = True
 
-    def _ask(self) -> tuple[Any, ...]:
-        row = (
-            self._control.cursor(row_factory=psycopg.rows.tuple_row).execute(self._question, [self._empty], prepare=True).fetchone()
-        )
-        assert row is not None
-        return tuple(row)
+    @classmethod
+    def here(
+        cls,
+        control: psycopg.Connection[Any],
+        where: Circumstances,
+        witness: Witness,
+        keep: Iterable[str] = (),
+        known: tuple[Sequence, ...] | None = None,
+    ) -> Truncate:
+        """Return the reset of a database that is equal to its template now, sequences excepted: theirs are in `known`, if something
+        has moved them. Raises KeptTableReferenced and SettingsError about `keep`."""
+        asked = question(control, where.superuser, keep, known)
+        sequences.restore(control, asked.facts.sequences, used=True)
+        row = control.cursor(row_factory=tuple_row).execute(f"SELECT {NOW}".encode()).fetchone() or ()
+        moment = Moment.of(tuple(row))
+        witness.settle(Since(moment), moment)
+        return cls(asked, Baseline.remember(asked, witness.since), where, witness)
+
+    @classmethod
+    def like(cls, other: Baseline, control: psycopg.Connection[Any], where: Circumstances, witness: Witness) -> Truncate:
+        """Return the reset of a database that may not be equal to its template any more, from what is known of another copy."""
+        found = cls(Question(control, other.facts, where.superuser), other, where, witness)
+        sequences.restore(control, other.facts.sequences, used=True)
+        found._before = replace(other.answer, stamps=())  # the stamps are those of another session
+        found._idle = False
+        return found
+
+    def settle(self) -> None:
+        """Take the present state for the template's: whoever calls knows that it is."""
+        moment = self.now()
+        self.witness.settle(Since(moment), moment)
+
+    def now(self) -> Moment:
+        """Return the present moment, in one round trip."""
+        (result,) = self._question.send([f"SELECT {NOW}".encode()])
+        return Moment.of((result.get_value(0, 0), result.get_value(0, 1)))
 
     def before(self) -> None:
         """Do nothing: the previous reset left the database as the template."""
 
     def restore_sequences(self) -> None:
         """Put sequences back that something other than this reset has left behind."""
-        self._facts.sequences.restore(self._control)
+        sequences.restore(self._control, self.facts.sequences, used=True)
+        self.settle()
 
     def after(self) -> Outcome:
-        """Empty what is dirty. Raises ResetBlocked if another session's locks are in the way for longer than `lock_timeout`."""
+        """Make the database equal to its template, or say in the outcome why it has to be replaced.
+
+        Raises ResetBlocked if sessions are in the way for longer than `lock_timeout` and may not be ended.
+        """
         started = time.perf_counter()
+        notes: list[str] = []
+        outcome = Outcome("truncate", 0.0)
         try:
-            dirty, *seeds = self._ask()
-        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject):
-            return Outcome("truncate", time.perf_counter() - started, spoiled="a table was dropped or renamed")
-        changed = [t.oid for t, now, then in zip(self._seeded, seeds, self._before, strict=True) if now != then]
-        made = plan(self._facts, [*dirty, *changed])
+            for attempt in range(5):
+                try:
+                    outcome = self._once(outcome)
+                    if self._writers_gone(notes):
+                        break
+                except psycopg.errors.LockNotAvailable:
+                    self._recover()
+                    self._clear(blockers.sessions(self._control, self._where.spared()), notes)
+                except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
+                    self._recover()
+                    if attempt == 4:
+                        raise
+            else:
+                raise Spoiled("sessions went on writing while it was reset")
+        except Spoiled as spoiled:
+            outcome = replace(outcome, spoiled=str(spoiled))
+        except psycopg.Error as error:
+            self._recover()
+            outcome = replace(outcome, spoiled=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        if self.upkeep.due() and not outcome.spoiled:
+            self.upkeep.run()
+        return replace(outcome, seconds=time.perf_counter() - started, notes=tuple(notes))
+
+    def _once(self, outcome: Outcome) -> Outcome:
+        if self._idle and self._gate:
+            moment = self.now()
+            if self.witness.unchanged(moment):
+                return outcome
+        guessed = self._guess.commands() if not self._idle else []
+        since = self.witness.since
+        results = self._question.send([*guessed, *self._question.commands(since)])
+        hit = self._guess.read(results[0]) if guessed else set()
+        answer = self._question.read(results)
+        self._compare(answer, since)
+        changed = self.baseline.changed(answer)
+        self._guess.learn(hit, answer.dirty, answer.moved)
+        self._idle = not (hit or answer.dirty or changed or answer.moved)
+        self.upkeep.note([*hit, *answer.dirty, *changed])
+        if not (answer.dirty or changed or answer.moved or answer.objects != self._before.objects):
+            self.witness.settle(Since(answer.moment), answer.moment)
+        else:
+            self._put_right(answer, changed, since)
+        return replace(outcome, tables=outcome.tables + len(hit) + len(answer.dirty) + len(changed))
+
+    def dirty(self) -> tuple[dict[str, int], str]:
+        """Return what differs from the template, without changing it: rows by table, and what else, in words."""
+        since = self.witness.since
+        answer = self._question.ask(since)
+        rows = {}
+        for oid in answer.dirty:
+            table = self.facts.by_oid[oid]
+            query = sql.SQL("SELECT count(*) FROM ONLY {}").format(table.identifier)
+            rows[table.shown] = 0 if table.opaque else int(self._control.execute(query).fetchall()[0][0])
+        for oid in self.baseline.changed(answer):
+            (old, count), before = answer.seeds[oid], self.baseline.counts[oid]
+            rows[self.facts.by_oid[oid].shown] = max(count - old, before - old)
+        other = self.baseline.drift.look(self._control, since) if self._suspicious(answer) else ""
+        if answer.objects != self._before.objects:
+            other = "; ".join(filter(None, [other, "large objects"]))
+        if not (rows or other):
+            self.witness.settle(Since(answer.moment), answer.moment)
+        self._idle = False
+        return rows, other
+
+    def _suspicious(self, answer: Answer) -> bool:
+        return answer.stamps != self._before.stamps or answer.counts != self._before.counts
+
+    def _compare(self, answer: Answer, since: Since) -> None:
+        """Raise Spoiled if the schema is not the template's any more, or if rows changed that cannot be looked at."""
+        if self._suspicious(answer):
+            if changed := self.baseline.drift.look(self._control, since):
+                raise Spoiled(f"it changed the schema: {changed}")
+            # Only statistics, sizes or files: what was counted is still right, the tables were only analysed anew.
+            self._before = replace(self._before, stamps=answer.stamps)
+        if self._blind and not nothing_committed(self._control, self.witness):
+            raise Spoiled(f"something was committed, and looking for it in {', '.join(self._blind)} is dearer than a new clone")
+
+    def _put_right(self, answer: Answer, changed: list[int], since: Since) -> None:
+        """Run the plan for an answer, in one round trip, and one more for each table of which seeds were changed."""
+        if fixed := [self.facts.by_oid[oid].shown for oid in changed if oid in self.baseline.fixed]:
+            raise Spoiled(f"{', '.join(fixed)} changed, and cannot be put back row by row")
+        repairs = []
+        for oid in changed:
+            seeds = self.baseline.seeds[oid]
+            repairs += seeds.repair(seeds.changed(self._control, since), since)
+        made = plan(self.facts, answer.dirty, self._costs, repairs)
         if made.impossible:
-            return Outcome("truncate", time.perf_counter() - started, len(dirty), spoiled=made.impossible)
+            raise Spoiled(made.impossible)
+        commands = [*made.statements, *self._objects(answer, since)]
+        if answer.moved:
+            commands.append(sequences.put_back(self._sequences[oid] for oid in answer.moved))
+        started = time.perf_counter()
+        texts = [command.as_bytes(self._control) for command in commands]
+        results = self._question.send(
+            [b"BEGIN", *texts, b"SELECT pg_catalog.pg_current_xact_id()", b"COMMIT", f"SELECT {NOW}".encode()]
+        )
+        ours, end = int(results[-3].get_value(0, 0)), Moment.of((results[-1].get_value(0, 0), results[-1].get_value(0, 1)))
+        self._costs = self._costs.learn(made.pages, made.truncated, time.perf_counter() - started)
+        self.witness.settle(Since(answer.moment, (ours,)), end)
+
+    def _objects(self, answer: Answer, since: Since) -> list[sql.Composed]:
+        """Return what removes large objects that were made, or raise Spoiled if old ones have changed."""
+        if answer.objects == self._before.objects:
+            return []
+        if answer.objects[:2] != self._before.objects[:2]:
+            raise Spoiled("it changed a large object of the template")
+        return [
+            sql.SQL("SELECT count(pg_catalog.lo_unlink(oid)) FROM pg_catalog.pg_largeobject_metadata WHERE {}").format(
+                sql.SQL(since.newer())
+            )
+        ]
+
+    def _writers_gone(self, notes: list[str]) -> bool:
+        """Return whether nobody in this database has written something that may still be committed.
+
+        Waits for those who have, up to `lock_timeout`; then they are ended, or ResetBlocked is raised. False: somebody was there,
+        so that it has to be asked again what there is.
+        """
+        if self.witness.still:
+            return True
+        found = blockers.writers(self._control, self._where.spared())
+        prepared = blockers.rolled_back(self._control)
+        if not found:
+            return not prepared
+        deadline = time.monotonic() + self._where.lock_timeout
+        while found and time.monotonic() < deadline:
+            time.sleep(0.005)
+            found = blockers.writers(self._control, self._where.spared())
+        self._clear(found, notes)
+        return False
+
+    def _clear(self, found: list[blockers.Session], notes: list[str]) -> None:
+        """End the sessions that are in the way, or raise ResetBlocked."""
+        if not self._where.terminate:
+            if found:
+                raise blockers.blocked(self._where.name, self._where.lock_timeout, found)
+            return
         try:
-            if made.statements:
-                self._empty_tables(made.statements)
-            self._facts.sequences.restore(self._control)
-        except psycopg.errors.LockNotAvailable:
-            raise self._blocked() from None
-        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege) as error:
-            return Outcome("truncate", time.perf_counter() - started, len(dirty), spoiled=str(error).splitlines()[0])
-        return Outcome("truncate", time.perf_counter() - started, len(dirty))
+            left = blockers.end(self._control, found)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise Spoiled(f"a session is in the way and may not be ended: {str(error).strip()}") from None
+        if left:
+            raise Spoiled(f"{left[0]}, and did not end when told to")
+        notes += [f"ended a session in the way of a reset: {session}" for session in found]
 
-    def _empty_tables(self, statements: tuple[sql.Composed, ...]) -> None:
-        # row_security = off turns a DELETE that a policy would silently narrow into an error.
-        guards = sql.SQL("SET LOCAL lock_timeout = {}; SET LOCAL row_security = off").format(
-            f"{round(self._lock_timeout * 1000)}ms"
-        )
-        # Several statements in one message are one transaction (PostgreSQL documentation, protocol-flow, "Multiple Statements").
-        self._control.execute(sql.SQL("; ").join([guards, *statements]))
-
-    def _blocked(self) -> ResetBlocked:
-        rows = self._control.execute(
-            "SELECT pid, coalesce(usename, '?'), coalesce(state, '?'), coalesce(application_name, ''),"
-            " coalesce(left(query, 200), '')"
-            " FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND pid <> pg_catalog.pg_backend_pid()"
-            " AND backend_type = 'client backend' AND state <> 'idle'"
-        ).fetchall()
-        who = "\n".join(
-            f"Session {pid} of {user} ({application or 'unnamed'}) is {state}, last ran: {query}"
-            for pid, user, state, application, query in rows
-        )
-        return ResetBlocked(
-            f'could not reset "{self._name}" in {self._lock_timeout:g} s: another session is in the way',
-            who or "It has gone in the meantime.",
-            "Close that connection in the test or its fixture"
-            " (pytest keeps the variables of a failed test alive, connections included).",
-        )
+    def _recover(self) -> None:
+        """Leave the aborted transaction of the control session."""
+        if not self._control.closed and self._control.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            self._control.execute("ROLLBACK", prepare=False)

@@ -1,0 +1,186 @@
+"""A database that one owner copies from a template, under a lease: made, connected to, replaced, put aside and dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import psycopg
+
+from . import adapters, databases
+from .copying import claim_warm, copy
+from .dsn import Dsn
+from .errors import NotOurs, TemplateError
+from .marks import Database, Mark, clone_name, lock_key
+from .report import Report
+from .reset.drop import Drop
+from .schema import Schema
+from .server import Server
+from .snapshots import Snapshots
+from .undo import Undo
+
+Self = TypeVar("Self", bound="Owned")
+log = logging.getLogger("dbclone")
+Connection = psycopg.Connection[Any]
+
+
+def application_name(worker: str, test: str) -> str:
+    """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's id says more than its start."""
+    text = f"dbclone {worker} {test}".encode("ascii", "replace").decode()
+    return (
+        text
+        if len(text) <= 63
+        else f"dbclone {worker} …{text[-(62 - len(worker) - 11) :]}".encode("ascii", "replace").decode()[:63]
+    )
+
+
+@dataclass
+class Owned:
+    """A database copied from a template, owned by one worker of one run for as long as its lease is held.
+
+    Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `schema`, what the template
+    was built from; `report`, what clones and resets cost.
+    """
+
+    server: Server
+    name: str
+    template: Database
+    mark: Mark
+    handle: Any = None
+    schema: Schema | None = field(default=None, repr=False)
+    report: Report = field(default_factory=Report)
+    _undo: Undo = field(init=False, repr=False)
+    _snapshots: Snapshots = field(init=False, repr=False)
+    _drop: Drop = field(init=False, repr=False)
+    _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
+
+    def __post_init__(self) -> None:
+        self._undo = Undo(self.server, self.name, self.owner, lambda: self.connect(autocommit=True), self._sibling)
+        self._snapshots = Snapshots(self.server, self.name, self.mark)
+        self._drop = Drop(lambda: self.connect("drop", autocommit=True), self._build)
+
+    @classmethod
+    def create(
+        cls: type[Self], server: Server, template: Database, run: str, owner: str, handle: Any = None, schema: Schema | None = None
+    ) -> Self:
+        """Copy `template` for one owner, taking the lease first. `schema` is what the template was built from, for the reset drop.
+
+        A warm clone that `prepare --workers` left is renamed instead, if there is one. Raises TemplateError, and
+        psycopg.errors.InvalidCatalogName if the template has been dropped in the meantime.
+        """
+        settings = server.settings
+        fingerprint = template.mark.fingerprint if template.mark is not None else ""
+        mark = Mark.make("clone", settings.project, server.facts.system, run=run, worker=owner, fingerprint=fingerprint)
+        clone = cls(server, clone_name(settings.project, run, owner), template, mark, handle, schema)
+        # A session gets a lock that it holds already, so another clone of this very process has to be looked for.
+        if lock_key(clone.name) in server.leases.held() or not server.leases.take(clone.name):
+            raise TemplateError(
+                f'database "{clone.name}" is in use by another process',
+                f"Its lease is held by {server.leases.holder(clone.name)}: two workers of one run have the same name.",
+                "Give each worker a name of its own.",
+            )
+        try:
+            clone._make()
+            if settings.keep:
+                clone._undo.truncating()  # says at once if a table to keep references one that is not
+        except BaseException:
+            clone.drop()
+            raise
+        return clone
+
+    @property
+    def dsn(self) -> Dsn:
+        return self.server.database(self.name)
+
+    @property
+    def url(self) -> str:
+        """The clone's URL, for drivers; it contains the password if there is one."""
+        return self.dsn.url
+
+    @property
+    def owner(self) -> str:
+        return self.mark.worker
+
+    def _make(self) -> None:
+        started = time.perf_counter()
+        leftover = databases.find(self.server, self.name)
+        if leftover is not None:  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
+            databases.drop(self.server, leftover, force=True)
+        warm = claim_warm(self.server, self.template, self.name, self.mark)
+        if not warm:
+            copy(self.server, self.template.name, self.name, self.mark)
+        self._undo.clone_seconds = time.perf_counter() - started
+        self.report.clone(self._undo.clone_seconds)
+        log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
+
+    def connect(self, test: str = "", **options: Any) -> Connection:
+        """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
+        arguments = {**self.dsn.kwargs, "application_name": application_name(self.owner, test), **options}
+        return psycopg.connect(**arguments)
+
+    def _build(self) -> None:
+        assert self.schema is not None, "a clone made without its schema cannot be built again"
+        self.schema.build(self.url, log.info)
+
+    def _put_aside(self) -> None:
+        """Leave the database to nobody, so that it can be copied."""
+        adapters.closed(self.handle)
+        self._undo.disconnect()
+
+    @contextlib.contextmanager
+    def _sibling(self) -> Iterator[str]:
+        """Make another copy of the template for the block."""
+        name = clone_name(self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}")
+        self.server.leases.take(name)
+        try:
+            copy(self.server, self.template.name, name, self.mark)
+            yield name
+        finally:
+            if (database := databases.find(self.server, name)) is not None:
+                databases.drop(self.server, database, force=True)
+            self.server.leases.give_up(name)
+
+    def replace(self, reason: str, quiet: bool = False) -> None:
+        """Drop the database and copy the template again under the same name, so that every URL stays right.
+
+        Arguments: `reason`, for the log and, unless `quiet`, the report.
+        """
+        log.info("replacing clone %s: %s", self.name, reason)
+        if not quiet:
+            self.report.note(f"clone replaced after {reason}")
+        adapters.closed(self.handle)
+        self._undo.forget()
+        self._drop.empty = False
+        if (database := databases.find(self.server, self.name)) is not None:
+            databases.drop(self.server, database, force=True)
+        self._make()
+
+    def drop(self) -> None:
+        """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
+        next run finds the lease free and drops what was left."""
+        self._undo.disconnect()
+        self._snapshots.drop()
+        try:
+            if (database := databases.find(self.server, self.name)) is not None:
+                databases.drop(self.server, database, force=True)
+            log.info("dropped clone %s", self.name)
+        except (psycopg.Error, NotOurs) as error:
+            log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
+            self.report.note(f"clone {self.name} could not be dropped; the next run does it")
+        self.server.leases.give_up(self.name)
+
+    def __enter__(self: Self) -> Self:
+        """Point the application's handle at the clone for the block; at its end the clone is dropped."""
+        self._binding.enter_context(adapters.bound(self.handle, self.url))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self._binding.close()
+        finally:
+            self.drop()

@@ -1,0 +1,133 @@
+"""Has a test changed the schema itself, and committed it? Asked of the catalogues within the reset's own round trip.
+
+Two ways at once. The definition of a table reaches a prepared statement that names it: `timestamptz 'now'` in it is a constant that
+is worked out anew whenever the server has to analyse the statement again (PostgreSQL documentation, sql-prepare, "Notes"), so a
+changed stamp means that a table, its columns, indexes, triggers or policies changed. Everything else is counted, by catalogue, rows
+that are newer than the last reset counting so much that they show. What these two suspect, `Drift.look` finds out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from .witness import NEWER, Since
+
+_USER = 16384  # oids below are the server's own (FirstNormalObjectId in src/include/access/transam.h)
+_TEMP = "(SELECT oid FROM pg_catalog.pg_class WHERE relpersistence = 't')"
+_TEMP_SCHEMAS = "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_')"
+# Rows to count in every reset: few, found by index. Tables are in the other way's care.
+_PROBES = (
+    f"pg_class WHERE oid >= {_USER} AND relpersistence <> 't'",
+    f"pg_proc WHERE oid >= {_USER}",
+    f"pg_type WHERE oid >= {_USER}",
+    "pg_enum",
+    f"pg_rewrite WHERE ev_class >= {_USER}",
+    f"pg_description WHERE objoid >= {_USER}",
+    "pg_extension",
+    "pg_sequence",
+    "pg_constraint WHERE conrelid = 0",
+    "pg_depend WHERE refclassid = 2615 AND refobjid = ANY({schemas}::oid[])",
+    "pg_event_trigger",
+    "pg_publication",
+    "pg_default_acl",
+    f"pg_cast WHERE oid >= {_USER}",
+    "pg_db_role_setting WHERE setdatabase = {database}",
+)
+# Everything that a schema is, for the thorough look: (catalogue, column with a name, rows that are not temporary).
+_CATALOGUES = (
+    ("pg_attribute", "attname", f"attrelid NOT IN {_TEMP}"),
+    ("pg_proc", "proname", ""),
+    ("pg_type", "typname", f"typnamespace NOT IN {_TEMP_SCHEMAS}"),
+    ("pg_constraint", "conname", f"connamespace NOT IN {_TEMP_SCHEMAS}"),
+    ("pg_namespace", "nspname", "nspname !~ '^pg_(toast_)?temp_'"),
+    ("pg_index", "", f"indrelid NOT IN {_TEMP}"),
+    ("pg_attrdef", "", f"adrelid NOT IN {_TEMP}"),
+    ("pg_trigger", "tgname", f"tgrelid NOT IN {_TEMP}"),
+    ("pg_rewrite", "", f"ev_class NOT IN {_TEMP}"),
+    ("pg_inherits", "", f"inhrelid NOT IN {_TEMP}"),
+    ("pg_policy", "polname", ""), ("pg_enum", "enumlabel", ""), ("pg_extension", "extname", ""), ("pg_description", "", ""),
+    ("pg_sequence", "", f"seqrelid NOT IN {_TEMP}"), ("pg_partitioned_table", "", f"partrelid NOT IN {_TEMP}"),
+    ("pg_collation", "collname", ""), ("pg_cast", "", ""), ("pg_operator", "oprname", ""), ("pg_opclass", "opcname", ""),
+    ("pg_opfamily", "opfname", ""), ("pg_amop", "", ""), ("pg_amproc", "", ""), ("pg_aggregate", "", ""), ("pg_range", "", ""),
+    ("pg_language", "lanname", ""), ("pg_conversion", "conname", ""), ("pg_ts_config", "cfgname", ""),
+    ("pg_ts_config_map", "", ""), ("pg_ts_dict", "dictname", ""), ("pg_ts_parser", "prsname", ""),
+    ("pg_ts_template", "tmplname", ""), ("pg_statistic_ext", "stxname", ""), ("pg_publication", "pubname", ""),
+    ("pg_publication_rel", "", ""), ("pg_event_trigger", "evtname", ""), ("pg_default_acl", "", ""),
+    ("pg_foreign_server", "srvname", ""), ("pg_foreign_data_wrapper", "fdwname", ""), ("pg_foreign_table", "", ""),
+    ("pg_transform", "", ""), ("pg_am", "amname", ""), ("pg_seclabel", "", ""), ("pg_init_privs", "", ""),
+    ("pg_db_role_setting", "", "setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"),
+)  # fmt: skip
+# What a TRUNCATE or VACUUM changes in pg_class is left out: file, sizes, freezing, and flags that VACUUM corrects later.
+_RELATION = """pg_catalog.hashtextextended(ROW(relname, relnamespace, reloftype, relowner, relam, reltablespace, relkind,
+    relpersistence, relnatts, relchecks, relrowsecurity, relforcerowsecurity, relispopulated, relreplident, relispartition,
+    relacl::text, reloptions, relpartbound IS NULL)::text, 0)"""
+_RELATIONS = f"""SELECT oid::int8, relname::text, {_RELATION}
+    FROM pg_catalog.pg_class WHERE oid >= {_USER} AND relpersistence <> 't' AND relkind <> 't'
+    AND relnamespace <> 'pg_toast'::regnamespace"""
+
+
+def probes(connection: psycopg.Connection[Any]) -> sql.Composed:
+    """Return the select list that counts the catalogues; $1 to $3 in it say which rows are new."""
+    row = connection.cursor(row_factory=tuple_row).execute(
+        "SELECT array(SELECT oid::int8 FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'),"
+        " (SELECT oid::int8 FROM pg_database WHERE datname = current_database())"
+    )
+    schemas, database = row.fetchone() or ([], 0)
+    counted = (
+        sql.SQL("(SELECT coalesce(sum(CASE WHEN {} THEN 1000000 ELSE 1 END), 0) FROM pg_catalog.{})").format(
+            sql.SQL(NEWER), sql.SQL(probe).format(schemas=sql.Literal(schemas), database=database)
+        )
+        for probe in _PROBES
+    )
+    return sql.SQL("concat_ws(',', {})").format(sql.SQL(", ").join(counted))
+
+
+@dataclass
+class Drift:
+    """The catalogues as they were in the template: rows of each, and what each relation looked like."""
+
+    counts: list[int] = field(default_factory=list)
+    relations: dict[int, tuple[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def remember(cls, connection: psycopg.Connection[Any], since: Since) -> Drift:
+        """Count everything in a database that is equal to its template."""
+        found = cls()
+        counts, rows = found._ask(connection, since)
+        found.counts = [count for count, _, _ in counts]
+        found.relations = {oid: (name, digest) for oid, name, digest in rows}
+        return found
+
+    @staticmethod
+    def _ask(connection: psycopg.Connection[Any], since: Since) -> tuple[list[tuple[int, int, str]], list[tuple[Any, ...]]]:
+        newer = since.newer()
+        parts = [
+            f"SELECT {number}, count(*), count(*) FILTER (WHERE {newer}),"
+            f" coalesce((array_agg({name or 'NULL'}::text) FILTER (WHERE {newer}))[1:3], '{{}}')"
+            f" FROM pg_catalog.{catalogue} WHERE {condition or 'true'}"
+            for number, (catalogue, name, condition) in enumerate(_CATALOGUES)
+        ]
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            rows = cursor.execute(" UNION ALL ".join(parts).encode()).fetchall()
+            counts = [(count, new, ", ".join(filter(None, names))) for _, count, new, names in sorted(rows, key=lambda row: row[0])]
+            return counts, cursor.execute(_RELATIONS.encode()).fetchall()
+
+    def look(self, connection: psycopg.Connection[Any], since: Since) -> str:
+        """Return what has changed in the schema, in words; an empty string if nothing has."""
+        counts, rows = self._ask(connection, since)
+        now = {oid: (name, digest) for oid, name, digest in rows}
+        gone = [name for oid, (name, _) in self.relations.items() if oid not in now]
+        new = [name for oid, (name, _) in now.items() if oid not in self.relations]
+        other = [name for oid, (name, digest) in now.items() if oid in self.relations and self.relations[oid] != (name, digest)]
+        found = [
+            f"{what} {', '.join(names[:3])}" for what, names in (("created", new), ("dropped", gone), ("altered", other)) if names
+        ]
+        for (catalogue, _, _), before, (count, newer, names) in zip(_CATALOGUES, self.counts, counts, strict=True):
+            if newer or count != before:
+                found.append(f"changed {catalogue}" + (f" ({names})" if names else ""))
+        return "; ".join(found[:4])

@@ -1,0 +1,146 @@
+"""The rows that every test starts with: remembered once a clone as text, and put back one by one where a test changed them.
+
+A changed row is found by its writer: whoever inserted or updated it has a transaction number that the last reset had not seen. A
+deleted one is missed in the count. To find out which it was, rows are told apart by their primary key, or by all their columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from .facts import Table
+from .witness import Since
+
+ROWS, BYTES = 20_000, 8_000_000  # remembered at most, all tables together; a change in what is larger costs a new clone
+# attidentity 'a' is GENERATED ALWAYS, attgenerated any generated column; dropped columns stay in pg_attribute.
+_COLUMNS = """
+SELECT a.attrelid::int8, a.attname::text, a.attidentity = 'a', a.attgenerated <> '',
+       a.attnum = ANY(coalesce((SELECT i.indkey FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary), '')::int2[])
+FROM pg_attribute a WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: `fixed`, an UPDATE may not set it; `generated`, an INSERT may not either; `key`, part of the primary key."""
+
+    name: str
+    fixed: bool
+    generated: bool
+    key: bool
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.name)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one table's seeds: texts of rows that are `missing`, whole and as they were."""
+
+    missing: tuple[str, ...]
+
+
+@dataclass
+class Remembered:
+    """One table's seeds: `rows`, from the text of the key to the texts of the rows that have it."""
+
+    table: Table
+    columns: tuple[Column, ...]
+    rows: dict[str, list[str]]
+    count: int
+
+    @property
+    def keys(self) -> list[Column]:
+        return [column for column in self.columns if column.key]
+
+    @property
+    def _key(self) -> sql.Composable:
+        if not self.keys:
+            return sql.SQL("t::text")
+        return sql.SQL("ROW({})::text").format(sql.SQL(", ").join(sql.SQL("t.{}").format(c.identifier) for c in self.keys))
+
+    def changed(self, connection: psycopg.Connection[Any], since: Since) -> Change:
+        """Ask which seeds are not there any more as they were, in one round trip."""
+        question = sql.SQL("SELECT {}, {} FROM ONLY {} AS t").format(self._key, sql.SQL(since.newer("t.")), self.table.identifier)
+        there = Counter(key for key, newer in connection.cursor(row_factory=tuple_row).execute(question) if not newer)
+        missing = []
+        for key, texts in self.rows.items():
+            if len(texts) > there[key]:
+                missing += texts[there[key] :]  # rows with one key and more than one text do not exist
+        return Change(tuple(missing))
+
+    def repair(self, change: Change, since: Since) -> list[sql.Composed]:
+        """Return the parts of one statement that put the missing rows back and delete the new ones.
+
+        All parts see the tables as they were before. A row whose key is there again is updated in place, so that rows which
+        reference it never lack it; constraints are checked when the whole statement is done.
+        """
+        parts = {
+            "t": self.table.identifier,
+            "old": sql.SQL("(SELECT (r).* FROM (SELECT unnest({}::text[])::{} AS r) AS u) AS o").format(
+                sql.Literal(list(change.missing)), self.table.identifier
+            ),
+            "newer": sql.SQL(since.newer("t.")),
+        }
+        parts["same"] = (
+            sql.SQL(" AND ").join(sql.SQL("t.{0} = o.{0}").format(column.identifier) for column in self.keys)
+            if self.keys
+            else sql.SQL("false")
+        )
+        settable = [column for column in self.columns if not (column.fixed or column.generated or column.key)]
+        insertable = [column for column in self.columns if not column.generated]
+        statements = [
+            sql.SQL("DELETE FROM ONLY {t} AS t WHERE {newer} AND NOT EXISTS (SELECT FROM {old} WHERE {same})").format(**parts)
+        ]
+        if change.missing:
+            names = sql.SQL(", ").join(column.identifier for column in insertable)
+            statements.append(
+                sql.SQL(
+                    "INSERT INTO {t} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {old}"
+                    " WHERE NOT EXISTS (SELECT FROM ONLY {t} AS t WHERE {newer} AND {same})"
+                ).format(names=names, **parts)
+            )
+        if change.missing and settable and self.keys:
+            pairs = sql.SQL(", ").join(sql.SQL("{0} = o.{0}").format(column.identifier) for column in settable)
+            statements.append(
+                sql.SQL("UPDATE ONLY {t} AS t SET {pairs} FROM {old} WHERE {newer} AND {same}").format(pairs=pairs, **parts)
+            )
+        return statements
+
+
+def remember(
+    connection: psycopg.Connection[Any], tables: Iterable[Table], counts: dict[int, int]
+) -> tuple[dict[int, Remembered], frozenset[int]]:
+    """Read the seeds of a database that is equal to its template.
+
+    Arguments: `counts`, rows by table. Returns what is remembered by table, and the tables whose seeds cannot be put back row by
+    row: too large, in a materialized view, or where a trigger, rule or policy of the user would act.
+    """
+    candidates, total = [], 0
+    for table in sorted(tables, key=lambda table: counts[table.oid]):
+        total += counts[table.oid]
+        if total <= ROWS and not (table.view or table.unrepairable or table.opaque):
+            candidates.append(table)
+    found: dict[int, Remembered] = {}
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        columns: dict[int, list[Column]] = {}
+        for oid, *values in cursor.execute(_COLUMNS, [[table.oid for table in candidates]]) if candidates else ():
+            columns.setdefault(oid, []).append(Column(*values))
+        left = BYTES
+        for table in candidates:
+            seeds = Remembered(table, tuple(columns.get(table.oid, ())), {}, counts[table.oid])
+            query = sql.SQL("SELECT {}, t::text FROM ONLY {} AS t").format(seeds._key, table.identifier)
+            for key, text in cursor.execute(query):
+                seeds.rows.setdefault(key, []).append(text)
+                left -= len(text)
+            if left >= 0:
+                found[table.oid] = seeds
+    return found, frozenset(table.oid for table in tables if table.oid not in found)
