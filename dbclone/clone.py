@@ -194,6 +194,7 @@ class Clone(Owned):
             return
         if auto:
             self.escalated.add(test)
+            self.report.escaped.append(test)
         error = escaped(self.name, test, rows, other)
         self.report.note(error.message)
         self._settle(self._finish("truncate"), test)

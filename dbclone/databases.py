@@ -77,9 +77,13 @@ def create(server: Server, name: str, template: str, mark: Mark, options: dict[s
     comment(server, name, mark)
 
 
+def _comment(name: str, mark: Mark) -> sql.Composed:
+    return sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(mark.text()))
+
+
 def comment(server: Server, name: str, mark: Mark) -> None:
     """Write the mark of a database that this process made or claimed."""
-    _run(server, sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(mark.text())))
+    _run(server, _comment(name, mark))
 
 
 def touch(server: Server, database: Database) -> None:
@@ -124,18 +128,18 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
                 server.fetch("SELECT pg_terminate_backend(%s)", [pid])
             except psycopg.errors.InsufficientPrivilege:
                 refused.add(pid)
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
-def _rename(server: Server, old: str, new: str) -> None:
+def _renaming(old: str, new: str) -> sql.Composed:
     check_name(new)
-    _run(server, sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
+    return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
 
 
 def rename(server: Server, old: str, new: str) -> bool:
     """Rename a database; return False if the new name is taken: then somebody else was first."""
     try:
-        _rename(server, old, new)
+        _run(server, _renaming(old, new))
     except _TAKEN:
         return False
     return True
@@ -148,26 +152,62 @@ def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     """
     try:
         with server.connection.transaction():
-            _rename(server, name, aside)
-            _rename(server, replacement, name)
+            _run(server, _renaming(name, aside))
+            _run(server, _renaming(replacement, name))
     except psycopg.errors.InvalidCatalogName:
         return False
     return True
 
 
 def claim(server: Server, spare: Database, name: str, mark: Mark) -> bool:
-    """Make a warm clone the database `name`, open and with its owner's mark; return False if somebody else took it first.
-
-    All in one transaction: a spare under a new name and still with a spare's mark would look free to the next who wants one.
-    """
+    """Make a warm clone the database `name`, open and with its owner's mark; return False if somebody else took it first."""
     try:
-        with server.connection.transaction():
-            _rename(server, spare.name, name)
-            _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
-            comment(server, name, mark)
+        hand_over(server, spare.name, name, mark)
     except (*_TAKEN, psycopg.errors.InvalidCatalogName, psycopg.errors.ObjectInUse):
         return False
     return True
+
+
+def hand_over(server: Server, spare: str, name: str, mark: Mark, old: Database | None = None, aside: str = "") -> None:
+    """Make a warm clone, which is closed, the database `name`, open and with its owner's mark, in one transaction: under a new
+    name and still with a spare's mark it would look free. `old`, which has that name now, steps aside as `aside`, without
+    sessions. Raises NotOurs, psycopg.errors.ObjectInUse if a session may not be ended, psycopg.Error."""
+    opening = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name))
+    parts = [_renaming(name, aside)] if old else []
+    statements = sql.SQL("; ").join([*parts, _renaming(spare, name), opening, _comment(name, mark)])  # one message
+    if old is not None:
+        _check_ours(server, old)
+        _vacate(server, old, 0.005)
+    try:
+        _run(server, statements)
+    except psycopg.errors.ObjectInUse:
+        if old is None:
+            raise
+        _vacate(server, old, 0)  # somebody has come in since
+        _run(server, statements)
+
+
+def _vacate(server: Server, old: Database, patience: float) -> None:
+    """Free a database of sessions and prepared transactions, for which a rename waits up to 5 s. A session ends a moment after its
+    client has closed it; after `patience` seconds those left are ended and nobody is let in, with 0 in any case."""
+    name, deadline = old.name, time.monotonic() + patience
+    now = find(server, name) if _roll_back_prepared(server, name) else old
+    while now is not None and now.sessions and time.monotonic() < deadline:
+        time.sleep(0.0001)
+        now = find(server, name)
+    if (not patience or (now is not None and now.sessions)) and (stayed := close_to_others(server, name)):
+        _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
+        raise psycopg.errors.ObjectInUse(f'database "{name}" is in use by {stayed}, who may not be ended')
+
+
+def _check_ours(server: Server, database: Database) -> None:
+    """Raise NotOurs unless dbclone can prove that it made this database."""
+    if problem := database.problem(server.facts.system):
+        raise NotOurs(
+            f"database {database.name!r} on {server.where} is left alone: {problem}",
+            "dbclone drops only what carries its own mark for this server and belongs to its own role.",
+            "Drop it by hand if you know what it is.",
+        )
 
 
 def drop(server: Server, database: Database, force: bool = False) -> None:
@@ -179,12 +219,7 @@ def drop(server: Server, database: Database, force: bool = False) -> None:
     now = find(server, database.name)
     if now is None or now.oid != database.oid:
         return
-    if problem := now.problem(server.facts.system):
-        raise NotOurs(
-            f"database {now.name!r} on {server.where} is left alone: {problem}",
-            "dbclone drops only what carries its own mark for this server and belongs to its own role.",
-            "Drop it by hand if you know what it is.",
-        )
+    _check_ours(server, now)
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our connection, DROP works.
     is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")  # also one that somebody has opened

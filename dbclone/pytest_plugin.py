@@ -101,7 +101,8 @@ def _mentions_dbclone(root: Any) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback, truncate or none (see the README)",
+        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback, truncate, clone, drop or"
+        " none (see the README)",
     )
 
 
@@ -165,6 +166,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     state = config.stash[STATE]
     if hasattr(config, "workeroutput"):
         config.workeroutput["dbclone"] = state.report.data()
+    else:
+        state.remember()
     _quietly(state)
 
 
@@ -247,6 +250,7 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
                 both = run.alone(settings, state.worker, state.run, schema, rebuild, progress)
                 state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
+            clone.escalated.update(state.remembered())
         yield clone
 
 

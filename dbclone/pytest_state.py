@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .template import Template
 
 
+_ESCAPED = "dbclone/escaped"  # a key of pytest's cache
+
+
 class State:
     """What one pytest process knows of its run."""
 
@@ -45,6 +48,18 @@ class State:
             sources = {**settings.sources, "schema": "the hook pytest_dbclone_schema"}
             return replace(settings, schema=(given,), sources=sources), None
         return settings, given
+
+    def remembered(self) -> set[str]:
+        """Return the tests that were seen committing outside a sandbox in earlier runs; none without pytest's cache."""
+        cache = getattr(self.config, "cache", None)
+        found = cache.get(_ESCAPED, []) if cache is not None else []
+        return {test for test in found if isinstance(test, str)} if isinstance(found, list) else set()
+
+    def remember(self) -> None:
+        """Add the tests that were seen in this run to those of earlier ones."""
+        cache = getattr(self.config, "cache", None)
+        if cache is not None and self.report.escaped:
+            cache.set(_ESCAPED, sorted(self.remembered().union(self.report.escaped)))
 
     def progress(self) -> Progress:
         """Return what tells a person what a long build is doing, to be used in a `with` block."""

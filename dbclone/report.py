@@ -12,7 +12,7 @@ class Report:
     """Counts and seconds of one worker, or of several merged.
 
     `clones` made in `clone_seconds`; `resets` and `reset_seconds` by kind of reset; `worst`, the test with the dearest reset, and
-    its `worst_seconds`; `notes`, what a person should know.
+    its `worst_seconds`; `notes`, what a person should know; `escaped`, tests that committed outside a sandbox.
     """
 
     clones: int = 0
@@ -22,6 +22,7 @@ class Report:
     worst: str = ""
     worst_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    escaped: list[str] = field(default_factory=list)
 
     def clone(self, seconds: float) -> None:
         """Add one clone made."""
@@ -51,6 +52,7 @@ class Report:
             self.worst, self.worst_seconds = other.worst, other.worst_seconds
         for text in other.notes:
             self.note(text)
+        self.escaped += [test for test in other.escaped if test not in self.escaped]
 
     def data(self) -> dict[str, Any]:
         """Return the figures as plain data: what workers send to the controller and `--json` prints."""
@@ -65,6 +67,7 @@ class Report:
                 "resets": Counter(data["resets"]),
                 "reset_seconds": dict(data["reset_seconds"]),
                 "notes": list(data["notes"]),
+                "escaped": list(data["escaped"]),
             }
         )
 

@@ -11,25 +11,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+# Letters of names are what the server takes for them: any character beyond ASCII, and no white space but these six.
+_SPACE = " \t\n\r\f\v"
+# Nothing here repeats a group: for each repetition of one the engine would keep a record, gigabytes for a literal of 20 MB.
 _TOKEN = re.compile(
     r"""
-      (?P<space>\s+)
-    | (?P<line>--[^\n]*)
+      (?P<space>[ \t\n\r\f\v]+|--[^\n\r]*)
     | (?P<block>/\*)
-    | (?P<estring>[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z))
-    | (?P<string>'(?:[^']|'')*(?:'|\Z))
-    | (?P<ident>"(?:[^"]|"")*(?:"|\Z))
-    | (?P<dollar>\$(?:[^\W\d]\w*)?\$)
-    | (?P<word>[^\W\d][\w$]*)
+    | (?P<estring>[eE]')
+    | (?P<string>')
+    | (?P<ident>")
+    | (?P<dollar>\$(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*)?\$)
+    | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*)
     | (?P<end>;)
     | (?P<open>[(])
     | (?P<close>[)])
-    | (?P<other>\$\d+|\d+|.)
+    | (?P<other>\$?[0-9]+|.)
     """,
     re.X | re.S,
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
-_COPY_FROM_STDIN = re.compile(r"^COPY\b.*\bFROM\s+STDIN\b", re.I | re.S)
+_ESCAPED = re.compile(r"\\.|''|'", re.S)
+_DATA_END = re.compile(r"^\\\.[ \t]*\r?(?:\n|\Z)", re.M)
+_ROUTINE = re.compile(r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\b")
+_CACHED = 10_000  # characters: longer texts are not worth their memory
 _MIGHT_CONTROL = re.compile(r"\b(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE)\b", re.I)
 
 
@@ -56,37 +61,87 @@ class Control:
     chain: bool = False
 
 
+def _quoted(text: str, at: int, quote: str, escapes: bool) -> int:
+    """Return where the quoted text ends whose inside starts at `at`: behind its closing quote, or at the end of a text without.
+
+    Arguments: `escapes`, whether a backslash takes the next character with it.
+    """
+    if escapes:
+        while match := _ESCAPED.search(text, at):
+            at = match.end()
+            if match[0] == "'":
+                return at
+        return len(text)
+    while (at := text.find(quote, at) + 1) and text.startswith(quote, at):
+        at += 1
+    return at or len(text)
+
+
+def _comment(text: str, at: int) -> int:
+    """Return where the block comment ends whose inside starts at `at`; comments nest."""
+    depth = 1
+    while depth and (edge := _COMMENT_EDGE.search(text, at)):
+        depth += 1 if edge[0] == "/*" else -1
+        at = edge.end()
+    return len(text) if depth else at
+
+
 def _tokens(text: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
-    """Yield (kind, start, end); comments come as `space`, quoted text whole."""
+    """Yield (kind, start, end); comments come as `space`, quoted text whole. Time and memory grow as the text does, no faster."""
     at = start
+    escaped = broken = False  # whether an E string came last, and a new line since: then a string goes on with it, escapes included
     while at < len(text):
         match = _TOKEN.match(text, at)
         assert match is not None  # `other` takes any character
         kind, end = str(match.lastgroup), match.end()
-        if kind == "block":
-            depth, end = 1, at + 2
-            while depth:
-                edge = _COMMENT_EDGE.search(text, end)
-                if edge is None:
-                    end = len(text)
-                    break
-                depth += 1 if edge[0] == "/*" else -1
-                end = edge.end()
-            kind = "space"
-        elif kind == "line":
-            kind = "space"
-        elif kind == "dollar":
-            closing = text.find(match[0], end)
-            end = len(text) if closing < 0 else closing + len(match[0])
-            kind = "string"
+        if kind == "space":
+            broken = broken or (escaped and "\n" in match[0])
+        elif kind == "block":
+            kind, end = "space", _comment(text, end)
+            escaped = False
+        else:
+            if kind in ("string", "estring"):
+                escaped = kind == "estring" or (escaped and broken)
+                kind, end = "string", _quoted(text, end, "'", escaped)
+            else:
+                escaped = False
+                if kind == "ident":
+                    end = _quoted(text, end, '"', False)
+                elif kind == "dollar":
+                    closing = text.find(match[0], end)
+                    kind, end = "string", len(text) if closing < 0 else closing + len(match[0])
+            broken = False
         yield kind, at, end
         at = end
 
 
-def _defines_routine(words: list[str]) -> bool:
-    """Whether the words so far belong to CREATE [OR REPLACE] FUNCTION or PROCEDURE, in which BEGIN opens a body."""
-    head = [w for w in words[:4] if w not in ("OR", "REPLACE")]
-    return head[:1] == ["CREATE"] and head[1:2] in (["FUNCTION"], ["PROCEDURE"])
+class _Open:
+    """What is known of a statement that has not ended yet."""
+
+    def __init__(self, begin: int) -> None:
+        self.begin = begin
+        self.depth = self.body = 0  # parentheses open; BEGIN and CASE open in the body of a routine
+        self.head = ""  # its first words, of which only CREATE FUNCTION and COPY matter
+        self.words = 0
+        self.last = ""  # the last word outside parentheses
+        self.routine = self.from_stdin = False
+
+    def word(self, word: str) -> None:
+        """Take note of a word, in upper case."""
+        if self.words < 5:
+            self.words += 1
+            self.head += word + " "
+            self.routine = _ROUTINE.match(self.head) is not None
+        if self.depth > 0:
+            return
+        if self.routine:
+            if word == "BEGIN" or (word == "CASE" and self.body):
+                self.body += 1
+            elif word == "END" and self.body:
+                self.body -= 1
+        elif word == "STDIN" and self.last == "FROM" and self.head.startswith("COPY "):
+            self.from_stdin = True
+        self.last = word
 
 
 def split(text: str) -> Iterator[Statement]:
@@ -95,46 +150,44 @@ def split(text: str) -> Iterator[Statement]:
     psql's `\\restrict` and `\\unrestrict` lines, which pg_dump writes, are passed over; any other backslash command is yielded as
     a Statement whose text starts with the backslash, for the caller to refuse. COPY … FROM STDIN takes the lines up to `\\.`.
     """
-    at = 0
+    at = counted = 0
+    line = 1
     while at < len(text):
-        begin: int | None = None
-        depth = body = 0
-        words: list[str] = []
-        end = next_at = len(text)
+        now: _Open | None = None
+        next_at = len(text)
         for kind, start, stop in _tokens(text, at):
             if kind == "space":
                 continue
-            if begin is None and text[start] == "\\":
-                newline = text.find("\n", start)
-                next_at = len(text) if newline < 0 else newline + 1
-                begin, end = start, next_at
-                break
-            if kind == "end" and depth <= 0 and not body:
-                end, next_at = start, stop
-                break
-            if begin is None:
-                begin = start
-            if kind == "open":
-                depth += 1
+            if now is None:
+                if kind == "end":
+                    continue
+                now = _Open(start)
+                # From where the last statement began, so that no line is counted twice.
+                line, counted = line + text.count("\n", counted, start), start
+                if text[start] == "\\":
+                    newline = text.find("\n", start)
+                    next_at = len(text) if newline < 0 else newline + 1
+                    command = text[start:next_at].strip()
+                    if not command.startswith(("\\restrict ", "\\unrestrict ")):
+                        yield Statement(command, line)
+                    now = None
+                    break
+            if kind == "word":
+                now.word(text[start:stop].upper())
+            elif kind == "open":
+                now.depth += 1
             elif kind == "close":
-                depth -= 1
-            elif kind == "word":
-                word = text[start:stop].upper()
-                if len(words) < 5:
-                    words.append(word)
-                if _defines_routine(words):
-                    if word == "BEGIN" or (word == "CASE" and body):
-                        body += 1
-                    elif word == "END" and body:
-                        body -= 1
-        if begin is not None:
-            found = text[begin:end].strip()
-            line = text.count("\n", 0, begin) + 1
-            if not found.startswith(("\\restrict ", "\\unrestrict ")):
-                data = None
-                if _COPY_FROM_STDIN.match(found):
-                    data, next_at = _copy_data(text, next_at)
-                yield Statement(found, line, data)
+                now.depth -= 1
+            elif kind == "end" and now.depth <= 0 and not now.body:
+                if now.from_stdin:
+                    data, next_at = _copy_data(text, stop)
+                    yield Statement(text[now.begin : start].rstrip(_SPACE), line, data)
+                    now = None
+                    break
+                yield Statement(text[now.begin : start].rstrip(_SPACE), line)
+                now = None
+        if now is not None:
+            yield Statement(text[now.begin :].rstrip(_SPACE), line, "" if now.from_stdin else None)
         at = next_at
 
 
@@ -142,7 +195,7 @@ def _copy_data(text: str, at: int) -> tuple[str, int]:
     """Return the data lines after a COPY FROM STDIN, and where the script goes on behind `\\.`."""
     newline = text.find("\n", at)
     start = len(text) if newline < 0 else newline + 1
-    done = re.compile(r"^\\\.[ \t]*\r?(?:\n|\Z)", re.M).search(text, start)
+    done = _DATA_END.search(text, start)
     return (text[start:], len(text)) if done is None else (text[start : done.start()], done.end())
 
 

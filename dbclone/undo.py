@@ -4,7 +4,7 @@ was equal to its template."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +84,7 @@ class Undo:
             settings.on_leak == "terminate",
             self.clone_seconds,
             self._spared,
+            lambda: self._connected_sibling(given),
         )
         if self._baseline is None and not self.tainted and nothing_committed(self._control, self.witness):
             self._truncate = Truncate.here(self._control, where, self.witness, settings.keep, self.positions)
@@ -98,9 +99,14 @@ class Undo:
         return self._truncate
 
     def _learned_elsewhere(self, where: Circumstances, given: str) -> Baseline:
-        with self.sibling() as name, contextlib.closing(self.server.connect(name, f"baseline {self.owner}", given)) as connection:
+        with self._connected_sibling(given) as connection:
             row = connection.execute(f"SELECT {NOW}".encode()).fetchone() or ()
             return Truncate.here(connection, where, Witness(Moment.of(tuple(row))), self.server.settings.keep).baseline
+
+    @contextlib.contextmanager
+    def _connected_sibling(self, given: str) -> Iterator[Connection]:
+        with self.sibling() as name, contextlib.closing(self.server.connect(name, f"baseline {self.owner}", given)) as connection:
+            yield connection
 
     def _spared(self) -> list[int]:
         """Return the process ids of our own sessions."""

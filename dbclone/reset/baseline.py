@@ -25,7 +25,7 @@ _SCAN = 60e-9  # seconds to look at one row
 @dataclass(frozen=True)
 class Baseline:
     """What there was. `answer`, to the question; `counts`, rows of the seeded tables by oid; `seeds`, those that can be put back
-    row by row, and `fixed` those that cannot; `drift`, the catalogues."""
+    row by row, and `fixed` those that cannot; `drift`, the catalogues, once they had to be looked at."""
 
     facts: Facts
     answer: Answer
@@ -40,7 +40,7 @@ class Baseline:
         answer, facts, connection = question.ask(since), question.facts, question.connection
         counts = {oid: count for oid, (_, count) in answer.seeds.items()}
         seeds, fixed = remember(connection, [t for t in facts.tables if t.seeded and not t.opaque], counts)
-        return cls(facts, answer, counts, Drift.remember(connection, since), seeds, fixed)
+        return cls(facts, answer, counts, Drift(), seeds, fixed)
 
     def blind(self, clone_seconds: float) -> list[str]:
         """Return the seeded tables that cannot be looked at, or not for less than a fresh clone costs."""

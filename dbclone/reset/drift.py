@@ -15,14 +15,15 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
-from .witness import NEWER, Since
+from .witness import Since
 
 _USER = 16384  # oids below are the server's own (FirstNormalObjectId in src/include/access/transam.h)
 _TEMP = "(SELECT oid FROM pg_catalog.pg_class WHERE relpersistence = 't')"
 _TEMP_SCHEMAS = "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_')"
-# Rows to count in every reset: few, found by index. Tables are in the other way's care.
+# Rows to count in every reset: few, found by index. The other way sees tables and sequences, and the indexes that tables get or
+# lose; what is in a schema depends on it.
 _PROBES = (
-    f"pg_class WHERE oid >= {_USER} AND relpersistence <> 't'",
+    "pg_class WHERE oid = ANY({others}::oid[])",
     f"pg_proc WHERE oid >= {_USER}",
     f"pg_type WHERE oid >= {_USER}",
     "pg_enum",
@@ -71,20 +72,36 @@ _RELATIONS = f"""SELECT oid::int8, relname::text, {_RELATION}
     AND relnamespace <> 'pg_toast'::regnamespace"""
 
 
-def probes(connection: psycopg.Connection[Any]) -> sql.Composed:
-    """Return the select list that counts the catalogues; $1 to $3 in it say which rows are new."""
-    row = connection.cursor(row_factory=tuple_row).execute(
-        "SELECT array(SELECT oid::int8 FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'),"
-        " (SELECT oid::int8 FROM pg_database WHERE datname = current_database())"
-    )
-    schemas, database = row.fetchone() or ([], 0)
-    counted = (
-        sql.SQL("(SELECT coalesce(sum(CASE WHEN {} THEN 1000000 ELSE 1 END), 0) FROM pg_catalog.{})").format(
-            sql.SQL(NEWER), sql.SQL(probe).format(schemas=sql.Literal(schemas), database=database)
+@dataclass(frozen=True)
+class Probes:
+    """What tells one database's probes from another's: oids of its user schemas, of itself, and of relations that the prepared
+    statements do not name."""
+
+    schemas: list[int]
+    database: int
+    others: list[int]
+
+    @classmethod
+    def of(cls, connection: psycopg.Connection[Any]) -> Probes:
+        """Read them in a database that is equal to its template."""
+        row = connection.cursor(row_factory=tuple_row).execute(
+            "SELECT array(SELECT oid::int8 FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'),"
+            " (SELECT oid::int8 FROM pg_database WHERE datname = current_database()),"
+            " array(SELECT oid::int8 FROM pg_class WHERE oid >= 16384 AND relkind NOT IN ('r', 'm', 'S', 't')"
+            " AND relnamespace <> 'pg_toast'::regnamespace)"
         )
-        for probe in _PROBES
-    )
-    return sql.SQL("concat_ws(',', {})").format(sql.SQL(", ").join(counted))
+        return cls(*(row.fetchone() or ([], 0, [])))
+
+    def select(self, newer: str) -> sql.Composed:
+        """Return the column that counts the catalogues; `newer` says which of their rows are new."""
+        values = {"schemas": sql.Literal(self.schemas), "database": sql.Literal(self.database), "others": sql.Literal(self.others)}
+        counted = (
+            sql.SQL("(SELECT coalesce(sum(CASE WHEN {} THEN 1000000 ELSE 1 END), 0) FROM pg_catalog.{})").format(
+                sql.SQL(newer), sql.SQL(probe).format(**values)
+            )
+            for probe in _PROBES
+        )
+        return sql.SQL("concat_ws(',', {})").format(sql.SQL(", ").join(counted))
 
 
 @dataclass
@@ -94,14 +111,16 @@ class Drift:
     counts: list[int] = field(default_factory=list)
     relations: dict[int, tuple[str, int]] = field(default_factory=dict)
 
-    @classmethod
-    def remember(cls, connection: psycopg.Connection[Any], since: Since) -> Drift:
+    @property
+    def known(self) -> bool:
+        """Whether it has been learned."""
+        return bool(self.counts)
+
+    def learn(self, connection: psycopg.Connection[Any], since: Since) -> None:
         """Count everything in a database that is equal to its template."""
-        found = cls()
-        counts, rows = found._ask(connection, since)
-        found.counts = [count for count, _, _ in counts]
-        found.relations = {oid: (name, digest) for oid, name, digest in rows}
-        return found
+        counts, rows = self._ask(connection, since)
+        self.counts = [count for count, _, _ in counts]
+        self.relations = {oid: (name, digest) for oid, name, digest in rows}
 
     @staticmethod
     def _ask(connection: psycopg.Connection[Any], since: Since) -> tuple[list[tuple[int, int, str]], list[tuple[Any, ...]]]:

@@ -13,14 +13,11 @@ import psycopg
 from psycopg import pq, sql
 
 from .cursors import exchange
-from .drift import probes
+from .drift import Probes
 from .facts import Facts, Table
-from .witness import NEWER, NOW, TYPES, Moment, Since
+from .witness import NEWER, NEWER_STILL, NOW, TYPES, Moment, Since
 
 _PORTION = 50
-_CONTENTS = f"""(SELECT sum(hashtextextended(encode(lo_get(oid), 'hex'), 0)) FROM pg_largeobject_metadata
-    WHERE NOT {NEWER} AND pg_has_role(lomowner, 'USAGE'))"""
-_OLD = f"NOT {NEWER}"
 
 
 @dataclass(frozen=True)
@@ -44,83 +41,91 @@ class Answer:
 class Question:
     """The prepared statements behind the question, in one session.
 
-    Arguments: `connection`, an autocommit connection that the application does not use, in a database equal to its template;
-    `superuser`, whether it may read the contents of large objects.
+    Arguments: `connection`, an autocommit connection that the application does not use; `superuser`, whether it may read who wrote
+    the contents of large objects.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], facts: Facts, superuser: bool) -> None:
         self.connection = connection
         self.facts = facts
-        asked: list[tuple[Table | None, sql.Composable]] = []
-        self._seeded = [t for t in facts.tables if t.seeded and not t.opaque]
-        for table in facts.tables:
-            if table.opaque and not table.seeded:
-                query = sql.SQL("SELECT concat_ws(':', {0}, pg_relation_size({0})) WHERE pg_relation_size({0}) > 0").format(
-                    table.oid
-                )
-                asked.append((table, query))
-            elif not table.seeded and not table.view:
-                query = sql.SQL("SELECT concat_ws(':', {0}, pg_relation_size({0})) FROM ONLY {1} LIMIT 1").format(
-                    table.oid, table.identifier
-                )
-                asked.append((table, query))
-        asked += [(None, sequence.moved) for sequence in facts.sequences]
-        self._names: list[tuple[str, bool]] = []
-        # First, so that what others commit while the portions are asked counts as new the next time.
-        self._prepare("dbclone_moment", "", sql.SQL(NOW))
-        for start in range(0, max(len(asked), 1), _PORTION):
-            parts = [sql.SQL("({})").format(query) for _, query in asked[start : start + _PORTION]]
-            found = sql.SQL("ARRAY({})").format(sql.SQL(" UNION ALL ").join(parts)) if parts else sql.SQL("'{{}}'::text[]")
-            self._prepare(f"dbclone_ask_{start}", "", sql.SQL("timestamptz 'now', {}").format(found))
-        for start in range(0, len(self._seeded), _PORTION):
-            columns = [
-                sql.SQL("(SELECT concat_ws(':', {}, count(*) FILTER (WHERE {}), count(*)) FROM ONLY {})").format(
-                    table.oid, sql.SQL(_OLD), table.identifier
-                )
-                for table in self._seeded[start : start + _PORTION]
-            ]
-            self._prepare(
-                f"dbclone_seeds_{start}", TYPES, sql.SQL("timestamptz 'now', ARRAY[{}]").format(sql.SQL(", ").join(columns))
-            )
-        # Only a superuser may see who wrote the contents of large objects.
-        contents = f"(SELECT count(*) FILTER (WHERE {_OLD}) FROM pg_largeobject)" if superuser else _CONTENTS
-        numbers = f"(SELECT concat_ws(':', count(*) FILTER (WHERE {_OLD}), count(*)) FROM pg_largeobject_metadata)"
-        rest = sql.SQL("{}, {}, {}").format(probes(connection), sql.SQL(contents), sql.SQL(numbers))
-        self._prepare("dbclone_rest", TYPES, rest)
+        self._asked = [_dirty(table) for table in facts.tables if not (table.seeded or table.view)]
+        self._asked += [sequence.moved for sequence in facts.sequences]
+        self._seeds = [table for table in facts.tables if table.seeded and not table.opaque]
+        self._superuser = superuser
+        self._probes = Probes.of(connection)
+        self._variants: dict[bool, list[tuple[str, bool]]] = {}
 
-    def _prepare(self, name: str, types: str, columns: sql.Composable) -> None:
-        self.connection.execute(
-            sql.SQL("PREPARE {} {} AS SELECT {}").format(sql.Identifier(name), sql.SQL(types), columns), prepare=False
-        )
-        self._names.append((name, bool(types)))
+    def _variant(self, running: bool) -> list[tuple[str, bool]]:
+        """Return the prepared statements, as (name, whether it takes arguments); `running`, for moments at which other transactions
+        were running, which makes looking at rows dearer.
+
+        The first asks for everything in one snapshot, up to the size of a portion.
+        """
+        if running in self._variants:
+            return self._variants[running]
+        newer = NEWER if running else NEWER_STILL
+        found: list[tuple[str, bool]] = []
+
+        def prepare(types: bool, columns: list[sql.Composable]) -> None:
+            found.append((f"dbclone_{'running' if running else 'still'}_{len(found)}", types))
+            statement = sql.SQL("PREPARE {} {} AS SELECT {}").format(
+                sql.Identifier(found[-1][0]), sql.SQL(TYPES if types else ""), sql.SQL(", ").join(columns)
+            )
+            self.connection.execute(statement, prepare=False)
+
+        first = [_array(self._asked[:_PORTION]), _counts(self._seeds[:_PORTION], newer)]
+        prepare(True, [sql.SQL(NOW), _STAMP, *first, self._probes.select(newer), *self._objects(newer)])
+        for start in range(_PORTION, len(self._asked), _PORTION):
+            prepare(False, [_STAMP, _array(self._asked[start : start + _PORTION])])
+        for start in range(_PORTION, len(self._seeds), _PORTION):
+            prepare(True, [_STAMP, _counts(self._seeds[start : start + _PORTION], newer)])
+        self._variants[running] = found
+        return found
+
+    def _objects(self, newer: str) -> list[sql.Composable]:
+        # Only a superuser may see who wrote the contents of large objects; others read those that are theirs.
+        contents = f"(SELECT count(*) FILTER (WHERE NOT {newer}) FROM pg_largeobject)"
+        if not self._superuser:
+            contents = f"""(SELECT sum(hashtextextended(encode(lo_get(oid), 'hex'), 0)) FROM pg_largeobject_metadata
+                WHERE NOT {newer} AND pg_has_role(lomowner, 'USAGE'))"""
+        numbers = f"(SELECT concat_ws(':', count(*) FILTER (WHERE NOT {newer}), count(*)) FROM pg_largeobject_metadata)"
+        return [sql.SQL(contents), sql.SQL(numbers)]
 
     def commands(self, since: Since) -> list[bytes]:
         """Return what is sent to ask; `since` says which rows are new."""
-        calls = [f"EXECUTE {name}{since.arguments}" if types else f"EXECUTE {name}" for name, types in self._names]
-        return [command.encode() for call in calls for command in ((call,) if len(calls) < 5 else ("BEGIN", call, "COMMIT"))]
+        calls = [f"EXECUTE {name}{since.arguments if types else ''}".encode() for name, types in self._variant(since.running)]
+        if len(calls) == 1:
+            return calls
+        # Each portion lets go of its locks before the next.
+        return [calls[0], *(command for call in calls[1:] for command in (b"COMMIT", b"BEGIN", call)), b"COMMIT"]
 
-    def read(self, results: list[Any]) -> Answer:
+    def read(self, results: list[Any], since: Since) -> Answer:
         """Return the answer in the results of `commands`, which are the last of these results."""
-        rows = [result for result in results if result.status == pq.ExecStatus.TUPLES_OK][-len(self._names) :]
+        names = self._variant(since.running)
+        rows = [result for result in results if result.status == pq.ExecStatus.TUPLES_OK][-len(names) :]
+        first = [(rows[0].get_value(0, column) or b"").decode() for column in range(rows[0].nfields)]
+        stamps, entries, seeded = [first[2]], first[3].strip("{}"), first[4].strip("{}")
+        for (_, types), result in zip(names[1:], rows[1:], strict=True):
+            stamp, text = ((result.get_value(0, column) or b"").decode() for column in (0, 1))
+            stamps.append(stamp)
+            if types:
+                seeded += "," + text.strip("{}")
+            else:
+                entries += "," + text.strip("{}")
         dirty: dict[int, int] = {}
-        seeds: dict[int, tuple[int, int]] = {}
         moved = set()
-        stamps = []
-        first, *portions, last = rows
-        for (_, types), result in zip(self._names[1:-1], portions, strict=True):
-            stamps.append(_text(result, 0))
-            for entry in filter(None, _text(result, 1).strip("{}").split(",")):
-                oid, _, value = entry.partition(":")
-                if types:
-                    old, _, count = value.partition(":")
-                    seeds[int(oid)] = (int(old), int(count))
-                elif value:
-                    dirty[int(oid)] = int(value)
-                else:
-                    moved.add(-int(oid))
-        objects = (_text(last, 1), *_text(last, 2).split(":"))
-        moment = Moment.of((_text(first, 0), _text(first, 1)))
-        return Answer(moment, dirty, seeds, frozenset(moved), tuple(stamps), _text(last, 0), objects)
+        for entry in filter(None, entries.split(",")):
+            oid, _, size = entry.partition(":")
+            if size:
+                dirty[int(oid)] = int(size)
+            else:
+                moved.add(-int(oid))
+        seeds = {}
+        for entry in filter(None, seeded.split(",")):
+            oid, old, count = entry.split(":")
+            seeds[int(oid)] = (int(old), int(count))
+        moment = Moment.of((first[0], first[1]))
+        return Answer(moment, dirty, seeds, frozenset(moved), tuple(stamps), first[5], (first[6], *first[7].split(":")))
 
     def send(self, commands: list[bytes]) -> list[Any]:
         """Send commands in one message and return all results."""
@@ -129,8 +134,30 @@ class Question:
 
     def ask(self, since: Since) -> Answer:
         """Ask, in one round trip."""
-        return self.read(self.send(self.commands(since)))
+        return self.read(self.send(self.commands(since)), since)
 
 
-def _text(result: Any, column: int) -> str:
-    return (result.get_value(0, column) or b"").decode()
+_STAMP = sql.SQL("timestamptz 'now'")
+
+
+def _dirty(table: Table) -> sql.Composed:
+    """Return a query with one row, the table's oid and bytes, if it has rows; or storage, if its rows are not ours to read."""
+    if table.opaque:
+        return sql.SQL("SELECT concat_ws(':', {0}, pg_relation_size({0})) WHERE pg_relation_size({0}) > 0").format(table.oid)
+    return sql.SQL("SELECT concat_ws(':', {0}, pg_relation_size({0})) FROM ONLY {1} LIMIT 1").format(table.oid, table.identifier)
+
+
+def _array(queries: list[sql.Composed]) -> sql.Composable:
+    if not queries:
+        return sql.SQL("'{}'::text[]")
+    return sql.SQL("ARRAY({})").format(sql.SQL(" UNION ALL ").join(sql.SQL("({})").format(query) for query in queries))
+
+
+def _counts(tables: list[Table], newer: str) -> sql.Composed:
+    columns = [
+        sql.SQL("(SELECT concat_ws(':', {}, count(*) FILTER (WHERE NOT {}), count(*)) FROM ONLY {})").format(
+            table.oid, sql.SQL(newer), table.identifier
+        )
+        for table in tables
+    ]
+    return sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(columns))

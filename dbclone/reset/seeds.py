@@ -43,9 +43,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one table's seeds: texts of rows that are `missing`, whole and as they were."""
+    """What became of one table's seeds: whole rows as text, as they were, of those whose key is there `again` with other columns
+    and of those that are `missing`; `extra`, there are new rows besides."""
 
+    again: tuple[str, ...]
     missing: tuple[str, ...]
+    extra: bool
 
 
 @dataclass
@@ -67,53 +70,61 @@ class Remembered:
             return sql.SQL("t::text")
         return sql.SQL("ROW({})::text").format(sql.SQL(", ").join(sql.SQL("t.{}").format(c.identifier) for c in self.keys))
 
-    def changed(self, connection: psycopg.Connection[Any], since: Since) -> Change:
-        """Ask which seeds are not there any more as they were, in one round trip."""
-        question = sql.SQL("SELECT {}, {} FROM ONLY {} AS t").format(self._key, sql.SQL(since.newer("t.")), self.table.identifier)
-        there = Counter(key for key, newer in connection.cursor(row_factory=tuple_row).execute(question) if not newer)
-        missing = []
-        for key, texts in self.rows.items():
-            if len(texts) > there[key]:
-                missing += texts[there[key] :]  # rows with one key and more than one text do not exist
-        return Change(tuple(missing))
+    def changed(self, connection: psycopg.Connection[Any], since: Since, old: int) -> Change:
+        """Ask which seeds are not there any more as they were; `old`, how many are.
+
+        One round trip, which reads the keys of new rows, and where rows were deleted another, which reads those of all others.
+        """
+        cursor = connection.cursor(row_factory=tuple_row)
+        question = sql.SQL("SELECT {} FROM ONLY {} AS t WHERE {}").format(
+            self._key, self.table.identifier, sql.SQL(Since.asked("t."))
+        )
+        keys = [key for (key,) in cursor.execute(question, since.values, prepare=True)]
+        known = [key for key in keys if key in self.rows] if self.keys else []
+        again = tuple(self.rows[key][0] for key in known)
+        extra = len(keys) > len(known)
+        if old + len(known) == self.count:
+            return Change(again, (), extra)
+        left = sql.SQL("SELECT {} FROM ONLY {} AS t WHERE NOT {}").format(
+            self._key, self.table.identifier, sql.SQL(since.newer("t."))
+        )
+        there = Counter([*known, *(key for (key,) in cursor.execute(left))])
+        missing = tuple(text for key, texts in self.rows.items() for text in texts[there[key] :])
+        return Change(again, missing, extra)
 
     def repair(self, change: Change, since: Since) -> list[sql.Composed]:
-        """Return the parts of one statement that put the missing rows back and delete the new ones.
+        """Return the parts of one statement that put the rows back and delete the new ones.
 
         All parts see the tables as they were before. A row whose key is there again is updated in place, so that rows which
         reference it never lack it; constraints are checked when the whole statement is done.
         """
-        parts = {
-            "t": self.table.identifier,
-            "old": sql.SQL("(SELECT (r).* FROM (SELECT unnest({}::text[])::{} AS r) AS u) AS o").format(
-                sql.Literal(list(change.missing)), self.table.identifier
-            ),
-            "newer": sql.SQL(since.newer("t.")),
-        }
-        parts["same"] = (
-            sql.SQL(" AND ").join(sql.SQL("t.{0} = o.{0}").format(column.identifier) for column in self.keys)
-            if self.keys
-            else sql.SQL("false")
-        )
+        table, newer = self.table.identifier, sql.SQL(since.newer("t."))
+        same = sql.SQL(" AND ").join(sql.SQL("t.{0} = o.{0}").format(column.identifier) for column in self.keys)
         settable = [column for column in self.columns if not (column.fixed or column.generated or column.key)]
         insertable = [column for column in self.columns if not column.generated]
-        statements = [
-            sql.SQL("DELETE FROM ONLY {t} AS t WHERE {newer} AND NOT EXISTS (SELECT FROM {old} WHERE {same})").format(**parts)
-        ]
+        parts = []
+        if change.extra:
+            kept = (
+                sql.SQL(" AND NOT EXISTS (SELECT FROM {} WHERE {})").format(self._old(change.again), same) if change.again else None
+            )
+            parts.append(sql.SQL("DELETE FROM ONLY {} AS t WHERE {}{}").format(table, newer, kept or sql.SQL("")))
         if change.missing:
             names = sql.SQL(", ").join(column.identifier for column in insertable)
-            statements.append(
-                sql.SQL(
-                    "INSERT INTO {t} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {old}"
-                    " WHERE NOT EXISTS (SELECT FROM ONLY {t} AS t WHERE {newer} AND {same})"
-                ).format(names=names, **parts)
+            parts.append(
+                sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}").format(
+                    table, names, names, self._old(change.missing)
+                )
             )
-        if change.missing and settable and self.keys:
+        if change.again and settable:
             pairs = sql.SQL(", ").join(sql.SQL("{0} = o.{0}").format(column.identifier) for column in settable)
-            statements.append(
-                sql.SQL("UPDATE ONLY {t} AS t SET {pairs} FROM {old} WHERE {newer} AND {same}").format(pairs=pairs, **parts)
-            )
-        return statements
+            parts.append(sql.SQL("UPDATE ONLY {} AS t SET {} FROM {} WHERE {}").format(table, pairs, self._old(change.again), same))
+        return parts
+
+    def _old(self, texts: tuple[str, ...]) -> sql.Composed:
+        """Return rows as they were as an item of FROM, called o."""
+        return sql.SQL("(SELECT (r).* FROM (SELECT unnest({}::text[])::{} AS r OFFSET 0) AS u) AS o").format(
+            sql.Literal(list(texts)), self.table.identifier
+        )
 
 
 def remember(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +35,8 @@ class Circumstances:
     """What a reset has to know of where it runs.
 
     `name` of the database; `superuser`, `durable`, of the server; `lock_timeout` in seconds; `terminate`, end sessions that are in
-    the way; `clone_seconds`, what a fresh clone costs; `spared`, returns the process ids of our own sessions.
+    the way; `clone_seconds`, what a fresh clone costs; `spared`, returns the process ids of our own sessions; `sibling`, makes
+    another copy of the template for a block and connects to it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Circumstances:
     terminate: bool = False
     clone_seconds: float = 0.1
     spared: Callable[[], list[int]] = field(default=lambda: [])
+    sibling: Callable[[], AbstractContextManager[psycopg.Connection[Any]]] | None = None
 
 
 def options(superuser: bool, lock_timeout: float) -> str:
@@ -174,7 +177,7 @@ class Truncate:
         since = self.witness.since
         results = self._question.send([*guessed, *self._question.commands(since)])
         hit = self._guess.read(results[0]) if guessed else set()
-        answer = self._question.read(results)
+        answer = self._question.read(results, since)
         self._compare(answer, since)
         changed = self.baseline.changed(answer)
         self._guess.learn(hit, answer.dirty, answer.moved)
@@ -198,7 +201,7 @@ class Truncate:
         for oid in self.baseline.changed(answer):
             (old, count), before = answer.seeds[oid], self.baseline.counts[oid]
             rows[self.facts.by_oid[oid].shown] = max(count - old, before - old)
-        other = self.baseline.drift.look(self._control, since) if self._suspicious(answer) else ""
+        other = self._drifted(since) if self._suspicious(answer) else ""
         if answer.objects != self._before.objects:
             other = "; ".join(filter(None, [other, "large objects"]))
         if not (rows or other):
@@ -209,10 +212,22 @@ class Truncate:
     def _suspicious(self, answer: Answer) -> bool:
         return answer.stamps != self._before.stamps or answer.counts != self._before.counts
 
+    def _drifted(self, since: Since) -> str:
+        """Return what has changed in the schema. What it was like is not worth remembering before it is asked for: a copy of the
+        template tells, which costs as much as the one that will be needed if it has changed."""
+        drift = self.baseline.drift
+        if not drift.known:
+            if self._where.sibling is None:
+                return "something in the catalogues"
+            with self._where.sibling() as connection:
+                row = connection.cursor(row_factory=tuple_row).execute(f"SELECT {NOW}".encode()).fetchone() or ()
+                drift.learn(connection, Since(Moment.of(tuple(row))))
+        return drift.look(self._control, since)
+
     def _compare(self, answer: Answer, since: Since) -> None:
         """Raise Spoiled if the schema is not the template's any more, or if rows changed that cannot be looked at."""
         if self._suspicious(answer):
-            if changed := self.baseline.drift.look(self._control, since):
+            if changed := self._drifted(since):
                 raise Spoiled(f"it changed the schema: {changed}")
             # Only statistics, sizes or files: what was counted is still right, the tables were only analysed anew.
             self._before = replace(self._before, stamps=answer.stamps)
@@ -226,7 +241,7 @@ class Truncate:
         repairs = []
         for oid in changed:
             seeds = self.baseline.seeds[oid]
-            repairs += seeds.repair(seeds.changed(self._control, since), since)
+            repairs += seeds.repair(seeds.changed(self._control, since, answer.seeds[oid][0]), since)
         made = plan(self.facts, answer.dirty, self._costs, repairs)
         if made.impossible:
             raise Spoiled(made.impossible)

@@ -12,6 +12,7 @@ sequence.c), so that a number given out is also the sign of a sequence that move
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 _MANY = 5000  # numbers whose fates are worth asking for, rather than for the tables
 _WRAP = 1 << 32  # rows have the lower half of a number
@@ -21,6 +22,7 @@ NOW = "pg_catalog.pg_current_snapshot()::text, pg_catalog.age('3'::xid)"
 # Whether a row was written after a moment: by a transaction that began later, or was running then, and is none of our own. $1 is
 # the first number that had not ended, $2 those that were running all the same, $3 our own.
 NEWER = "((pg_catalog.age(xmin) <= pg_catalog.age($1) OR xmin = ANY($2)) AND xmin <> ALL($3))"
+NEWER_STILL = "(pg_catalog.age(xmin) <= pg_catalog.age($1) AND xmin <> ALL($3))"  # the same, if none was running
 TYPES = "(xid, xid[], xid[])"
 _FATES = f"""SELECT {NOW}, ARRAY(
     SELECT x::text || CASE s WHEN 'in progress' THEN 'p' ELSE 'c' END
@@ -45,17 +47,17 @@ class Moment:
         snapshot, given = row[0], row[1]
         return cls(snapshot.decode() if isinstance(snapshot, bytes) else str(snapshot), int(given or 0))
 
-    @property
+    @cached_property
     def next(self) -> int:
         """The first transaction number that had not ended, as 64 bits."""
         return int(self.snapshot.split(":")[1])
 
-    @property
+    @cached_property
     def running(self) -> tuple[int, ...]:
         """Transactions with a number that had not ended though later ones had."""
         return tuple(int(x) for x in self.snapshot.split(":")[2].split(",") if x)
 
-    @property
+    @cached_property
     def still(self) -> bool:
         """Whether no transaction with a number was running anywhere on the server."""
         return not self.running and (self.given + 3 - self.next) % _WRAP == 0
@@ -68,7 +70,7 @@ class Since:
     moment: Moment
     ours: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def values(self) -> tuple[str, str, str]:
         """The values of $1, $2 and $3 in NEWER, as text. They are made of digits alone."""
         return (
@@ -77,10 +79,21 @@ class Since:
             "{" + ",".join(str(x % _WRAP) for x in self.ours) + "}",
         )
 
-    @property
+    @cached_property
     def arguments(self) -> str:
         """The arguments of an EXECUTE of a statement that was prepared with TYPES."""
         return "('{}', '{}', '{}')".format(*self.values)
+
+    @staticmethod
+    def asked(alias: str = "") -> str:
+        """Return NEWER for a query that psycopg runs with `values` as its parameters; `alias`, of the table, with a dot."""
+        text = NEWER.replace("$1", "%s::xid").replace("$2", "%s::xid[]").replace("$3", "%s::xid[]")
+        return text.replace("xmin", f"{alias}xmin")
+
+    @property
+    def running(self) -> bool:
+        """Whether other transactions were running at the moment."""
+        return bool(self.moment.running)
 
     def newer(self, alias: str = "") -> str:
         """Return NEWER for a statement that is not prepared; `alias`, of the table, with a dot."""
