@@ -18,6 +18,7 @@ from .reset import Outcome, pick
 from .reset.audit import escaped
 from .reset.rollback import Rollback
 from .reset.sandbox import Session
+from .reset.witness import Verdict
 
 log = logging.getLogger("dbclone")
 
@@ -183,14 +184,20 @@ class Clone(Owned):
             self.report.note(f"{test or 'a block'}: {note}")
         if outcome.spoiled:
             self.replace(f"{test or 'a block'}: {outcome.spoiled}")
-        elif outcome.suspect and not self._undo.tainted:
-            self._search(test, auto)
+        elif outcome.verdict is not Verdict.NOTHING and not self._undo.tainted:
+            self._search(outcome, test, auto)
 
-    def _search(self, test: str, auto: bool) -> None:
-        """Find out whether what was committed on this server since the last reset is in this clone; remove it, and say so."""
+    def _search(self, outcome: Outcome, test: str, auto: bool) -> None:
+        """Find out whether what was committed on this server since the last reset is in this clone; remove it, and say so.
+
+        What was committed before the test began is not the test's: a fixture of a wider scope made it, and it stays.
+        """
         reset = self._undo.truncating()
-        rows, other = reset.dirty()
+        rows, other = reset.dirty(outcome.begun)
         if not (rows or other):
+            return
+        if outcome.verdict is Verdict.BEFORE or not (any(rows.values()) or other):
+            self._undo.adopt()
             return
         if auto:
             self.escalated.add(test)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from .errors import NotOurs, TemplateError
 from .marks import Database, Mark, clone_name, lock_key
 from .report import Report
 from .reset.drop import Drop
+from .reset.witness import NOW, Moment
 from .schema import Schema
 from .server import Server
 from .snapshots import Snapshots
@@ -44,7 +45,7 @@ class Owned:
     """A database copied from a template, owned by one worker of one run for as long as its lease is held.
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `schema`, what the template
-    was built from; `report`, what clones and resets cost.
+    was built from; `report`, what clones and resets cost; `moved`, is told where the database is if it had to get another name.
     """
 
     server: Server
@@ -57,6 +58,8 @@ class Owned:
     _undo: Undo = field(init=False, repr=False)
     _snapshots: Snapshots = field(init=False, repr=False)
     _drop: Drop = field(init=False, repr=False)
+    moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
+    _bound: bool = False
     _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +118,7 @@ class Owned:
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
         self._undo.clone_seconds = time.perf_counter() - started
+        self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
         self.report.clone(self._undo.clone_seconds)
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
 
@@ -126,6 +130,18 @@ class Owned:
     def _build(self) -> None:
         assert self.schema is not None, "a clone made without its schema cannot be built again"
         self.schema.build(self.url, log.info)
+
+    def _move(self, reason: str) -> None:
+        """Go on under another name: somebody is in the database whom we may not send away. The next run drops it."""
+        self.report.note(f"clone {self.name} is left to the next run, because it cannot be dropped: {reason}")
+        self.server.leases.give_up(self.name)
+        self.name = clone_name(self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}")
+        self.server.leases.take(self.name)
+        self._undo.name = self._snapshots.name = self.name
+        if self._bound:
+            self._binding.close()
+            self._binding.enter_context(adapters.bound(self.handle, self.url))
+        self.moved(self.dsn)
 
     def _put_aside(self) -> None:
         """Leave the database to nobody, so that it can be copied."""
@@ -156,9 +172,14 @@ class Owned:
         adapters.closed(self.handle)
         self._undo.forget()
         self._drop.empty = False
-        if (database := databases.find(self.server, self.name)) is not None:
-            databases.drop(self.server, database, force=True)
+        try:
+            if (database := databases.find(self.server, self.name)) is not None:
+                databases.drop(self.server, database, force=True)
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse) as error:
+            self._move(str(error).strip())
         self._make()
+        if lost := self._undo.refill():
+            self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
@@ -177,6 +198,7 @@ class Owned:
     def __enter__(self: Self) -> Self:
         """Point the application's handle at the clone for the block; at its end the clone is dropped."""
         self._binding.enter_context(adapters.bound(self.handle, self.url))
+        self._bound = True
         return self
 
     def __exit__(self, *exception: object) -> None:

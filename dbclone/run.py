@@ -53,7 +53,7 @@ def worker(settings: Settings, name: str, run: str, schema: Any = None, progress
     with Server.open(settings) as server:  # where
         template = Template.ensure(server, parts, handle, progress=progress)  # built once, found again
         with template.clone(owner=name, run=run) as clone:
-            os.environ.update(environment(settings, clone.dsn))
+            _announce(settings, clone)
             yield clone
 
 
@@ -63,8 +63,14 @@ def alone(
 ) -> Iterator[tuple[Template, Clone]]:
     """Both halves in one process, for a run without workers of its own: prepare, clone, and hold the clone for the block."""
     with controller(settings, schema, rebuild, progress) as template, template.clone(owner=name, run=run) as clone:
-        os.environ.update(environment(settings, clone.dsn))
+        _announce(settings, clone)
         yield template, clone
+
+
+def _announce(settings: Settings, clone: Clone) -> None:
+    """Lead the application to the clone by its environment, now and if the clone moves."""
+    clone.moved = lambda dsn: os.environ.update(environment(settings, dsn))
+    clone.moved(clone.dsn)
 
 
 def announced(settings: Settings, name: str, run: str) -> dict[str, str]:

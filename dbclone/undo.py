@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from .reset import sequences
 from .reset.baseline import Baseline
+from .reset.control import Circumstances, nothing_committed, now, options
 from .reset.sandbox import Session
 from .reset.sequences import Sequence
-from .reset.truncate import Circumstances, Truncate, nothing_committed, options
-from .reset.witness import NOW, Moment, Since, Witness
+from .reset.truncate import Truncate
+from .reset.witness import Moment, Since, Witness
 from .server import Server
 
 Connection = psycopg.Connection[Any]
@@ -42,27 +42,59 @@ class Undo:
     positions: tuple[Sequence, ...] = ()
     moved: bool = False  # sequences, by tests that were rolled back
     tainted: bool = False  # a test without a reset left something
+    created: Moment | None = None  # when the database was made
     _origin: Since | None = None
     _session: Session | None = None
     _control: Connection | None = None
     _truncate: Truncate | None = None
     _baseline: Baseline | None = None
     _resets: int = field(default=0)
+    _filled: bool = False  # beyond what the template has
 
     def sandbox(self) -> Session:
         """Return the session that sandboxed tests share, opened if it is not."""
         if self._session is None or self._session.real.closed:
             self._session = Session(self._learning(self.connect()))
+            if self._filled and self._baseline is None:
+                self.truncating()
         return self._session
 
     def _learning(self, connection: Connection) -> Connection:
-        """Ask for the moment and for the positions of sequences over the first connection, before a test has done anything."""
+        """Ask for the moment and for the positions of sequences over the first connection, before a test has done anything.
+
+        Something may have been written since the database was made, by a fixture of the whole session: that stays, and has to be
+        learned now, because no other copy of the template has it.
+        """
         if self.witness is None:
-            row = connection.cursor(row_factory=tuple_row).execute(f"SELECT {NOW}".encode()).fetchone() or ()
-            self.witness = Witness(Moment.of(tuple(row)))
+            self.witness = Witness(now(connection))
             self._origin = self.witness.since
-            self.positions = sequences.ask(connection)
+            self.positions = self.positions or sequences.ask(connection)
+            if self.created is not None and not nothing_committed(connection, Witness(self.created)):
+                self._filled = True
         return connection
+
+    def adopt(self) -> None:
+        """Take the present state for the one to come back to: a fixture wider than a test has committed something.
+
+        Sequences too: where rows have been added, the numbers that they took are not free any more.
+        """
+        if self._control is not None:
+            self._control.close()
+        self._control = self._truncate = self._baseline = self.witness = None
+        self.positions = ()
+        self._filled = True
+        self.truncating()
+
+    def refill(self) -> str:
+        """Bring a fresh copy of the template to the state that tests start from, if that was more than the template; return what
+        could not be brought back, in words."""
+        if not self._filled or self._baseline is None:
+            return ""
+        outcome = self.truncating().after()
+        if outcome.spoiled:
+            self.disconnect()
+            self._baseline = None
+        return outcome.spoiled
 
     def truncating(self) -> Truncate:
         """Return the reset over the control session, opened if it is not.
@@ -86,7 +118,7 @@ class Undo:
             self._spared,
             lambda: self._connected_sibling(given),
         )
-        if self._baseline is None and not self.tainted and nothing_committed(self._control, self.witness):
+        if self._baseline is None and not self.tainted and (self._filled or nothing_committed(self._control, self.witness)):
             self._truncate = Truncate.here(self._control, where, self.witness, settings.keep, self.positions)
             self._baseline = self._truncate.baseline
             self.moved = False
@@ -100,8 +132,7 @@ class Undo:
 
     def _learned_elsewhere(self, where: Circumstances, given: str) -> Baseline:
         with self._connected_sibling(given) as connection:
-            row = connection.execute(f"SELECT {NOW}".encode()).fetchone() or ()
-            return Truncate.here(connection, where, Witness(Moment.of(tuple(row))), self.server.settings.keep).baseline
+            return Truncate.here(connection, where, Witness(now(connection)), self.server.settings.keep).baseline
 
     @contextlib.contextmanager
     def _connected_sibling(self, given: str) -> Iterator[Connection]:
@@ -129,4 +160,4 @@ class Undo:
     def forget(self) -> None:
         """Close both sessions, and start anew with a fresh copy of the template; what the template is like stays known."""
         self.disconnect()
-        self.witness, self._origin, self.positions, self.moved, self.tainted = None, None, (), False, False
+        self.witness, self._origin, self.moved, self.tainted = None, None, False, False

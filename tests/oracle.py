@@ -27,6 +27,21 @@ _CATALOGUE = {
     "types": f"SELECT n.nspname, typname, typtype FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE {_USER} AND typtype IN ('e', 'd')",
     "schemas": f"SELECT n.nspname, n.nspacl::text FROM pg_namespace n WHERE {_USER}",
     "extensions": "SELECT extname, extversion FROM pg_extension",
+    "relations": f"SELECT n.nspname, c.relname, c.relkind, c.relispopulated, c.reloptions::text, c.relacl::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {_USER}",
+    "attributes": f"SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {_USER} AND a.attnum > 0 AND NOT a.attisdropped",
+    "sequence definitions": "SELECT seqrelid::regclass::text, seqtypid::regtype::text, seqstart, seqincrement, seqmax, seqmin, seqcache, seqcycle FROM pg_sequence",
+    "privileges of functions": f"SELECT p.oid::regprocedure::text, p.proacl::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {_USER}",
+    "domains": "SELECT typname, typdefault FROM pg_type WHERE typtype = 'd' AND oid >= 16384",
+    "labels of enums": "SELECT enumtypid::regtype::text, enumlabel FROM pg_enum ORDER BY enumsortorder",
+    "inheritance": "SELECT inhrelid::regclass::text, inhparent::regclass::text FROM pg_inherits",
+    "comments": "SELECT classoid::regclass::text, objoid::int8, objsubid, description FROM pg_description WHERE objoid >= 16384",
+    "collations": "SELECT collname FROM pg_collation WHERE oid >= 16384",
+    "casts": "SELECT count(*) FROM pg_cast",
+    "operators": "SELECT oprname, oprcode::text FROM pg_operator WHERE oid >= 16384",
+    "extended statistics": "SELECT stxname FROM pg_statistic_ext",
+    "default privileges": "SELECT defaclrole::regrole::text, defaclobjtype, defaclacl::text FROM pg_default_acl",
+    "settings": "SELECT setrole::regrole::text, setconfig::text FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    "large objects": "SELECT oid::int8, lomacl::text, encode(lo_get(oid), 'hex') FROM pg_largeobject_metadata",
 }
 
 
@@ -40,7 +55,7 @@ def fingerprint(url: str, sequences: bool = True) -> dict[str, str]:
         connection.execute("SET search_path = pg_catalog")
         connection.execute("SET row_security = off")
         relations = connection.execute(
-            f"SELECT n.nspname, c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {_USER} AND c.relkind IN ('r', 'm', 'S')"
+            f"SELECT n.nspname, c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {_USER} AND c.relkind IN ('r', 'm', 'S') AND c.relispopulated"
         ).fetchall()
         for schema, name, kind in sorted(relations):
             identifier = sql.Identifier(schema, name)

@@ -5,21 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from .witness import Moment, Verdict
+
 
 @dataclass(frozen=True)
 class Outcome:
     """What a reset did.
 
     `reset`, which one; `seconds`, how long it took; `tables`, how many tables it found written; `spoiled`, why the database is not
-    equal to its template any more and has to be replaced (empty: it is equal); `suspect`, somebody committed something meanwhile,
-    and it is not known where; `notes`, what a person should know.
+    equal to its template any more and has to be replaced (empty: it is equal); `verdict`, whether somebody on the
+    server committed something meanwhile, and it is not known where; `begun`, when the test began; `notes`, what a person should
+    know.
     """
 
     reset: str
     seconds: float
     tables: int = 0
     spoiled: str = ""
-    suspect: bool = False
+    verdict: Verdict = Verdict.NOTHING
+    begun: Moment | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -17,7 +17,7 @@ from ..errors import ResetBlocked
 # ExclusiveLock on a transactionid is how a transaction with a number holds it (PostgreSQL documentation, view-pg-locks).
 _SESSIONS = """
 SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, '?'),
-       coalesce(left(a.query, 200), ''), coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8,
+       coalesce(left(a.query, 200), ''), coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
        bool_or(l.locktype = 'transactionid')
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 WHERE a.datname = current_database() AND l.granted AND a.pid <> pg_backend_pid() AND a.pid <> ALL(%(spared)s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -12,7 +13,7 @@ from . import Outcome
 from .cursors import exchange, render
 from .sandbox import Session
 from .sequences import Sequence, restore
-from .witness import PREPARE_FATES, Moment, Witness
+from .witness import NOW, Moment, Verdict, Witness, prepare
 
 _LOST = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction)
 
@@ -30,6 +31,7 @@ class Rollback:
         self._positions = positions
         self._witness = witness
         self._level = ""
+        self._begun: Moment | None = None
 
     def before(self) -> None:
         """Open a level, the outer transaction with the first. A level of the same session may be open already."""
@@ -39,21 +41,27 @@ class Rollback:
             commands = session.stack.enter_level(session.failed)
             self._level = commands[-1][1]
             sent = [render(command) for command in commands]
-            self._send([b"BEGIN", *sent] if outermost else sent)
+            if self._witness is None:
+                self._send([b"BEGIN", *sent] if outermost else sent)
+                return
+            if outermost:
+                results = self._prepared([], lambda name: f"EXECUTE {name}_now".encode(), [b"BEGIN", *sent])
+            else:
+                results = self._send([f"SELECT {NOW}".encode(), *sent])
+            self._begun = Moment.of((results[0].get_value(0, 0), results[0].get_value(0, 1)))
 
     def after(self) -> Outcome:
         """Undo everything since `before`. A boundary that the test destroyed, by a COMMIT that never passed through the sandbox or
         a lost connection, shows here: the savepoint is gone."""
         session, started = self._session, time.perf_counter()
-        spoiled, suspect = "", False
+        spoiled, verdict = "", Verdict.NOTHING
         with session.lock:
             try:
                 commands = [render(command) for command in session.stack.leave_level(self._level)]
                 outermost = bool(commands) and not session.stack.levels
                 if outermost:
-                    # Session-level advisory locks survive a rollback and would meet the next test.
-                    commands = [commands[0], b"ROLLBACK", b"SELECT pg_catalog.pg_advisory_unlock_all()"]
-                suspect = self._audited(commands, outermost)
+                    commands = [commands[0], b"ROLLBACK"]
+                verdict = self._audited(commands, outermost)
             except _LOST:
                 spoiled = "the test ended the outer transaction, so what it wrote was committed"
                 session.stack.entries.clear()
@@ -63,25 +71,31 @@ class Rollback:
                 session.stack.entries.clear()
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(session.real, self._positions)
-        return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled, suspect=suspect)
+        return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled, verdict=verdict, begun=self._begun)
 
-    def _audited(self, commands: list[bytes], outermost: bool) -> bool:
-        """Send the commands that undo, and in the same message the question of what was committed meanwhile; return whether
-        anything was, on this server."""
+    def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
+        """Send the commands that undo, and in the same message the question of what was committed meanwhile."""
         witness = self._witness
         if witness is None or not commands:
-            self._send(commands)
-            return False
-        if not outermost:
-            # Unprepared: an error here would abort the transaction of the outer level.
-            results = self._send([*commands, witness.text])
-        else:
-            try:
-                results = self._send([*commands, witness.question])
-            except psycopg.errors.InvalidSqlStatementName:  # not prepared yet, or the test has discarded it; all else was done
-                results = self._send([PREPARE_FATES.encode(), witness.question])
+            self._send([*commands, *([b"SELECT pg_catalog.pg_advisory_unlock_all()"] if outermost else [])])
+            return Verdict.NOTHING
+        results = self._prepared(commands, witness.question, []) if outermost else self._send([*commands, witness.text])
         row = tuple(results[-1].get_value(0, column) for column in range(3))
-        return not witness.judge(Moment.of(row), row[2])
+        return witness.judge(Moment.of(row), row[2], self._begun)
+
+    def _prepared(self, before: list[bytes], call: Callable[[str], bytes], after: list[bytes]) -> list[Any]:
+        """Send a call of one of our prepared statements between other commands, and return the results from the call on.
+
+        Unprepared it would cost as much as all the rest. If the statements are not there, not yet or discarded by the test, what
+        was to be done before the call has been done when that shows.
+        """
+        session = self._session
+        try:
+            return self._send([*before, call(f"dbclone_{session.audits}"), *after])[len(before) :]
+        except psycopg.errors.InvalidSqlStatementName:
+            session.audits += 1
+            name = f"dbclone_{session.audits}"
+            return self._send([*prepare(name), call(name), *after])[2:]
 
     def _send(self, commands: list[bytes]) -> list[Any]:
         connection: psycopg.Connection[Any] = self._session.real

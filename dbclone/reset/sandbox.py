@@ -39,6 +39,7 @@ class Session:
         self.lock = real.lock
         self.prepared = real._prepared
         self.owners = 0
+        self.audits = 0  # how often the statements of the reset had to be prepared
         self._connections: weakref.WeakSet[SandboxConnection] = weakref.WeakSet()
 
     @property

@@ -7,65 +7,22 @@ emptied in the same message that asks about all others. Else two.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import tuple_row
 
 from . import Outcome, blockers, sequences
 from .baseline import Baseline, question
+from .control import Circumstances, Spoiled, nothing_committed, now
 from .guess import Guess
 from .plan import Costs, plan
 from .question import Answer, Question
 from .sequences import Sequence
 from .upkeep import Upkeep
 from .witness import NOW, Moment, Since, Witness
-
-
-class Spoiled(Exception):
-    """The database cannot be made equal to its template, and why."""
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """What a reset has to know of where it runs.
-
-    `name` of the database; `superuser`, `durable`, of the server; `lock_timeout` in seconds; `terminate`, end sessions that are in
-    the way; `clone_seconds`, what a fresh clone costs; `spared`, returns the process ids of our own sessions; `sibling`, makes
-    another copy of the template for a block and connects to it.
-    """
-
-    name: str
-    superuser: bool
-    durable: bool
-    lock_timeout: float
-    terminate: bool = False
-    clone_seconds: float = 0.1
-    spared: Callable[[], list[int]] = field(default=lambda: [])
-    sibling: Callable[[], AbstractContextManager[psycopg.Connection[Any]]] | None = None
-
-
-def options(superuser: bool, lock_timeout: float) -> str:
-    """Return the libpq options of a control session.
-
-    As a superuser it is one in which the user's triggers and the checks of foreign keys sleep; a policy that would narrow a DELETE
-    is an error; nobody waits for the disk, because what a crash could lose is a reset that will be done again.
-    """
-    role = "-c session_replication_role=replica " if superuser else ""
-    return (
-        f"{role}-c row_security=off -c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off"
-        f" -c lock_timeout={max(1, round(lock_timeout * 1000))} -c client_min_messages=error"
-    )
-
-
-def nothing_committed(control: psycopg.Connection[Any], witness: Witness) -> bool:
-    """Return whether every transaction on the server since the last reset was rolled back."""
-    row = control.cursor(row_factory=tuple_row).execute(witness.text).fetchone() or ()
-    return witness.judge(Moment.of(tuple(row)), row[2])
 
 
 class Truncate:
@@ -104,8 +61,7 @@ class Truncate:
         has moved them. Raises KeptTableReferenced and SettingsError about `keep`."""
         asked = question(control, where.superuser, keep, known)
         sequences.restore(control, asked.facts.sequences, used=True)
-        row = control.cursor(row_factory=tuple_row).execute(f"SELECT {NOW}".encode()).fetchone() or ()
-        moment = Moment.of(tuple(row))
+        moment = now(control)
         witness.settle(Since(moment), moment)
         return cls(asked, Baseline.remember(asked, witness.since), where, witness)
 
@@ -189,14 +145,18 @@ class Truncate:
             self._put_right(answer, changed, since)
         return replace(outcome, tables=outcome.tables + len(hit) + len(answer.dirty) + len(changed))
 
-    def dirty(self) -> tuple[dict[str, int], str]:
-        """Return what differs from the template, without changing it: rows by table, and what else, in words."""
+    def dirty(self, begun: Moment | None = None) -> tuple[dict[str, int], str]:
+        """Return what differs from the template, without changing it: rows by table, and what else, in words.
+
+        Arguments: `begun`, count only rows that are newer, where they can be told.
+        """
         since = self.witness.since
         answer = self._question.ask(since)
         rows = {}
+        newer = sql.SQL((Since(begun) if begun else since).newer())
         for oid in answer.dirty:
             table = self.facts.by_oid[oid]
-            query = sql.SQL("SELECT count(*) FROM ONLY {}").format(table.identifier)
+            query = sql.SQL("SELECT count(*) FILTER (WHERE {}) FROM ONLY {}").format(newer, table.identifier)
             rows[table.shown] = 0 if table.opaque else int(self._control.execute(query).fetchall()[0][0])
         for oid in self.baseline.changed(answer):
             (old, count), before = answer.seeds[oid], self.baseline.counts[oid]
@@ -220,8 +180,7 @@ class Truncate:
             if self._where.sibling is None:
                 return "something in the catalogues"
             with self._where.sibling() as connection:
-                row = connection.cursor(row_factory=tuple_row).execute(f"SELECT {NOW}".encode()).fetchone() or ()
-                drift.learn(connection, Since(Moment.of(tuple(row))))
+                drift.learn(connection, Since(now(connection)))
         return drift.look(self._control, since)
 
     def _compare(self, answer: Answer, since: Since) -> None:

@@ -12,6 +12,7 @@ sequence.c), so that a number given out is also the sign of a sequence that move
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 
 _MANY = 5000  # numbers whose fates are worth asking for, rather than for the tables
@@ -31,7 +32,6 @@ _FATES = f"""SELECT {NOW}, ARRAY(
                   pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8 - 1)) AS x
               UNION ALL SELECT pg_catalog.unnest($2)) AS u) AS v
     WHERE s IS DISTINCT FROM 'aborted')::text"""
-PREPARE_FATES = f"PREPARE dbclone_fates(int8, int8[]) AS {_FATES}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,24 @@ class Since:
         return text.replace("xmin", f"{alias}xmin")
 
 
+def prepare(name: str) -> list[bytes]:
+    """Return what prepares the statements name_now and name_fates in a session. The latter lets go of session-level advisory locks
+    too, which a rollback does not and which would meet the next test."""
+    return [
+        f"PREPARE {name}_now AS SELECT {NOW}".encode(),
+        f"PREPARE {name}_fates(int8, int8[]) AS {_FATES}, pg_catalog.pg_advisory_unlock_all()".encode(),
+    ]
+
+
+class Verdict(Enum):
+    """What transactions on a server did while a test ran: NOTHING that lasts, or they committed something, which may be in
+    another database, BEFORE it began or DURING it."""
+
+    NOTHING = "nothing"
+    BEFORE = "before"
+    DURING = "during"
+
+
 class Witness:
     """Remembers when a database was last known to be equal to its template, and says whether it must be looked at again."""
 
@@ -120,11 +138,10 @@ class Witness:
         """Return whether no transaction number at all has been given out since then."""
         return moment == self._quiet
 
-    @property
-    def question(self) -> bytes:
-        """The call of the prepared statement that asks what became of all numbers since."""
+    def question(self, name: str) -> bytes:
+        """Return the call of the prepared statement that asks what became of all numbers since; `prepare` gives it its name."""
         pending = ",".join(map(str, self._pending))
-        return f"EXECUTE dbclone_fates({self._next}, '{{{pending}}}')".encode()
+        return f"EXECUTE {name}_fates({self._next}, '{{{pending}}}')".encode()
 
     @property
     def text(self) -> bytes:
@@ -132,15 +149,21 @@ class Witness:
         pending = ",".join(map(str, self._pending))
         return _FATES.replace("$1", f"{self._next}::int8").replace("$2", f"'{{{pending}}}'::int8[]").encode()
 
-    def judge(self, moment: Moment, fates: bytes | str | None) -> bool:
-        """Return whether everything since then was rolled back, or has not ended, and go on from there; False: somebody on this
-        server has committed something, and the tables have to be looked at."""
+    def judge(self, moment: Moment, fates: bytes | str | None, begun: Moment | None = None) -> Verdict:
+        """Return what happened on this server since then, and go on from there if it was nothing that lasts.
+
+        Arguments: `moment` and `fates`, the answer to `question`; `begun`, when the test began.
+        """
         text = fates.decode() if isinstance(fates, bytes) else fates or "{}"
         found = [part for part in text.strip("{}").split(",") if part]
-        if any(part.endswith("c") and int(part[:-1]) not in self.since.ours for part in found) or moment.next - self._next > _MANY:
-            return False
+        committed = [x for x in (int(part[:-1]) for part in found if part.endswith("c")) if x not in self.since.ours]
+        if moment.next - self._next > _MANY:
+            return Verdict.DURING
+        if committed:
+            late = begun is None or any(x >= begun.next or x in begun.running for x in committed)
+            return Verdict.DURING if late else Verdict.BEFORE
         self._pending = tuple(int(part[:-1]) for part in found if part.endswith("p"))
         self._next = moment.next
         if self._pending == () and moment.still:
             self.settle(Since(moment), moment)
-        return True
+        return Verdict.NOTHING
