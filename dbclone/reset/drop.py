@@ -12,12 +12,14 @@ from psycopg.rows import tuple_row
 
 from . import Outcome
 
-# Top-level objects in user schemas that no extension owns, by what DROP calls them.
+# Top-level objects in user schemas, by what DROP calls them; what belongs to an extension goes with it, and plpgsql is everywhere.
 _OBJECTS = """
 WITH bound AS (SELECT classid, objid, bool_or(deptype = 'e') AS extension, bool_or(deptype IN ('a', 'i')) AS part
                FROM pg_depend WHERE deptype IN ('e', 'a', 'i') GROUP BY 1, 2),
      mine AS (SELECT n.oid, nspname FROM pg_namespace n LEFT JOIN bound ON classid = 'pg_namespace'::regclass AND objid = n.oid
               WHERE nspname NOT IN ('pg_catalog', 'information_schema') AND nspname !~ '^pg_(toast|temp)' AND extension IS NOT TRUE)
+SELECT 0, 'EXTENSION', extname::text, NULL, NULL FROM pg_extension WHERE extname <> 'plpgsql'
+UNION ALL
 SELECT 1, 'SCHEMA', nspname::text, NULL, NULL FROM mine WHERE nspname <> 'public'
 UNION ALL
 SELECT 2, CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE' WHEN 'f' THEN 'FOREIGN TABLE'
@@ -39,14 +41,17 @@ ORDER BY 1
 
 
 def drop_everything(connection: psycopg.Connection[Any]) -> int:
-    """Drop all user objects of a database that is ours, those of extensions excepted; return how many statements that took."""
+    """Drop all user objects of a database that is ours, extensions and large objects included; return how many there were."""
     count = 0
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         for _, kind, schema, name, arguments in cursor.execute(_OBJECTS).fetchall():
             identifier = sql.Identifier(schema) if name is None else sql.Identifier(schema, name)
+            # The server quotes the names in a signature itself.
             signature = sql.SQL("({})").format(sql.SQL(arguments)) if arguments is not None else sql.SQL("")
             cursor.execute(sql.SQL("DROP {} IF EXISTS {}{} CASCADE").format(sql.SQL(kind), identifier, signature))
             count += 1
+        cursor.execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
+        count += max(cursor.rowcount, 0)
     return count
 
 
