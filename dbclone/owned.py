@@ -17,6 +17,7 @@ from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, TemplateError
 from .marks import Database, Mark, clone_name, lock_key
+from .pool import Pool
 from .report import Report
 from .reset.drop import Drop
 from .reset.witness import NOW, Moment
@@ -59,6 +60,8 @@ class Owned:
     _snapshots: Snapshots = field(init=False, repr=False)
     _drop: Drop = field(init=False, repr=False)
     moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
+    _pool: Pool | None = field(default=None, repr=False)
+    _replaced: bool = False
     _bound: bool = False
     _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
 
@@ -161,10 +164,11 @@ class Owned:
                 databases.drop(self.server, database, force=True)
             self.server.leases.give_up(name)
 
-    def replace(self, reason: str, quiet: bool = False) -> None:
-        """Drop the database and copy the template again under the same name, so that every URL stays right.
+    def replace(self, reason: str, quiet: bool = False, often: bool = False) -> None:
+        """Put a fresh copy of the template in the place of the database, under the same name, so that every URL stays right.
 
-        Arguments: `reason`, for the log and, unless `quiet`, the report.
+        Arguments: `reason`, for the log and, unless `quiet`, the report; `often`, it will be needed again: from now on copies are
+        made ahead in the background, as they are from the second time on anyway.
         """
         log.info("replacing clone %s: %s", self.name, reason)
         if not quiet:
@@ -173,19 +177,32 @@ class Owned:
         self._undo.forget()
         self._drop.empty = False
         try:
-            if (database := databases.find(self.server, self.name)) is not None:
-                databases.drop(self.server, database, force=True)
+            if self._pool is not None or often or self._replaced:
+                self._swap()
+            else:
+                if (database := databases.find(self.server, self.name)) is not None:
+                    databases.drop(self.server, database, force=True)
+                self._make()
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse) as error:
             self._move(str(error).strip())
-        self._make()
+            self._make()
+        self._replaced = True
         if lost := self._undo.refill():
             self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
+
+    def _swap(self) -> None:
+        if self._pool is None:
+            self._pool = Pool(self.server, self.template, self.server.settings.clone_limit)
+        self.report.clone(self._pool.swap(self.name, self.mark))
+        self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
         next run finds the lease free and drops what was left."""
         self._undo.disconnect()
         self._snapshots.drop()
+        if self._pool is not None:
+            self._pool.close()
         try:
             if (database := databases.find(self.server, self.name)) is not None:
                 databases.drop(self.server, database, force=True)

@@ -121,6 +121,8 @@ class Undo:
         if self._baseline is None and not self.tainted and (self._filled or nothing_committed(self._control, self.witness)):
             self._truncate = Truncate.here(self._control, where, self.witness, settings.keep, self.positions)
             self._baseline = self._truncate.baseline
+            if self._filled and self.created is not None:
+                self._filled = self._truncate.newer(Since(self.created))  # others may have been busy, in other databases
             self.moved = False
             return self._truncate
         if self._baseline is None:

@@ -17,6 +17,7 @@ from psycopg.rows import tuple_row
 
 from .witness import Since
 
+NEW = 1_000_000  # what a new row counts, where an old one counts 1
 _USER = 16384  # oids below are the server's own (FirstNormalObjectId in src/include/access/transam.h)
 _TEMP = "(SELECT oid FROM pg_catalog.pg_class WHERE relpersistence = 't')"
 _TEMP_SCHEMAS = "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_')"
@@ -96,8 +97,8 @@ class Probes:
         """Return the column that counts the catalogues; `newer` says which of their rows are new."""
         values = {"schemas": sql.Literal(self.schemas), "database": sql.Literal(self.database), "others": sql.Literal(self.others)}
         counted = (
-            sql.SQL("(SELECT coalesce(sum(CASE WHEN {} THEN 1000000 ELSE 1 END), 0) FROM pg_catalog.{})").format(
-                sql.SQL(newer), sql.SQL(probe).format(**values)
+            sql.SQL("(SELECT coalesce(sum(CASE WHEN {} THEN {} ELSE 1 END), 0) FROM pg_catalog.{})").format(
+                sql.SQL(newer), NEW, sql.SQL(probe).format(**values)
             )
             for probe in _PROBES
         )

@@ -17,6 +17,7 @@ from psycopg import sql
 from . import Outcome, blockers, sequences
 from .baseline import Baseline, question
 from .control import Circumstances, Spoiled, nothing_committed, now
+from .drift import NEW
 from .guess import Guess
 from .plan import Costs, plan
 from .question import Answer, Question
@@ -168,6 +169,12 @@ class Truncate:
             self.witness.settle(Since(answer.moment), answer.moment)
         self._idle = False
         return rows, other
+
+    def newer(self, since: Since) -> bool:
+        """Return whether rows, objects or large objects were added or changed after a moment before this reset was made."""
+        answer = self._question.ask(since)
+        changed = any(old < count for old, count in answer.seeds.values()) or answer.objects[1] != answer.objects[2]
+        return changed or any(int(count) >= NEW for count in answer.counts.split(","))
 
     def _suspicious(self, answer: Answer) -> bool:
         return answer.stamps != self._before.stamps or answer.counts != self._before.counts
