@@ -26,7 +26,7 @@ _TEMP_SCHEMAS = "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(
 _PROBES = (
     "pg_class WHERE oid = ANY({others}::oid[])",
     f"pg_proc WHERE oid >= {_USER}",
-    f"pg_type WHERE oid >= {_USER}",
+    "pg_type WHERE oid = ANY({types}::oid[])",
     "pg_enum",
     f"pg_rewrite WHERE ev_class >= {_USER}",
     f"pg_description WHERE objoid >= {_USER}",
@@ -39,6 +39,15 @@ _PROBES = (
     "pg_default_acl",
     f"pg_cast WHERE oid >= {_USER}",
     "pg_db_role_setting WHERE setdatabase = {database}",
+)
+# The same for what relations consist of that the prepared statements cannot name.
+_UNREAD = (
+    "pg_attribute WHERE attrelid = ANY({unread}::oid[])",
+    "pg_attrdef WHERE adrelid = ANY({unread}::oid[])",
+    "pg_constraint WHERE conrelid = ANY({unread}::oid[])",
+    "pg_index WHERE indrelid = ANY({unread}::oid[])",
+    "pg_trigger WHERE tgrelid = ANY({unread}::oid[])",
+    "pg_policy WHERE polrelid = ANY({unread}::oid[])",
 )
 # Everything that a schema is, for the thorough look: (catalogue, column with a name, rows that are not temporary).
 _CATALOGUES = (
@@ -75,32 +84,38 @@ _RELATIONS = f"""SELECT oid::int8, relname::text, {_RELATION}
 
 @dataclass(frozen=True)
 class Probes:
-    """What tells one database's probes from another's: oids of its user schemas, of itself, and of relations that the prepared
-    statements do not name."""
+    """What tells one database's probes from another's: oids of its user schemas, of itself, of types that are not those of
+    relations, of all relations that the prepared statements do not name, and of those among them that are no indexes."""
 
     schemas: list[int]
     database: int
+    types: list[int]
     others: list[int]
+    unread: list[int]
 
     @classmethod
-    def of(cls, connection: psycopg.Connection[Any]) -> Probes:
-        """Read them in a database that is equal to its template."""
+    def of(cls, connection: psycopg.Connection[Any], opaque: list[int]) -> Probes:
+        """Read them in a database that is equal to its template. Arguments: `opaque`, tables that may not be read."""
         row = connection.cursor(row_factory=tuple_row).execute(
-            "SELECT array(SELECT oid::int8 FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'),"
+            "WITH r AS (SELECT oid::int8, relkind FROM pg_class WHERE oid >= 16384 AND relnamespace <> 'pg_toast'::regnamespace"
+            " AND (relkind NOT IN ('r', 'm', 'S', 't') OR relkind = 'm' AND NOT relispopulated OR oid = ANY(%s)))"
+            " SELECT array(SELECT oid::int8 FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'),"
             " (SELECT oid::int8 FROM pg_database WHERE datname = current_database()),"
-            " array(SELECT oid::int8 FROM pg_class WHERE oid >= 16384 AND relkind NOT IN ('r', 'm', 'S', 't')"
-            " AND relnamespace <> 'pg_toast'::regnamespace)"
+            " array(SELECT t.oid::int8 FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid WHERE t.oid >= 16384"
+            " AND (c.relkind = 'c' OR t.typrelid = 0 AND t.typelem = 0)),"
+            " array(SELECT oid FROM r), array(SELECT oid FROM r WHERE relkind NOT IN ('i', 'I'))",
+            [opaque],
         )
-        return cls(*(row.fetchone() or ([], 0, [])))
+        return cls(*(row.fetchone() or ([], 0, [], [], [])))
 
     def select(self, newer: str) -> sql.Composed:
         """Return the column that counts the catalogues; `newer` says which of their rows are new."""
-        values = {"schemas": sql.Literal(self.schemas), "database": sql.Literal(self.database), "others": sql.Literal(self.others)}
+        values = {name: sql.Literal(value) for name, value in vars(self).items()}
         counted = (
             sql.SQL("(SELECT coalesce(sum(CASE WHEN {} THEN {} ELSE 1 END), 0) FROM pg_catalog.{})").format(
                 sql.SQL(newer), NEW, sql.SQL(probe).format(**values)
             )
-            for probe in _PROBES
+            for probe in (*_PROBES, *(_UNREAD if self.unread else ()))
         )
         return sql.SQL("concat_ws(',', {})").format(sql.SQL(", ").join(counted))
 

@@ -33,24 +33,29 @@ class Guess:
         self._prepared: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
         self._numbers = itertools.count()
         self._asked: tuple[int, ...] = ()
+        self._put_back: tuple[int, ...] = ()
+        self._learned = True
 
     def learn(self, hit: Iterable[int], dirty: Mapping[int, int], moved: Iterable[int]) -> None:
         """Add what one reset found: the guessed tables that were `hit`, others that were `dirty` with their bytes, and the
         sequences that had `moved`, those of the guess included."""
-        small = [oid for oid, size in dirty.items() if size <= _PAGES * 8192]
-        self._recent.append(frozenset([*hit, *small]))
-        self._moved.append(frozenset([*moved, *(self._put_back if hit else ())]))
+        found = frozenset([*hit, *(oid for oid, size in dirty.items() if size <= _PAGES * 8192)])
+        again = frozenset([*moved, *(self._put_back if hit else ())])
+        # A deque full of the same says what it said before.
+        self._learned = self._learned or not all(each == found for each in self._recent) or not all(e == again for e in self._moved)
+        self._recent.append(found)
+        self._moved.append(again)
 
     def commands(self) -> list[bytes]:
         """Return the call that empties the tables which most of the last resets found dirty; none if there are none."""
-        tables = tuple(
-            oid for oid in _most(self._recent) if not (self._facts.by_oid[oid].undeletable or self._facts.by_oid[oid].opaque)
-        )
-        self._put_back = _most(self._moved) if tables else ()
-        self._asked = tables
-        if not tables:
+        if self._learned:
+            self._learned = False
+            tables = (oid for oid in _most(self._recent) if not self._spared(oid))
+            self._asked = tuple(tables)
+            self._put_back = _most(self._moved) if self._asked else ()
+        if not self._asked:
             return []
-        key = (tables, self._put_back)
+        key = (self._asked, self._put_back)
         if key not in self._prepared:
             if len(self._prepared) >= _PREPARED:
                 oldest = self._prepared.pop(next(iter(self._prepared)))
@@ -61,7 +66,9 @@ class Guess:
             self._prepared[key] = name
         return [f"EXECUTE {self._prepared[key]}".encode()]
 
-    _put_back: tuple[int, ...] = ()
+    def _spared(self, oid: int) -> bool:
+        """Return whether a DELETE is not the way to empty this table."""
+        return self._facts.by_oid[oid].undeletable or self._facts.by_oid[oid].opaque
 
     def read(self, result: Any) -> set[int]:
         """Return the tables that had rows, from the first result of `commands`."""

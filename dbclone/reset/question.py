@@ -52,7 +52,7 @@ class Question:
         self._asked += [sequence.moved for sequence in facts.sequences]
         self._seeds = [table for table in facts.tables if table.seeded and not table.opaque]
         self._superuser = superuser
-        self._probes = Probes.of(connection)
+        self._probes = Probes.of(connection, [table.oid for table in facts.tables if table.opaque])
         self._variants: dict[bool, list[tuple[str, bool]]] = {}
 
     def _variant(self, running: bool) -> list[tuple[str, bool]]:
