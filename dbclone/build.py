@@ -14,7 +14,7 @@ import psycopg
 
 from . import adapters, databases
 from .embedded.account import cache_folder, private_folder
-from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError
+from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, masked
 from .marks import Database, Mark, build_name
 from .schema import Manifest, Progress, Schema, digest
 from .server import Server
@@ -177,18 +177,20 @@ class Builder:
         return {**options, "LOCALE": settings.locale} if settings.locale else options
 
     def _fill(self, name: str) -> None:
-        url = self.server.database(name).url
+        dsn = self.server.database(name)
         try:
-            with adapters.bound(self.handle, url):
-                self.schema.build(url, self.progress)
-        except Error:
-            raise
+            with adapters.bound(self.handle, dsn.url):
+                self.schema.build(dsn.url, self.progress)
+            return
         except Exception as error:
-            password = self.server.dsn.get("password")
-            text = f"{type(error).__name__}: {error}".replace(password or chr(0), "***")
-            raise BuildFailed(
-                f"building the template failed: {text.splitlines()[0]}", text, "Correct the schema; no template was left behind."
-            ) from error
+            shown = masked(error, dsn.mask)
+        # Not while the original is being handled, which would become the context of what is shown.
+        if isinstance(shown, Error):
+            raise shown
+        text = f"{type(shown).__name__}: {shown}"
+        raise BuildFailed(
+            f"building the template failed: {text.splitlines()[0]}", text, "Correct the schema; no template was left behind."
+        ) from shown
 
     def _finish(self, name: str) -> dict[str, str]:
         """End what the schema left open, then freeze and analyse everything, so that clones start with good plans and no vacuum

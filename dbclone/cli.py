@@ -148,7 +148,7 @@ def url(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def psql(arguments: argparse.Namespace, settings: Settings) -> int:
     """Open psql in a database that dbclone made, or in a scratch clone that is dropped afterwards."""
-    from .dsn import pg_environment
+    from .dsn import child_environment
 
     with Server.open(settings) as server:
         beside = server.embedded.cluster.binaries.folder / "psql" if server.embedded else None
@@ -156,7 +156,7 @@ def psql(arguments: argparse.Namespace, settings: Settings) -> int:
         if program is None:
             raise SettingsError("there is no psql on this machine", "It is not on PATH.", "Install PostgreSQL's client programs.")
         with dropped_at_end(server, settings, arguments.database) as name:
-            environ = {**os.environ, **pg_environment(server.database(name))}
+            environ = child_environment(server.database(name), os.environ)
             return subprocess.run([program, *arguments.arguments], env=environ).returncode
 
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from . import databases
 from .errors import TemplateError
 from .marks import Database, Mark, spare_name
+from .reset.cursors import exchange
 from .server import Server
+
+# What somebody else who wanted the same warm clone, or dropped it, leads to.
+_LOST = (
+    psycopg.errors.DuplicateDatabase,
+    psycopg.errors.UniqueViolation,
+    psycopg.errors.InvalidCatalogName,
+    psycopg.errors.ObjectInUse,
+)
 
 
 def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool = True) -> None:
@@ -75,8 +87,90 @@ def claim_warm(server: Server, template: Database, name: str, mark: Mark) -> boo
         if spare.mark.template != str(template.oid) or not server.leases.take(spare.name):
             continue
         try:
-            if databases.claim(server, spare, name, mark):
-                return True
+            HandOver.compose(server, spare.name, spare.oid, name, mark).run(server)
+            return True
+        except _LOST:
+            continue
         finally:
             server.leases.give_up(spare.name)
     return False
+
+
+# Whether a database has this name and neither sessions nor prepared transactions, for which a rename waits up to 5 s. There is
+# next to nothing in it to plan: after each copy the server plans with cold caches.
+_FREE = sql.SQL(
+    "SELECT pg_stat_get_db_numbackends({0}) = 0 AND (pg_identify_object(1262, {0}, 0)).name = {1}"
+    " AND NOT EXISTS (SELECT FROM pg_prepared_xact() WHERE dbid = {0})"
+)
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """How a warm clone, closed until then, becomes the database `name`, open and with its owner's mark.
+
+    `spare` and `oid` are the warm clone's; `aside`, what a database that has the name is called from then on (empty: none has it).
+    The commands are composed before a test waits for them, because that costs as much as running them.
+    """
+
+    spare: str
+    oid: int
+    name: str
+    mark: Mark
+    aside: str
+    put_aside: bytes
+    take_place: bytes
+    is_free: bytes  # asked about the warm clone by the next hand-over of the name
+
+    @classmethod
+    def compose(cls, server: Server, spare: str, oid: int, name: str, mark: Mark, aside: str = "") -> HandOver:
+        def text(*parts: sql.Composed) -> bytes:
+            return sql.SQL("; ").join(parts).as_bytes(server.connection)
+
+        put_aside = text(databases.renaming(name, aside)) if aside else b""
+        take_place = text(databases.renaming(spare, name), databases.opening(name), databases.commenting(name, mark))
+        return cls(spare, oid, name, mark, aside, put_aside, take_place, text(_FREE.format(sql.Literal(oid), sql.Literal(name))))
+
+    def run(self, server: Server, last: HandOver | None = None) -> None:
+        """Do it, in one transaction: under a new name and still with a spare's mark it would look free.
+
+        Arguments: `last`, the hand-over that gave the name to what has it now, if this process did. Sessions in what is put aside
+        are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended.
+        """
+        old = bool(self.aside) and ((last is not None and _is_true(server, last.is_free)) or self._freed(server, last, 0.005))
+        commands = [self.put_aside, self.take_place] if old else [self.take_place]
+        try:
+            _send(server, *commands)
+        except psycopg.errors.ObjectInUse:
+            if not (old and self._freed(server, last, 0)):  # somebody has come in since
+                raise
+            _send(server, *commands)
+
+    def _freed(self, server: Server, last: HandOver | None, patience: float) -> bool:
+        """Free what has the name of sessions; return whether anything has it. A session ends a moment after its client has closed
+        it; after `patience` seconds those left are ended and nobody is let in, with 0 in any case."""
+        old, deadline = databases.find(server, self.name), time.monotonic() + patience
+        if old is None:
+            return False
+        if last is None or last.oid != old.oid:  # otherwise we know better than its mark, which a test may have written over
+            databases.check_ours(server, old)
+        is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)
+        while not (patience and _is_true(server, is_free)):
+            if time.monotonic() < deadline:
+                time.sleep(0.0001)
+                continue
+            databases.roll_back_prepared(server, self.name)
+            if stayed := databases.close_to_others(server, self.name):
+                _send(server, databases.opening(self.name).as_bytes(server.connection))
+                raise psycopg.errors.ObjectInUse(f'database "{self.name}" is in use by {stayed}, who may not be ended')
+            break
+        return True
+
+
+def _is_true(server: Server, question: bytes) -> bool:
+    return bool(_send(server, question)[-1].get_value(0, 0) == b"t")
+
+
+def _send(server: Server, *commands: bytes) -> list[Any]:
+    """Send commands as one message, which is a transaction of its own, past psycopg's cursors: a test waits for it."""
+    with server.connection.lock:
+        return list(server.connection.wait(exchange(server.connection.pgconn, list(commands))))

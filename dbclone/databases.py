@@ -77,13 +77,14 @@ def create(server: Server, name: str, template: str, mark: Mark, options: dict[s
     comment(server, name, mark)
 
 
-def _comment(name: str, mark: Mark) -> sql.Composed:
+def commenting(name: str, mark: Mark) -> sql.Composed:
+    """Return the statement that writes a mark."""
     return sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(mark.text()))
 
 
 def comment(server: Server, name: str, mark: Mark) -> None:
     """Write the mark of a database that this process made or claimed."""
-    _run(server, _comment(name, mark))
+    _run(server, commenting(name, mark))
 
 
 def touch(server: Server, database: Database) -> None:
@@ -101,6 +102,11 @@ def seal(server: Server, name: str, mark: Mark) -> None:
     with server.connection.transaction():
         _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(sql.Identifier(name)))
         comment(server, name, mark)
+
+
+def opening(name: str) -> sql.Composed:
+    """Return the statement that opens a database to connections."""
+    return sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name))
 
 
 def close_to_others(server: Server, name: str, own: int = 0, patience: float = 10.0) -> list[tuple[int, str, str]]:
@@ -131,7 +137,8 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
         time.sleep(0.002)
 
 
-def _renaming(old: str, new: str) -> sql.Composed:
+def renaming(old: str, new: str) -> sql.Composed:
+    """Return the statement that renames a database."""
     check_name(new)
     return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
 
@@ -139,7 +146,7 @@ def _renaming(old: str, new: str) -> sql.Composed:
 def rename(server: Server, old: str, new: str) -> bool:
     """Rename a database; return False if the new name is taken: then somebody else was first."""
     try:
-        _run(server, _renaming(old, new))
+        _run(server, renaming(old, new))
     except _TAKEN:
         return False
     return True
@@ -152,55 +159,14 @@ def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     """
     try:
         with server.connection.transaction():
-            _run(server, _renaming(name, aside))
-            _run(server, _renaming(replacement, name))
+            _run(server, renaming(name, aside))
+            _run(server, renaming(replacement, name))
     except psycopg.errors.InvalidCatalogName:
         return False
     return True
 
 
-def claim(server: Server, spare: Database, name: str, mark: Mark) -> bool:
-    """Make a warm clone the database `name`, open and with its owner's mark; return False if somebody else took it first."""
-    try:
-        hand_over(server, spare.name, name, mark)
-    except (*_TAKEN, psycopg.errors.InvalidCatalogName, psycopg.errors.ObjectInUse):
-        return False
-    return True
-
-
-def hand_over(server: Server, spare: str, name: str, mark: Mark, old: Database | None = None, aside: str = "") -> None:
-    """Make a warm clone, which is closed, the database `name`, open and with its owner's mark, in one transaction: under a new
-    name and still with a spare's mark it would look free. `old`, which has that name now, steps aside as `aside`, without
-    sessions. Raises NotOurs, psycopg.errors.ObjectInUse if a session may not be ended, psycopg.Error."""
-    opening = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name))
-    parts = [_renaming(name, aside)] if old else []
-    statements = sql.SQL("; ").join([*parts, _renaming(spare, name), opening, _comment(name, mark)])  # one message
-    if old is not None:
-        _check_ours(server, old)
-        _vacate(server, old, 0.005)
-    try:
-        _run(server, statements)
-    except psycopg.errors.ObjectInUse:
-        if old is None:
-            raise
-        _vacate(server, old, 0)  # somebody has come in since
-        _run(server, statements)
-
-
-def _vacate(server: Server, old: Database, patience: float) -> None:
-    """Free a database of sessions and prepared transactions, for which a rename waits up to 5 s. A session ends a moment after its
-    client has closed it; after `patience` seconds those left are ended and nobody is let in, with 0 in any case."""
-    name, deadline = old.name, time.monotonic() + patience
-    now = find(server, name) if _roll_back_prepared(server, name) else old
-    while now is not None and now.sessions and time.monotonic() < deadline:
-        time.sleep(0.0001)
-        now = find(server, name)
-    if (not patience or (now is not None and now.sessions)) and (stayed := close_to_others(server, name)):
-        _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
-        raise psycopg.errors.ObjectInUse(f'database "{name}" is in use by {stayed}, who may not be ended')
-
-
-def _check_ours(server: Server, database: Database) -> None:
+def check_ours(server: Server, database: Database) -> None:
     """Raise NotOurs unless dbclone can prove that it made this database."""
     if problem := database.problem(server.facts.system):
         raise NotOurs(
@@ -219,7 +185,7 @@ def drop(server: Server, database: Database, force: bool = False) -> None:
     now = find(server, database.name)
     if now is None or now.oid != database.oid:
         return
-    _check_ours(server, now)
+    check_ours(server, now)
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our connection, DROP works.
     is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")  # also one that somebody has opened
@@ -229,12 +195,12 @@ def drop(server: Server, database: Database, force: bool = False) -> None:
     try:
         _run(server, statement)
     except psycopg.errors.ObjectInUse:
-        if not _roll_back_prepared(server, now.name):
+        if not roll_back_prepared(server, now.name):
             raise
         _run(server, statement)
 
 
-def _roll_back_prepared(server: Server, name: str) -> bool:
+def roll_back_prepared(server: Server, name: str) -> bool:
     """Roll back the prepared transactions in a database of ours, which outlive their sessions; return whether there were any."""
     prepared = server.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [name])
     if not prepared:

@@ -60,7 +60,8 @@ class Mark:
 
     def text(self) -> str:
         """Return the mark as the JSON that is stored."""
-        return json.dumps({"dbclone": FORMAT, **{k: v for k, v in asdict(self).items() if v}}, sort_keys=True)
+        always = ("kind", "project", "system")
+        return json.dumps({"dbclone": FORMAT, **{k: v for k, v in asdict(self).items() if v or k in always}}, sort_keys=True)
 
     @classmethod
     def read(cls, comment: str | None) -> Mark | None:
@@ -69,15 +70,21 @@ class Mark:
             return None
         try:
             data = json.loads(comment)
+            json.dumps(data, ensure_ascii=False).encode()  # half a character, such as \ud800, is in no name that we could compute
         except (ValueError, RecursionError):
             return None
-        if not isinstance(data, dict) or data.pop("dbclone", None) != FORMAT or data.get("kind") not in KINDS:
+        if not isinstance(data, dict) or data.get("kind") not in KINDS:
             return None
-        for name in ("kind", "project", "system", "fingerprint", "run", "worker", "template"):
+        number = data.pop("dbclone", None)
+        if type(number) is not int or number != FORMAT:  # nor true, which equals 1
+            return None
+        for name in ("kind", "project", "system", "fingerprint", "run", "worker", "template", "host"):
             if not isinstance(data.get(name, ""), str):
                 return None
-        if not all(isinstance(data.get(name, 0), (int, float)) for name in ("created", "used", "pid", "seconds")):
-            return None
+        for name, kinds in (("created", (int, float)), ("used", (int, float)), ("seconds", (int, float)), ("pid", (int,))):
+            value = data.get(name, 0)
+            if type(value) not in kinds or not 0 <= value < 1e15:  # NaN is neither
+                return None
         manifest = data.get("manifest", {})
         if not isinstance(manifest, dict) or not all(isinstance(v, str) for v in manifest.values()):
             return None
@@ -142,7 +149,8 @@ def spare_name(project: str) -> str:
 
 def clone_name(project: str, run: str, owner: str) -> str:
     """Return the name of the clone of one owner (a worker) in one run: the same whoever computes it, and nobody else's."""
-    shown = owner if re.fullmatch(r"[a-z0-9]{1,12}", owner) else "x" + digest(owner.encode())[:10]
+    # One that starts with x is never shown as it is, or it could be what is shown of another.
+    shown = owner if re.fullmatch(r"[a-wyz0-9][a-z0-9]{0,11}", owner) else "x" + digest(owner.encode())[:10]
     return f"dbclone_{_slug(project, 20)}_{digest(f'{project}{chr(0)}{run}'.encode())[:8]}_{shown}"
 
 

@@ -84,7 +84,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
         run_id, worker = run.identity()
         if not _is_controller(namespace):
             with contextlib.suppress(Error):  # whatever is wrong is said when a test needs it
-                os.environ.update(run.announced(found, worker, run_id))
+                run.lead(run.announced(found, worker, run_id))
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     early_config.stash[STATE] = State(early_config, found, run_id, worker)

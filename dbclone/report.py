@@ -86,7 +86,7 @@ class Report:
 
 def shown(seconds: float) -> str:
     """Return a duration for people."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+    return f"{seconds:.2f} s" if seconds >= 0.9995 else f"{seconds * 1000:.3g} ms"
 
 
 def template_line(name: str, built: bool, seconds: float, why: tuple[str, ...]) -> str:

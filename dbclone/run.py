@@ -9,12 +9,12 @@ import atexit
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import adapters
 from .clone import Clone
-from .dsn import Dsn, bound_environment
+from .dsn import Dsn, bound_environment, child_environment, with_libpq_defaults
 from .embedded import Embedded
 from .marks import clone_name
 from .prune import prune
@@ -69,8 +69,17 @@ def alone(
 
 def _announce(settings: Settings, clone: Clone) -> None:
     """Lead the application to the clone by its environment, now and if the clone moves."""
-    clone.moved = lambda dsn: os.environ.update(environment(settings, dsn))
+    clone.moved = lambda dsn: lead(environment(settings, dsn))
     clone.moved(clone.dsn)
+
+
+def lead(variables: Mapping[str, str]) -> None:
+    """Set the variables that lead the application to its database, and take away those that libpq would follow instead: a
+    service's database wins over PGDATABASE, an address over the host in a URL."""
+    os.environ.pop("PGSERVICE", None)
+    if "PGHOST" not in variables and not os.environ.get("PGHOST"):
+        os.environ.pop("PGHOSTADDR", None)
+    os.environ.update(variables)
 
 
 def announced(settings: Settings, name: str, run: str) -> dict[str, str]:
@@ -86,8 +95,14 @@ def announced(settings: Settings, name: str, run: str) -> dict[str, str]:
 def environment(settings: Settings, dsn: Dsn) -> dict[str, str]:
     """Return the variables that bind the application to a database: those of the setting `env`, and PGDATABASE where libpq's own
     variables name the server."""
-    names = [*settings.env, "PGDATABASE"] if not settings.url and external(settings) is not None else settings.env
-    return bound_environment(names, dsn, os.environ)
+    if settings.url or external(settings) is None:
+        return bound_environment(settings.env, dsn, os.environ)
+    if os.environ.get("PGSERVICE"):  # what it says, said in variables
+        dsn = with_libpq_defaults(dsn)
+        current = {name: value for name, value in os.environ.items() if name.startswith("PG")}
+        found = child_environment(dsn, current)
+        return {**found, **bound_environment(settings.env, dsn, os.environ)}
+    return bound_environment([*settings.env, "PGDATABASE"], dsn, os.environ)
 
 
 def prepare(schema: Any = None, *, rebuild: bool = False, progress: Progress = _silent, **options: Any) -> Template:

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .dsn import bound_environment, parse, pg_environment
-from .errors import BuildFailed, Error
+from .dsn import bound_environment, child_environment, mask_any, masking, parse
+from .errors import BuildFailed, Error, said
 from .settings import Settings
 from .statements import split
 
@@ -106,7 +106,7 @@ def _file_entries(settings: Settings, files: Iterable[Path]) -> dict[str, str]:
 class SqlFiles:
     """SQL scripts, each run in a session of its own, as `psql -f` would; backslash commands excepted."""
 
-    settings: Settings
+    settings: Settings = field(repr=False)
     patterns: tuple[str, ...]
 
     def manifest(self) -> Mapping[str, str]:
@@ -116,6 +116,7 @@ class SqlFiles:
             entries["order of SQL files"] = digest("\0".join(entries).encode())
         return entries
 
+    @masking
     def build(self, url: str, progress: Progress) -> None:
         for path in find_files(self.settings, "schema", self.patterns):
             self._run(path, url, progress)
@@ -125,17 +126,19 @@ class SqlFiles:
 
         shown = path.relative_to(self.settings.root) if path.is_relative_to(self.settings.root) else path
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = path.read_bytes().decode("utf-8-sig")  # with every end of line as it is, because literals have them too
         except UnicodeDecodeError as error:
             raise BuildFailed(f"{shown} is not UTF-8", str(error), "Save the file as UTF-8.") from error
-        with psycopg.connect(**parse(url).kwargs, autocommit=True) as connection:  # type: ignore[arg-type]
+        dsn = parse(url)
+        mask = dsn.mask  # what is shown is masked before it is cut, which could leave half a password
+        with psycopg.connect(**dsn.kwargs, autocommit=True) as connection:  # type: ignore[arg-type]
             for statement in split(text):
                 where = f"{shown}:{statement.line}"
-                progress(f"{where}: {' '.join(statement.text.split())[:60]}")
+                progress(f"{where}: {' '.join(mask(statement.text[:2000]).split())[:60]}")
                 if statement.text.startswith("\\"):
                     raise BuildFailed(
                         f"{where}: {statement.text.split()[0]} is a command of psql, not SQL",
-                        f"The line is: {statement.text}",
+                        f"The line is: {mask_any(statement.text)}",
                         "Write it in SQL, or let psql run the file: schema = 'psql -X -v ON_ERROR_STOP=1 -f FILE'.",
                     )
                 try:
@@ -145,7 +148,7 @@ class SqlFiles:
                         with connection.cursor().copy(statement.text.encode()) as copy:
                             copy.write(statement.data)
                 except psycopg.Error as error:
-                    quoted = "\n".join(statement.text.splitlines()[:12])
+                    quoted = "\n".join(line[:200] for line in mask(statement.text[:20_000]).splitlines()[:12])
                     more = [f"{k}: {v}" for k, v in (("DETAIL", error.diag.message_detail), ("HINT", error.diag.message_hint)) if v]
                     raise BuildFailed(
                         f"{where}: {error.diag.message_primary or str(error).strip()}",
@@ -164,15 +167,14 @@ class SqlFiles:
 class Command:
     """A program that builds the schema, run without a shell in the project's root, with the URL in its environment."""
 
-    settings: Settings
+    settings: Settings = field(repr=False)
     line: str
 
     def _words(self) -> list[str]:
         try:
-            words = shlex.split(self.line)
+            return shlex.split(self.line)
         except ValueError as error:
             raise self.settings.error("schema", f"the command cannot be parsed: {error}", "Close the quotes.") from None
-        return words
 
     def _inputs(self) -> tuple[str, ...]:
         """Return what the command reads, as far as it can be told: declared, alembic's own scripts, or files it names."""
@@ -197,13 +199,16 @@ class Command:
 
     def manifest(self) -> Mapping[str, str]:
         files = find_files(self.settings, "inputs", self._inputs())
-        return {f"command {self.line}": digest(self.line.encode()), **_file_entries(self.settings, files)}
+        return {f"command {mask_any(self.line)}": digest(self.line.encode()), **_file_entries(self.settings, files)}
 
+    @masking
     def build(self, url: str, progress: Progress) -> None:
-        progress(f"running {self.line}")
+        __tracebackhide__ = True  # from pytest, which shows variables
+        line = mask_any(self.line)
+        progress(f"running {line}")
         words = self._words()
         dsn = parse(url)
-        environ = {**os.environ, **bound_environment(self.settings.env, dsn, os.environ), **pg_environment(dsn)}
+        environ = {**child_environment(dsn, os.environ), **bound_environment(self.settings.env, dsn, os.environ)}
         # The programs of the environment that runs us, whether or not it has been activated.
         environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
         try:
@@ -219,13 +224,12 @@ class Command:
             raise self.settings.error(
                 "schema", f"the command cannot be started: {error.strerror}", f"Is {words[0]} installed?"
             ) from None
-        output = done.stdout.decode(errors="replace")
-        if dsn.get("password"):
-            output = output.replace(dsn.get("password"), "***")
         if done.returncode:
+            # Masked before it is cut to its end, as above.
+            output = mask_any(dsn.mask(done.stdout[-50_000:].decode(errors="replace")))[-10_000:]
             tail = "\n".join(output.splitlines()[-40:]) or "(nothing)"
             raise BuildFailed(
-                f"the command failed with exit status {done.returncode}: {self.line}",
+                f"the command failed with exit status {done.returncode}: {line}",
                 f"It printed:\n{tail}",
                 "Correct it; no template was left behind.",
             )
@@ -235,7 +239,7 @@ class Command:
 class Function:
     """A callable of the project that builds or seeds: called with the URL, or with nothing if it takes nothing."""
 
-    settings: Settings
+    settings: Settings = field(repr=False)
     key: str
     spec: str
     function: Callable[..., Any]
@@ -256,6 +260,7 @@ class Function:
     def manifest(self) -> Mapping[str, str]:
         return {f"{self.key} {self.spec}": digest(self.spec.encode()), **_file_entries(self.settings, self._files())}
 
+    @masking
     def build(self, url: str, progress: Progress) -> None:
         progress(f"calling {self.spec}")
         try:
@@ -266,14 +271,12 @@ class Function:
             self.function(url) if takes_url else self.function()
         except Error:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             frames = traceback.extract_tb(error.__traceback__)[1:]
             own = [f for f in frames if Path(f.filename).is_relative_to(self.settings.root)] or frames
             where = f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else self.spec
-            password = parse(url).get("password")
-            text = f"{type(error).__name__}: {error}"
             raise BuildFailed(
-                f"{self.key} {self.spec} raised {text.splitlines()[0].replace(password or chr(0), '***')}",
+                f"{self.key} {self.spec} raised {type(error).__name__}: {(said(error).splitlines() or [''])[0]}",
                 f"It was raised at {where}",
                 "Correct it; no template was left behind.",
             ) from error

@@ -194,6 +194,8 @@ def _connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
 def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
     options = f"{dsn.get('options')} {_OPTIONS} {more}".strip()
     arguments = {"connect_timeout": str(max(2, round(settings.connect_timeout))), **dsn.kwargs}
+    if dsn.get("host") and settings.url:
+        arguments.setdefault("hostaddr", "")  # else an inherited PGHOSTADDR would lead elsewhere
     arguments.update(
         options=options, application_name=describe_self(purpose), fallback_application_name="dbclone", client_encoding="utf8"
     )
@@ -207,9 +209,7 @@ def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Conn
 
 def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
     """Return our error for a refused connection. The codes are in the text: libpq does not pass them on for connections."""
-    text = str(error).strip()
-    if dsn.get("password"):
-        text = text.replace(dsn.get("password"), "***")
+    text = dsn.mask(str(error).strip())
     database = dsn.get("dbname", MAINTENANCE)
     if re.search(r"too many (clients|connections)|remaining connection slots", text):
         return OutOfConnections(

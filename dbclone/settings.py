@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError
+from .dsn import mask_any
+from .errors import SettingsError, masked
 
 RESETS = ("auto", "rollback", "truncate", "clone", "drop", "none")
 LEAKS = ("fail", "terminate")
@@ -25,8 +26,8 @@ _ENV_PREFIX = "DBCLONE_"
 _ENV_NOT_SETTINGS = {"DBCLONE_RUN"}
 
 
-def _setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices, "setting": True})
+def _setting(default: Any, help: str, choices: tuple[str, ...] = (), secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"help": help, "choices": choices, "setting": True})
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Settings:
     seed: str = _setting("", "module:callable taking the database URL, run after the schema")
     inputs: tuple[str, ...] | None = _setting(None, "files, by glob, that decide what the schema and the seed build")
     bind: str = _setting("", "module:object, the application's own database handle, pointed at the worker's clone")
-    url: str = _setting("", "an existing server; without it PG* variables, then a private server started here")
+    url: str = _setting("", "an existing server; without it PG* variables, then a private server started here", secret=True)
     env: tuple[str, ...] = _setting(
         ("DATABASE_URL",), "environment variables that are set to the clone's URL before the application loads"
     )
@@ -96,7 +97,9 @@ class Settings:
         value = getattr(self, key)
         shown = "" if key == "url" else f" = {value if not isinstance(value, tuple) else list(value)!r}"
         return SettingsError(
-            f"{key}{shown}: {problem}", f"The value comes from {self.source(key)}." + (f" {detail}" if detail else ""), hint
+            mask_any(f"{key}{shown}: {problem}"),
+            f"The value comes from {self.source(key)}." + (f" {detail}" if detail else ""),
+            hint,
         )
 
     def load_object(self, key: str, spec: str) -> Any:
@@ -118,11 +121,11 @@ class Settings:
                     f"there is no module {error.name!r}",
                     f"Check the spelling, and that {error.name.split('.')[0]!r} can be imported from {self.root}.",
                 ) from None
-            raise self.error(key, f"importing {module_name!r} failed: {error}", "See the error above.") from error
+            raise self.error(key, f"importing {module_name!r} failed: {error}", "See the error above.") from masked(error, mask_any)
         except Exception as error:
             raise self.error(
                 key, f"importing {module_name!r} raised {type(error).__name__}: {error}", "See the error above."
-            ) from error
+            ) from masked(error, mask_any)
         for part in path.split(".") if path else []:
             if not hasattr(found, part):
                 near = difflib.get_close_matches(part, dir(found), 1)

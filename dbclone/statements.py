@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from string import ascii_lowercase, ascii_uppercase
 
 # Letters of names are what the server takes for them: any character beyond ASCII, and no white space but these six.
 _SPACE = " \t\n\r\f\v"
@@ -33,9 +34,12 @@ _TOKEN = re.compile(
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _ESCAPED = re.compile(r"\\.|''|'", re.S)
 _DATA_END = re.compile(r"^\\\.[ \t]*\r?(?:\n|\Z)", re.M)
-_ROUTINE = re.compile(r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\b")
-_CACHED = 10_000  # characters: longer texts are not worth their memory
-_MIGHT_CONTROL = re.compile(r"\b(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE)\b", re.I)
+_ROUTINE = re.compile(r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE) ")
+# A server with an encoding of several bytes folds the letters of ASCII and no others.
+_UPPER, _LOWER = str.maketrans(ascii_lowercase, ascii_uppercase), str.maketrans(ascii_uppercase, ascii_lowercase)
+_LONG = 10_000  # characters: of longer texts only the last one is remembered
+_VERBS = ("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE")
+_MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS)})\b", re.I)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _tokens(text: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
         assert match is not None  # `other` takes any character
         kind, end = str(match.lastgroup), match.end()
         if kind == "space":
-            broken = broken or (escaped and "\n" in match[0])
+            broken = broken or (escaped and ("\n" in match[0] or "\r" in match[0]))
         elif kind == "block":
             kind, end = "space", _comment(text, end)
             escaped = False
@@ -124,7 +128,8 @@ class _Open:
         self.head = ""  # its first words, of which only CREATE FUNCTION and COPY matter
         self.words = 0
         self.last = ""  # the last word outside parentheses
-        self.routine = self.from_stdin = False
+        self.routine = self.copy = self.from_stdin = False
+        self.curious = True  # whether another word can matter
 
     def word(self, word: str) -> None:
         """Take note of a word, in upper case."""
@@ -132,6 +137,8 @@ class _Open:
             self.words += 1
             self.head += word + " "
             self.routine = _ROUTINE.match(self.head) is not None
+            self.copy = self.head.startswith("COPY ")
+            self.curious = self.words < 5 or self.routine or self.copy
         if self.depth > 0:
             return
         if self.routine:
@@ -139,7 +146,7 @@ class _Open:
                 self.body += 1
             elif word == "END" and self.body:
                 self.body -= 1
-        elif word == "STDIN" and self.last == "FROM" and self.head.startswith("COPY "):
+        elif word == "STDIN" and self.last == "FROM" and self.copy:
             self.from_stdin = True
         self.last = word
 
@@ -172,8 +179,8 @@ def split(text: str) -> Iterator[Statement]:
                         yield Statement(command, line)
                     now = None
                     break
-            if kind == "word":
-                now.word(text[start:stop].upper())
+            if kind == "word" and now.curious:
+                now.word(text[start:stop].translate(_UPPER))
             elif kind == "open":
                 now.depth += 1
             elif kind == "close":
@@ -200,26 +207,28 @@ def _copy_data(text: str, at: int) -> tuple[str, int]:
 
 
 def _significant(text: str) -> list[str]:
-    """Return the tokens of one statement without white space and comments; words in upper case, quoted names unquoted."""
-    found = []
+    """Return the tokens of one statement that may control transactions, without white space and comments; words in upper case,
+    quoted names unquoted. Any other statement is left at its first word, however long it is."""
+    found: list[str] = []
     for kind, start, stop in _tokens(text):
         token = text[start:stop]
         if kind == "word":
-            found.append(token.upper())
+            found.append(token.translate(_UPPER))
         elif kind == "ident":
             found.append('"' + token[1:-1].replace('""', '"'))
         elif kind not in ("space", "end"):
             found.append(token)
+        if len(found) == 1 and found[0] not in _VERBS:
+            break
     return found
 
 
 def _fold(token: str) -> str:
     """Return an identifier token as the server stores it: quoted as it is, unquoted in lower case, cut at 63 bytes."""
-    name = token[1:] if token.startswith('"') else token.lower()
+    name = token[1:] if token.startswith('"') else token.translate(_LOWER)
     return name.encode()[:63].decode(errors="ignore")
 
 
-@lru_cache(maxsize=512)
 def control(text: str) -> Control | None:
     """Return what one statement does to the transaction, or None if it is an ordinary statement."""
     words = _significant(text)
@@ -251,13 +260,20 @@ def control(text: str) -> Control | None:
     return None
 
 
-@lru_cache(maxsize=512)
 def controls(text: str) -> tuple[tuple[str, Control | None], ...]:
     """Return the pieces of a query string with what each does to the transaction; empty if none of them does anything to it.
 
-    The usual case, a string without any such word in it, costs one regular-expression search.
+    The usual case, a string without any such word in it, costs one regular-expression search, or none where it was asked before.
     """
+    return _remembered(text) if len(text) <= _LONG else _last(text)
+
+
+def _controls(text: str) -> tuple[tuple[str, Control | None], ...]:
     if not _MIGHT_CONTROL.search(text):
         return ()
     pieces = tuple((s.text, control(s.text)) for s in split(text))
     return pieces if any(c is not None for _, c in pieces) else ()
+
+
+_remembered = lru_cache(maxsize=512)(_controls)
+_last = lru_cache(maxsize=1)(_controls)  # a cursor asks several times in a row

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from dbclone.dsn import Dsn, bound_environment, parse
+from dbclone.dsn import Dsn, bound_environment, child_environment, mask_any, parse
 from dbclone.errors import SettingsError
 
 TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20)
+
+
+def _percent(letter: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in letter.encode())
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "as a URL": lambda s: quote(s, safe=""),
+    "as our own URL": lambda s: quote(s, safe="*"),
+    "as half a URL": lambda s: quote(s, safe="!$&'()*+,;="),
+    "as a URL in small letters": lambda s: "".join(c if c.isalnum() and c.isascii() else _percent(c).lower() for c in s),
+    "as a URL in which all is encoded": lambda s: "".join(map(_percent, s)),
+    "as a form": quote_plus,
+    "as a URL in a URL": lambda s: quote(quote(s, safe=""), safe=""),
+    "as a URL in an .ini file": lambda s: quote(s, safe="").replace("%", "%%"),
+    "as SQL": lambda s: s.replace("'", "''"),
+    "as libpq": lambda s: s.replace("\\", "\\\\").replace("'", "\\'"),
+    "as JSON": lambda s: json.dumps(s)[1:-1],
+    "as Python": lambda s: repr(s)[1:-1],
+    "as Python in ASCII": lambda s: ascii(s)[1:-1],
+}
 
 
 @given(user=TEXT, password=TEXT, dbname=TEXT, options=TEXT)
@@ -94,3 +121,87 @@ def test_variables_get_the_url_or_the_part_that_they_are_named_for() -> None:
     }  # fmt: skip
     with pytest.raises(SettingsError):
         bound_environment(["not a name"], dsn, {})
+
+
+def test_a_part_that_libpq_finds_itself_stays_in_its_variable() -> None:
+    """Or else the server that PGHOST names would be lost as soon as an application wants that variable set."""
+    dsn = Dsn((("dbname", "clone"),))
+    assert bound_environment(["PGHOST", "PGPASSWORD", "PGDATABASE"], dsn, {"PGHOST": "h", "PGPASSWORD": "p"}) == {
+        "PGDATABASE": "clone"
+    }
+
+
+def test_a_child_gets_what_leads_to_the_database_and_nothing_that_leads_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "services").write_text("[s]\nhost=h\nhostaddr=10.0.0.1\nuser=x\ndbname=y\npassword=p\nsslmode=require\n")
+    for name, value in {
+        "PGSERVICEFILE": str(tmp_path / "services"),
+        "PGSERVICE": "s",
+        "PGSSLROOTCERT": "cert",
+        "PGOPTIONS": "-c a=b",
+    }.items():
+        monkeypatch.setenv(name, value)
+    kept = {"OTHER": "1", "PGSSLROOTCERT": "cert", "PGSSLMODE": "require"}
+
+    def child(**parameters: str) -> dict[str, str]:
+        found = child_environment(Dsn(tuple(parameters.items())), {**os.environ, "OTHER": "1"})
+        return {k: v for k, v in found.items() if (k.startswith("PG") or k == "OTHER") and k != "PGSERVICEFILE"}
+
+    assert child(host="h", user="u", dbname="d") == {
+        **kept, "PGHOST": "h", "PGHOSTADDR": "10.0.0.1", "PGUSER": "u", "PGDATABASE": "d", "PGPASSWORD": "p",
+    }  # fmt: skip
+    assert child(host="other", port="5", dbname="d", sslmode="disable", options="-c c=d", password="q") == {
+        **kept, "PGHOST": "other", "PGPORT": "5", "PGDATABASE": "d", "PGPASSWORD": "q",
+        "PGSSLMODE": "disable", "PGOPTIONS": "-c c=d",
+    }  # fmt: skip
+    assert child(host="h", hostaddr="10.0.0.2", dbname="d")["PGHOSTADDR"] == "10.0.0.2"
+
+
+@pytest.mark.parametrize("secret", ["s3cr3t", "q'u\"o\\t`e$", "a b&c=d;e#f"])
+def test_a_url_is_printed_without_its_password(secret: str) -> None:
+    dsn = parse(f"host=h user=u dbname=d password='{SPELLINGS['as libpq'](secret)}' sslpassword='{SPELLINGS['as libpq'](secret)}'")
+    assert (dsn.get("password"), dsn.get("sslpassword")) == (secret, secret)
+    for text in (repr(dsn), dsn.shown, repr(dsn.url), f"{[dsn.url]}", dsn.mask(dsn.url), dsn.mask(f"sslpassword={secret}")):
+        assert "***" in text
+        assert not [how for how, spell in SPELLINGS.items() if spell(secret) in text]
+    assert type(pickle.loads(pickle.dumps(dsn.url))) is str
+    assert parse(pickle.loads(pickle.dumps(dsn.url))) == dsn
+
+
+WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=0x1FFFF, blacklist_categories=("Cs", "Cc"), blacklist_characters="*"))
+
+
+@given(before=WORDS, secret=WORDS, after=WORDS, how=st.sampled_from(list(SPELLINGS)))
+def test_no_spelling_of_a_secret_passes(before: str, secret: str, after: str, how: str) -> None:
+    assume(len(secret) >= 4 and secret not in "postgresql+psycopg://")
+    spelled = SPELLINGS[how](secret)
+    for key in ("password", "sslpassword"):
+        text = Dsn(((key, secret),)).mask(f"{before}{spelled}{after}")
+        assert spelled not in text
+        assert "***" in text
+
+
+def test_a_password_from_the_environment_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "s3cr3t")
+    assert Dsn((("host", "h"),)).mask("it was s3cr3t") == "it was ***"
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "expected"),
+    [
+        ("", "a: 'b' =", "a: 'b' ="),
+        ("a", "a table at postgresql://a:a@h/a", "a table at postgresql://a:***@h/a"),
+        ("a", "password=a PGPASSWORD='a'", "password=*** PGPASSWORD='***'"),
+        ("@", "u:%40@h is @ home", "u:***@h is @ home"),
+        ("postgres", "postgresql+psycopg://u:postgres@h", "postgresql+psycopg://u:***@h"),
+    ],
+)
+def test_a_short_or_common_password_leaves_the_text_legible(secret: str, text: str, expected: str) -> None:
+    assert Dsn((("password", secret),)).mask(text) == expected
+
+
+def test_a_long_line_is_searched_in_one_go() -> None:
+    """With patterns that look again from each letter, these would take hours."""
+    for text in ("a" * 500_000, "a.b-" * 100_000, "x://" * 100_000, "password='" * 50_000, "s3cr3" * 100_000, "%" * 500_000):
+        assert mask_any(Dsn((("password", "s3cr3t"),)).mask(text))

@@ -68,6 +68,26 @@ def test_a_failing_file_names_line_and_statement(tmp_path: Path, url: str, text:
     assert "s3cr3t" not in str(caught.value)
 
 
+def test_an_error_in_a_statement_of_megabytes_quotes_its_beginning(tmp_path: Path, url: str) -> None:
+    """So do the lines that tell how far a build is."""
+    (tmp_path / "long.sql").write_text(f"SELECT 1;\nINSERT INTO nowhere VALUES ('{'x' * 5_000_000}');")
+    steps: list[str] = []
+    with pytest.raises(BuildFailed, match=r'long\.sql:2: relation "nowhere" does not exist') as caught:
+        schema(tmp_path, "long.sql").build(url, steps.append)
+    assert "INSERT INTO nowhere VALUES ('xxx" in caught.value.detail
+    assert len(caught.value.detail) < 3000
+    assert max(map(len, steps)) < 100
+
+
+def test_literals_keep_the_ends_of_their_lines(tmp_path: Path, url: str) -> None:
+    (tmp_path / "a.sql").write_bytes(
+        b"\xef\xbb\xbfCREATE TABLE t (a text);\r\nINSERT INTO t VALUES ('a\r\nb\rc\n');\r\nCOPY t FROM stdin;\r\nd\r\n\\.\r\n"
+    )
+    schema(tmp_path, "a.sql").build(url, quiet)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT a FROM t ORDER BY a").fetchall() == [("a\r\nb\rc\n",), ("d",)]
+
+
 def test_a_manifest_changes_with_content_and_order_and_with_nothing_else(tmp_path: Path) -> None:
     """P5."""
     for name in ("a.sql", "b.sql"):
@@ -96,6 +116,63 @@ def test_a_command_runs_without_a_shell_with_the_url_in_its_environment(tmp_path
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT count(*) FROM made").fetchone() == (0,)
     assert not (tmp_path / "PWNED").exists()
+
+
+ELSEWHERE = {
+    "PGHOST": "/nowhere",
+    "PGHOSTADDR": "127.0.0.1",
+    "PGPORT": "1",
+    "PGDATABASE": "postgres",
+    "PGUSER": "nobody",
+    "PGSERVICE": "elsewhere",
+    "PGOPTIONS": "-c default_transaction_read_only=on",
+}
+REACHES = """
+import os, psycopg
+for number, target in enumerate(("", os.environ["DATABASE_URL"])):
+    with psycopg.connect(target) as c: c.execute(("CREATE TABLE made_%d ()" % number).encode())
+"""
+
+
+@pytest.mark.parametrize("names", [[name] for name in ELSEWHERE] + [list(ELSEWHERE)], ids=lambda names: "+".join(names))
+def test_a_command_reaches_its_database_whatever_the_environment_says(
+    tmp_path: Path, url: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S24: by libpq's variables alone, and by the URL."""
+    (tmp_path / "services").write_text("[elsewhere]\nhost=/nowhere\nport=1\nuser=nobody\ndbname=postgres\n")
+    (tmp_path / "reaches.py").write_text(REACHES)
+    with monkeypatch.context() as patch:
+        patch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+        for name in names:
+            patch.setenv(name, ELSEWHERE[name])
+        schema(tmp_path, f"{sys.executable} reaches.py", inputs=[]).build(url, quiet)
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT relname FROM pg_class WHERE relname LIKE 'made%' ORDER BY 1").fetchall()
+    assert found == [("made_0",), ("made_1",)], "one of the two went elsewhere"
+
+
+def test_a_command_reaches_its_database_on_a_server_that_a_service_names(
+    tmp_path: Path, server: Server, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service's database wins over PGDATABASE, but its other parameters are needed."""
+    made = f"made_{uuid.uuid4().hex[:8]}"
+    dsn = server.dsn.replace(dbname="postgres", password="s3cr3t", application_name="of the service")
+    (tmp_path / "services").write_text("[s]\n" + "".join(f"{key}={value}\n" for key, value in dsn.params))
+    (tmp_path / "reaches.py").write_text(
+        f"{REACHES}assert (os.environ['PGPASSWORD'], os.environ['PGAPPNAME']) == ('s3cr3t', 'of the service')\n"
+    )
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv("PGSERVICE", "s")
+    settings = load(tmp_path, {**options, "schema": [f"{sys.executable} reaches.py"], "inputs": []}, {})
+    name = psycopg.sql.Identifier(made)
+    with Server.open(settings) as opened:
+        opened.connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(name))
+        try:
+            adapters.load(settings)[0].build(opened.database(made).url, quiet)
+            with opened.connect(made, "test") as connection:
+                assert connection.execute("SELECT count(*) FROM pg_class WHERE relname LIKE 'made%'").fetchone() == (2,)
+        finally:
+            opened.connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
 def test_a_failing_command_shows_what_it_printed_but_no_password(tmp_path: Path, url: str) -> None:

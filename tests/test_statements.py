@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
 import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dbclone.server import Server
-from dbclone.statements import Control, control, controls, split
+from dbclone.statements import Control, _tokens, control, controls, split
 
 PARTS = [
     "SELECT 1", "SELECT ';'", "SELECT 'it''s; fine'",
@@ -17,7 +21,9 @@ PARTS = [
     "CREATE FUNCTION pg_temp.f{n}() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END",
     "CREATE FUNCTION pg_temp.g{n}() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'",
     "CREATE TEMP TABLE t{n} (a int); CREATE RULE r AS ON INSERT TO t{n} DO INSTEAD (SELECT 1; SELECT 2)",
-    "SELECT 1 AS année", "SELECT 'ünï;'",
+    "SELECT 1 AS année", "SELECT 'ünï;'", "SELECT $é€$ ; $$ $é€$", "SELECT 1 AS \u00a0", "SELECT 1 AS a$$b, 2 AS c$$",
+    "SELECT E'a\\''\n-- it goes on\n'b\\';'", "SELECT 'a'\n'\\', ';'", "SELECT E'a\\'', '\\' || ';'",
+    "SELECT 1 -- a ' up to the return\r+ 1",
 ]  # fmt: skip
 SPACE = st.sampled_from(["", " ", "\n", "\t-- c;\n", "/* ; */", "\n\n"])
 
@@ -52,6 +58,24 @@ def test_what_pg_dump_writes_is_understood() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("COPY t FROM STDIN;\n1\n\\.\n", ["1\n"]),
+        ("COPY t /* FROM */ FROM -- x\n stdin (FORMAT csv);\n1\n\\.  \r\nSELECT 1", ["1\n", None]),
+        ("COPY t FROM STDIN; \n\\.x\n\\.", ["\\.x\n"]),
+        ("COPY t FROM STDIN", [""]),
+        ("COPY t FROM STDIN;", [""]),
+        ("COPY (SELECT 'FROM STDIN') TO STDOUT;\n\\.\n", [None, None]),
+        ("COPY (SELECT a FROM stdin) TO STDOUT; SELECT 1", [None, None]),
+        ('COPY "FROM STDIN" TO STDOUT; SELECT 1', [None, None]),
+        ("SELECT a FROM stdin;\n1\n\\.\n", [None, None]),
+    ],
+)
+def test_only_a_copy_from_stdin_takes_data(text: str, data: list[str | None]) -> None:
+    assert [statement.data for statement in split(text)] == data
+
+
 @given(st.text(max_size=60))
 def test_any_text_is_split_without_a_loss(text: str) -> None:
     """Whatever it is, it ends, and nothing but semicolons and white space falls between the pieces."""
@@ -76,6 +100,7 @@ def test_any_text_is_split_without_a_loss(text: str) -> None:
         ("ROLLBACK WORK TO a", Control("rollback_to", "a")),
         ('ROLLBACK TO "A b"', Control("rollback_to", "A b")),
         ("SAVEPOINT Foo", Control("savepoint", "foo")),
+        ("SAVEPOINT Straße_É", Control("savepoint", "straße_É")),
         ("RELEASE SAVEPOINT savepoint", Control("release", "savepoint")),
         ("RELEASE x", Control("release", "x")),
         ("PREPARE TRANSACTION 'x'", Control("two_phase")),
@@ -98,3 +123,95 @@ def test_pieces_are_told_only_where_something_controls() -> None:
         ("SELECT ';'", None),
         ("BEGIN", "begin"),
     ]
+
+
+class Counted(str):
+    """A text that counts the characters that its methods look at."""
+
+    looked = 0
+
+    def count(self, what: str, start: Any = 0, end: Any = None) -> int:
+        self.looked += (len(self) if end is None else end) - start
+        return super().count(what, start, end)
+
+    def find(self, what: str, start: Any = 0, end: Any = None) -> int:
+        found = super().find(what, start, end)
+        self.looked += (len(self) if found < 0 else found) - start
+        return found
+
+    def __getitem__(self, key: Any) -> str:
+        found = super().__getitem__(key)
+        self.looked += len(found)
+        return found
+
+
+LONG: dict[str, Callable[[int], str]] = {
+    "many statements": lambda n: "SELECT 1;\n" * (n // 10),
+    "many of nothing": lambda n: ";" * n,
+    "many lines before one statement": lambda n: "-- x\n" * (n // 5) + "SELECT 1",
+    "many restrictions": lambda n: "\\restrict x\n" * (n // 12),
+    "many copies": lambda n: "COPY t FROM STDIN;\n1\n\\.\n" * (n // 24),
+    "a copy of many lines": lambda n: "COPY t FROM STDIN;\n" + "\\.x\n" * (n // 4) + "\\.\n",
+    "an insert of many rows": lambda n: "INSERT INTO t VALUES " + "(1,'b')," * (n // 8),
+    "a long literal": lambda n: "SELECT '" + "x" * n + "'",
+    "a literal of quotes": lambda n: "SELECT '" + "''" * (n // 2) + "'",
+    "a literal of escapes": lambda n: "SELECT E'" + "\\'" * (n // 2) + "'",
+    "a long name": lambda n: 'SELECT "' + '""x' * (n // 3) + '"',
+    "a literal without an end": lambda n: "SELECT 'x' '" + "''" * (n // 2),
+    "an escaped literal without an end": lambda n: "SELECT E'" + "\\" * n,
+    "a name without an end": lambda n: '"' * 3 + "x" * n,
+    "a long comment": lambda n: "/*" + "x" * n + "*/ SELECT 1",
+    "a deep comment": lambda n: "/*" * (n // 4) + "*/" * (n // 4) + "SELECT 1",
+    "comments without an end": lambda n: "/*" * (n // 2),
+    "dollar quotes inside each other": lambda n: "".join(f"$a{i}$ " for i in range(n // 9)),
+    "dollars that quote nothing": lambda n: "SELECT " + "$a " * (n // 3) + "$" + "a" * (n // 3),
+    "a long dollar quote": lambda n: "DO $a$" + "$b$ $a " * (n // 7) + "$a$",
+    "parentheses without an end": lambda n: "(" * n,
+    "a body of many statements": lambda n: "CREATE FUNCTION f() BEGIN ATOMIC " + "SELECT 1;" * (n // 9),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_work_and_memory_grow_as_the_text_does(kind: str) -> None:
+    """No part of a text is looked at again and again, and none is remembered in much more than its own size; a record for each
+    repetition of a pattern's group takes some 200 bytes a character."""
+    text = Counted(LONG[kind](20_000))
+    tracemalloc.start()
+    try:
+        for statement in split(text):
+            assert statement.line >= 1
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert text.looked <= 5 * len(text)
+    assert peak <= 6 * len(text) + 20_000
+    assert [start for _, start, _ in _tokens(text)] == [0, *[end for _, _, end in _tokens(text)][:-1]]
+
+
+def test_a_script_of_many_megabytes_is_no_matter() -> None:
+    """With work or memory that grew faster than the text, this would take many minutes or many gigabytes."""
+    parts = [
+        "SELECT 1;\n" * 100_000,
+        "COPY t FROM STDIN;\n",
+        "1\tx\n" * 5_000_000,
+        "\\.\n",
+        "INSERT INTO t VALUES ('",
+        "x" * 20_000_000,
+        "')",
+    ]
+    found = list(split("".join(parts)))
+    assert len(found) == 100_002
+    assert found[-2].data == parts[2]
+    assert (found[-1].line, len(found[-1].text)) == (5_100_003, 20_000_025)
+
+
+def test_of_long_texts_only_the_last_is_kept_for_its_answer() -> None:
+    text = "SELECT 'commit" + "x" * 1_000_000 + "'; COMMIT"
+    tracemalloc.start()
+    try:
+        for number in range(5):
+            assert [c.verb for _, c in controls(f"{text} -- {number}") if c] == ["commit"]
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 3_000_000

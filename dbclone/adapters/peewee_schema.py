@@ -10,7 +10,7 @@ from typing import Any
 import peewee
 from psycopg import sql
 
-from ..dsn import parse
+from ..dsn import masking, parse
 from ..errors import BuildFailed
 from ..schema import Progress, digest
 
@@ -80,6 +80,7 @@ class PeeweeSchema:
                 entries[name] = digest("\n".join([entries.get(name, ""), *statements]).encode())
         return entries
 
+    @masking
     def build(self, url: str, progress: Progress) -> None:
         database = open_database(url)
         model: Any = None
@@ -96,8 +97,9 @@ class PeeweeSchema:
                     model._schema.create_foreign_key(field)
             except peewee.PeeweeException as error:
                 where = f"{model.__module__}.{model.__qualname__}" if model is not None else "the schemas"
+                text = str(error).strip() or type(error).__name__
                 raise BuildFailed(
-                    f"creating {where} failed: {str(error).strip().splitlines()[0]}",
-                    str(error).strip(),
+                    f"creating {where} failed: {text.splitlines()[0]}",
+                    text,
                     "Correct the model; no template was left behind.",
                 ) from error

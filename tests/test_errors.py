@@ -1,0 +1,156 @@
+"""Errors: all of them can be caught by name, sent between processes, and say in three parts what happened, why, and what to do."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import pickle
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dbclone
+from dbclone import errors
+from dbclone.errors import BuildFailed, Error, masked, said
+
+HOUSE = Path(dbclone.__file__).parent
+CLASSES = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Error)}
+
+
+def test_every_class_is_at_the_front_door() -> None:
+    assert set(CLASSES) <= set(dbclone.__all__)
+    for name, kind in CLASSES.items():
+        assert getattr(dbclone, name) is kind
+        assert (kind.__module__, kind.__qualname__) == ("dbclone", name)
+        assert kind.__doc__
+    assert set(CLASSES) == {name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
+
+
+def test_the_drawn_tree_is_the_tree() -> None:
+    """In the module's docstring a class stands three columns to the right of its base."""
+    drawn: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        start = len(line) - len(line.lstrip(" │├└─"))
+        name = line[start:].partition(" ")[0]
+        if name in CLASSES:
+            above = [(column, base) for column, base in above if column < start]
+            drawn[name] = above[-1][1] if above else "Exception"
+            above.append((start, name))
+    assert drawn == {name: kind.__base__.__name__ for name, kind in CLASSES.items() if kind.__base__ is not None}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@given(message=st.text(), detail=st.text(), hint=st.text())
+def test_all_three_parts_survive_pickling(name: str, message: str, detail: str, hint: str) -> None:
+    error = CLASSES[name](message, detail, hint)
+    for again in (*(pickle.loads(pickle.dumps(error, protocol)) for protocol in range(6)), copy.deepcopy(error)):
+        assert type(again) is CLASSES[name]
+        assert (again.message, again.detail, again.hint, again.args) == (message, detail, hint, (message, detail, hint))
+        assert str(again) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (("no",), ["no"]),
+        (("no", "It is so."), ["no", "DETAIL:  It is so."]),
+        (("no", "", "Look."), ["no", "HINT:  Look."]),
+        (("no", "a\nb", "c\nd"), ["no", "DETAIL:  a", "         b", "HINT:  c", "       d"]),
+    ],
+)
+def test_an_error_prints_as_the_server_prints_its_own(parts: tuple[str, ...], expected: list[str]) -> None:
+    assert str(BuildFailed(*parts)).splitlines() == expected
+    assert "".join(traceback.format_exception_only(BuildFailed(*parts))).splitlines() == [
+        f"dbclone.BuildFailed: {expected[0]}",
+        *expected[1:],
+    ]
+
+
+def made(tree: ast.AST) -> Iterator[tuple[ast.Call, list[ast.expr]]]:
+    """Yield where an error of ours is made, by its class or by a setting, with the parts it is given."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if name.rpartition(".")[2] in CLASSES:
+            yield node, node.args
+        elif name.endswith("settings.error") or name == "self.error":
+            yield node, [*node.args[1:2], ast.Constant("where from"), *node.args[2:3]]
+
+
+ROOMS = [path for path in sorted(HOUSE.rglob("*.py")) if "demo" not in path.relative_to(HOUSE).parts]
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_every_error_is_made_with_a_message_a_detail_and_a_hint(path: Path) -> None:
+    """Of a part that is put together, what is written in the room is looked at."""
+    tree = ast.parse(path.read_text())
+    for node, parts in made(tree):
+        where = f"line {node.lineno}: {ast.unparse(node)}"
+        assert len(parts) == 3, where
+        assert not node.keywords or all(keyword.arg == "detail" for keyword in node.keywords), where
+        assert not any(isinstance(part, ast.Starred) for part in parts), where
+        for part in (parts[0], parts[2]):
+            assert not isinstance(part, ast.Constant) or (isinstance(part.value, str) and part.value.strip()), where
+        end = parts[0].values[-1] if isinstance(parts[0], ast.JoinedStr) else parts[0]
+        assert not (isinstance(end, ast.Constant) and str(end.value).endswith((".", "\n"))), where
+    bare = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, (ast.Name, ast.Attribute))]
+    assert not {ast.unparse(name).rpartition(".")[2] for name in bare} & set(CLASSES), "a class is raised without its parts"
+
+
+def test_the_search_for_errors_finds_them() -> None:
+    """Or else the test above would pass on anything."""
+    found = [ast.unparse(node.func) for path in ROOMS for node, _ in made(ast.parse(path.read_text()))]
+    assert len(found) > 60
+    assert {"BuildFailed", "SandboxLimit", "self.settings.error", "settings.error", "self.error"} <= set(found)
+
+
+def test_an_exception_that_cannot_be_printed_is_said_so() -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    class Single(Silent):
+        def __new__(cls, *parts: str) -> Single:
+            return only
+
+    only = Silent.__new__(Single)
+
+    class Fussy(type(Silent())):  # type: ignore[misc]
+        def __init_subclass__(cls) -> None:
+            raise TypeError("no subclass of this")
+
+    assert said(Silent()) == "(it cannot be printed)"
+    assert said(ValueError("a")) == "a"
+    for error in (Silent("s3cr3t"), Fussy("s3cr3t"), Single("s3cr3t")):
+        shown = masked(error, lambda text: text.replace("s3cr3t", "***"))
+        assert type(shown).__name__ == type(error).__name__
+        assert isinstance(shown, Silent) == (type(error) is Silent)
+        assert str(shown) == "(it cannot be printed)"
+
+
+def test_a_line_of_source_that_shows_a_secret_takes_its_traceback_with_it() -> None:
+    def fails() -> None:
+        raise ValueError("s3cr3t")
+
+    def wraps() -> None:
+        try:
+            fails()
+        except ValueError as error:
+            raise BuildFailed("no", "It was s3cr3t.", "Look.") from error
+
+    with pytest.raises(BuildFailed) as caught:
+        wraps()
+    shown = masked(caught.value, lambda text: text.replace("s3cr3t", "***"))
+    assert "s3cr3t" not in "".join(traceback.format_exception(shown))
+    assert isinstance(shown, BuildFailed)
+    assert (type(shown), shown.args, shown.__suppress_context__) == (BuildFailed, ("no", "It was ***.", "Look."), True)
+    assert isinstance(shown.__cause__, ValueError)
+    assert shown.__cause__ is shown.__context__
+    assert shown.__cause__.__traceback__ is None
