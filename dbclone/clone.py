@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import psycopg
+
 from . import adapters
 from .errors import SandboxLimit
 from .isolation import Isolation
@@ -99,6 +101,8 @@ class Clone(Owned):
         if wanted == "truncate":
             try:
                 return self._undo.truncating().after()
+            except psycopg.Error as error:
+                return Outcome(wanted, 0.0, spoiled=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             except BaseException:
                 self.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
                 raise
@@ -192,8 +196,10 @@ class Clone(Owned):
 
         What was committed before the test began is not the test's: a fixture of a wider scope made it, and it stays.
         """
-        reset = self._undo.truncating()
-        rows, other = reset.dirty(outcome.begun)
+        try:
+            rows, other = self._undo.truncating().dirty(outcome.begun)
+        except psycopg.Error as failed:  # what it asks about is not there any more, or somebody locks it
+            rows, other = {}, f"something that hides what else it was: {str(failed).strip().splitlines()[0]}"
         if not (rows or other):
             return
         if outcome.verdict is Verdict.BEFORE or not (any(rows.values()) or other):

@@ -136,38 +136,39 @@ class HandOver:
         Arguments: `last`, the hand-over that gave the name to what has it now, if this process did. Sessions in what is put aside
         are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended.
         """
-        old = bool(self.aside) and ((last is not None and _is_true(server, last.is_free)) or self._freed(server, last, 0.005))
+        old = bool(self.aside)
+        if old and not (last is not None and _comes_free(server, last.is_free)):
+            old = self._freed(server, last)
         commands = [self.put_aside, self.take_place] if old else [self.take_place]
         try:
             _send(server, *commands)
         except psycopg.errors.ObjectInUse:
-            if not (old and self._freed(server, last, 0)):  # somebody has come in since
+            if not (old and self._freed(server, last, certainly=True)):  # somebody has come in since
                 raise
             _send(server, *commands)
 
-    def _freed(self, server: Server, last: HandOver | None, patience: float) -> bool:
-        """Free what has the name of sessions; return whether anything has it. A session ends a moment after its client has closed
-        it; after `patience` seconds those left are ended and nobody is let in, with 0 in any case."""
-        old, deadline = databases.find(server, self.name), time.monotonic() + patience
+    def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> bool:
+        """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return whether there is one."""
+        old = databases.find(server, self.name)
         if old is None:
             return False
         if last is None or last.oid != old.oid:  # otherwise we know better than its mark, which a test may have written over
             databases.check_ours(server, old)
         is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)
-        while not (patience and _is_true(server, is_free)):
-            if time.monotonic() < deadline:
-                time.sleep(0.0001)
-                continue
+        if certainly or not _comes_free(server, is_free):
             databases.roll_back_prepared(server, self.name)
             if stayed := databases.close_to_others(server, self.name):
                 _send(server, databases.opening(self.name).as_bytes(server.connection))
                 raise psycopg.errors.ObjectInUse(f'database "{self.name}" is in use by {stayed}, who may not be ended')
-            break
         return True
 
 
-def _is_true(server: Server, question: bytes) -> bool:
-    return bool(_send(server, question)[-1].get_value(0, 0) == b"t")
+def _comes_free(server: Server, question: bytes) -> bool:
+    """Ask whether a database is free, for a few milliseconds: a session ends a moment after its client has closed it."""
+    deadline = time.monotonic() + 0.005
+    while not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t")) and time.monotonic() < deadline:
+        time.sleep(0.0001)
+    return free
 
 
 def _send(server: Server, *commands: bytes) -> list[Any]:

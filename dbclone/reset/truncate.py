@@ -6,6 +6,7 @@ emptied in the same message that asks about all others. Else two.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -122,7 +123,8 @@ class Truncate:
             self._recover()
             outcome = replace(outcome, spoiled=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         if self.upkeep.due() and not outcome.spoiled:
-            self.upkeep.run()
+            with contextlib.suppress(psycopg.Error):  # the next time will do
+                self.upkeep.run()
         return replace(outcome, seconds=time.perf_counter() - started, notes=tuple(notes))
 
     def _once(self, outcome: Outcome) -> Outcome:
