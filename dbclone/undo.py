@@ -21,7 +21,15 @@ from .reset.witness import Moment, Since, Witness
 from .server import Server
 
 Connection = psycopg.Connection[Any]
+
 Sibling = Callable[[], AbstractContextManager[str]]
+
+
+def _plain(connection: Connection) -> Connection:
+    """Return a connection through which psycopg prepares nothing: with what it prepared it would discard, after some statements,
+    all that has been prepared in the session, and so the question."""
+    connection.prepare_threshold = None
+    return connection
 
 
 @dataclass
@@ -105,7 +113,7 @@ class Undo:
             return self._truncate
         settings, superuser = self.server.settings, self.server.facts.superuser
         given = options(superuser, settings.lock_timeout)
-        self._control = self._learning(self.server.connect(self.name, f"control {self.owner}", given))
+        self._control = self._learning(_plain(self.server.connect(self.name, f"control {self.owner}", given)))
         assert self.witness is not None
         assert self._origin is not None
         where = Circumstances(
@@ -139,7 +147,7 @@ class Undo:
     @contextlib.contextmanager
     def _connected_sibling(self, given: str) -> Iterator[Connection]:
         with self.sibling() as name, contextlib.closing(self.server.connect(name, f"baseline {self.owner}", given)) as connection:
-            yield connection
+            yield _plain(connection)
 
     def _spared(self) -> list[int]:
         """Return the process ids of our own sessions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -43,6 +44,15 @@ def test_a_swap_gives_an_untouched_copy_of_the_template_under_the_old_name(hire:
         assert fingerprint(worker.url) == whole
         assert worker.execute("SHOW work_mem") == [("7MB",)]
     assert len(set(oids)) == 5
+
+
+def test_each_swap_gives_the_mark_it_was_asked_for(hire: Hire) -> None:
+    """Also if the warm clone was made with that of the swap before."""
+    worker = hire()
+    for used in (1.0, 2.0, 2.0):
+        worker.mark = replace(worker.mark, used=used)
+        worker.swap()
+        until(lambda: worker.ready == 1)
 
 
 def test_fifty_swaps_leave_nothing_behind(project: Project, hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,16 +136,16 @@ def test_sessions_in_the_old_database_are_ended_and_prepared_transactions_rolled
 
 
 def test_somebody_who_comes_in_at_the_last_moment_is_ended_too(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, real, intruders = hire(), copying._is_true, []
+    worker, real, intruders = hire(), copying._comes_free, []
     worker.swap()
 
-    def is_true(server: Server, question: bytes) -> bool:
+    def comes_free(server: Server, question: bytes) -> bool:
         free = real(server, question)
         if free:
             intruders.append(psycopg.connect(worker.url))
         return free
 
-    monkeypatch.setattr(copying, "_is_true", is_true)
+    monkeypatch.setattr(copying, "_comes_free", comes_free)
     before = worker.oid
     assert worker.swap() != before
     for intruder in intruders:

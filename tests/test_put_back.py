@@ -21,6 +21,8 @@ from .oracle import fingerprint
 from .shop import cloned, identity
 
 PUT_BACK = [
+    "INSERT INTO owner VALUES (1)",
+    "INSERT INTO owner VALUES (1); INSERT INTO owned VALUES (1)",
     "INSERT INTO parent (name) VALUES ('a'), ('b'); INSERT INTO child (parent) SELECT id FROM parent;"
     " INSERT INTO cascading SELECT id, id FROM parent",
     "INSERT INTO ring_a VALUES (1, NULL); INSERT INTO ring_b VALUES (1, 1); UPDATE ring_a SET b = 1",

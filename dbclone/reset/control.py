@@ -46,6 +46,8 @@ def options(superuser: bool, lock_timeout: float) -> str:
     return (
         f"{role}-c row_security=off -c synchronous_commit=off -c plan_cache_mode=force_generic_plan -c jit=off"
         f" -c lock_timeout={max(1, round(lock_timeout * 1000))} -c client_min_messages=error"
+        # How values are written, so that what is remembered as text comes back exactly, whatever the database's own settings.
+        " -c extra_float_digits=3 -c DateStyle=ISO -c IntervalStyle=postgres -c bytea_output=hex -c TimeZone=UTC"
     )
 
 

@@ -39,6 +39,7 @@ _PROBES = (
     "pg_default_acl",
     f"pg_cast WHERE oid >= {_USER}",
     "pg_db_role_setting WHERE setdatabase = {database}",
+    "pg_database WHERE oid = {database}",
 )
 # The same for what relations consist of that the prepared statements cannot name.
 _UNREAD = (
@@ -71,6 +72,7 @@ _CATALOGUES = (
     ("pg_publication_rel", "", ""), ("pg_event_trigger", "evtname", ""), ("pg_default_acl", "", ""),
     ("pg_foreign_server", "srvname", ""), ("pg_foreign_data_wrapper", "fdwname", ""), ("pg_foreign_table", "", ""),
     ("pg_transform", "", ""), ("pg_am", "amname", ""), ("pg_seclabel", "", ""), ("pg_init_privs", "", ""),
+    ("pg_database", "", "datname = current_database()"),
     ("pg_db_role_setting", "", "setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"),
 )  # fmt: skip
 # What a TRUNCATE or VACUUM changes in pg_class is left out: file, sizes, freezing, and flags that VACUUM corrects later.
@@ -98,7 +100,7 @@ class Probes:
         """Read them in a database that is equal to its template. Arguments: `opaque`, tables that may not be read."""
         row = connection.cursor(row_factory=tuple_row).execute(
             "WITH r AS (SELECT oid::int8, relkind FROM pg_class WHERE oid >= 16384 AND relnamespace <> 'pg_toast'::regnamespace"
-            " AND (relkind NOT IN ('r', 'm', 'S', 't') OR relkind = 'm' AND NOT relispopulated OR oid = ANY(%s)))"
+            " AND (relkind NOT IN ('r', 'S', 't') OR oid = ANY(%s)))"
             " SELECT array(SELECT oid::int8 FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'),"
             " (SELECT oid::int8 FROM pg_database WHERE datname = current_database()),"
             " array(SELECT t.oid::int8 FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid WHERE t.oid >= 16384"

@@ -18,7 +18,8 @@ from .sequences import ask as ask_sequences
 # Partitions and inheritance children are tables of their own here, and parents with storage too; each is read and emptied ONLY by
 # itself, so that a partition which is a foreign table, and with it another server, is out of reach.
 # tgtype bits: 4 INSERT, 8 DELETE, 16 UPDATE, 32 TRUNCATE (src/include/catalog/pg_trigger.h). A trigger or rule fires if it is
-# enabled for the session's replication role: O and A in origin, R and A in replica.
+# enabled for the session's replication role: O and A in origin, R and A in replica. A foreign key that acts on what references
+# a deleted row runs a statement there, and so that table's triggers, even where it finds no row.
 _TABLES = """
 SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, pg_relation_size(c.oid) > 0, c.relispopulated,
        coalesce((SELECT bit_or(t.tgtype::int) FROM pg_trigger t
@@ -29,7 +30,13 @@ SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, pg_relati
        pg_has_role(c.relowner, 'USAGE') OR (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE')),
        CASE WHEN c.relispartition THEN
             (SELECT u.nspname || '.' || p.relname FROM pg_class p JOIN pg_namespace u ON u.oid = p.relnamespace
-             WHERE p.oid = pg_partition_root(c.oid)) END
+             WHERE p.oid = pg_partition_root(c.oid)) END,
+       NOT %(superuser)s AND EXISTS (
+           SELECT FROM pg_constraint k WHERE k.contype = 'f' AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd')
+           AND (EXISTS (SELECT FROM pg_trigger t
+                        WHERE t.tgrelid = k.conrelid AND NOT t.tgisinternal AND t.tgenabled = ANY(%(fires)s))
+                OR EXISTS (SELECT FROM pg_rewrite r
+                           WHERE r.ev_class = k.conrelid AND r.ev_type <> '1' AND r.ev_enabled = ANY(%(fires)s))))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
       AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
@@ -108,9 +115,9 @@ class Facts:
                     row[0], row[1], row[2],
                     seeded=row[0] in filled or (row[0] in opaque and row[4]),
                     opaque=row[0] in opaque,
-                    undeletable=bool(row[6] & 8) or "4" in row[7] or row[8],
+                    undeletable=bool(row[6] & 8) or "4" in row[7] or row[8] or row[11],
                     untruncatable=bool(row[6] & 32),
-                    unrepairable=bool(row[6] & 28) or bool(row[7]) or row[8],
+                    unrepairable=bool(row[6] & 28) or bool(row[7]) or row[8] or row[11],
                     view=row[3] == "m",
                     root=row[10] or "",
                 )

@@ -48,7 +48,7 @@ class Question:
     def __init__(self, connection: psycopg.Connection[Any], facts: Facts, superuser: bool) -> None:
         self.connection = connection
         self.facts = facts
-        self._asked = [_dirty(table) for table in facts.tables if not (table.seeded or table.view)]
+        self._asked = [_dirty(table) for table in facts.tables if not table.seeded]
         self._asked += [sequence.moved for sequence in facts.sequences]
         self._seeds = [table for table in facts.tables if table.seeded and not table.opaque]
         self._superuser = superuser
@@ -84,7 +84,9 @@ class Question:
 
     def _objects(self, newer: str) -> list[sql.Composable]:
         # Only a superuser may see who wrote the contents of large objects; others read those that are theirs.
-        contents = f"(SELECT count(*) FILTER (WHERE NOT {newer}) FROM pg_largeobject)"
+        old = f"SELECT oid FROM pg_largeobject_metadata WHERE NOT {newer}"
+        pages = f"count(*) FILTER (WHERE NOT {newer}), count(*) FILTER (WHERE {newer} AND loid IN ({old}))"
+        contents = f"(SELECT concat_ws(':', {pages}) FROM pg_largeobject)"
         if not self._superuser:
             contents = f"""(SELECT sum(hashtextextended(encode(lo_get(oid), 'hex'), 0)) FROM pg_largeobject_metadata
                 WHERE NOT {newer} AND pg_has_role(lomowner, 'USAGE'))"""

@@ -67,7 +67,7 @@ class Remembered:
     @property
     def _key(self) -> sql.Composable:
         if not self.keys:
-            return sql.SQL("t::text")
+            return sql.SQL("ROW(t.*)::text")  # t alone would be a column of that name
         return sql.SQL("ROW({})::text").format(sql.SQL(", ").join(sql.SQL("t.{}").format(c.identifier) for c in self.keys))
 
     def changed(self, connection: psycopg.Connection[Any], since: Since, old: int) -> Change:
@@ -148,7 +148,7 @@ def remember(
         left = BYTES
         for table in candidates:
             seeds = Remembered(table, tuple(columns.get(table.oid, ())), {}, counts[table.oid])
-            query = sql.SQL("SELECT {}, t::text FROM ONLY {} AS t").format(seeds._key, table.identifier)
+            query = sql.SQL("SELECT {}, ROW(t.*)::text FROM ONLY {} AS t").format(seeds._key, table.identifier)
             for key, text in cursor.execute(query):
                 seeds.rows.setdefault(key, []).append(text)
                 left -= len(text)
