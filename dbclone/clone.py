@@ -40,7 +40,7 @@ def _named(name: str) -> Iterator[None]:
             os.environ["PGAPPNAME"] = before
 
 
-@dataclass
+@dataclass(repr=False)
 class Clone(Owned):
     """A database copied from a template, owned by one worker of one run for as long as its lease is held, in which tests are
     isolated. Use `Template.clone`.

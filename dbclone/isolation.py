@@ -95,6 +95,6 @@ class Isolation:
     def close(self) -> None:
         """Close the connections that were opened here."""
         for connection in self._opened:
-            with contextlib.suppress(psycopg.Error):
+            with contextlib.suppress(psycopg.Error, SandboxLimit):
                 connection.close()
         self._opened.clear()

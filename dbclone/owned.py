@@ -41,7 +41,7 @@ def application_name(worker: str, test: str) -> str:
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class Owned:
     """A database copied from a template, owned by one worker of one run for as long as its lease is held.
 
@@ -98,6 +98,9 @@ class Owned:
             clone.drop()
             raise
         return clone
+
+    def __repr__(self) -> str:
+        return f"<dbclone {self.name} of {self.owner}>"
 
     @property
     def dsn(self) -> Dsn:

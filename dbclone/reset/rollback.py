@@ -39,7 +39,7 @@ class Rollback:
         outermost = session.stack.levels == 0
         with session.lock:
             commands = session.stack.enter_level(session.failed)
-            self._level = commands[-1][1]
+            self._level = session.stack.entries[-1].name
             sent = [render(command) for command in commands]
             if self._witness is None:
                 self._send([b"BEGIN", *sent] if outermost else sent)
