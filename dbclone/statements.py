@@ -41,6 +41,11 @@ _LONG = 10_000  # characters: of longer texts only the last one is remembered
 _VERBS = ("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE")
 _MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS)})\b", re.I)
 
+_READS = re.compile(
+    r"[\s(]*(?:SELECT|WITH|VALUES|TABLE|SHOW|EXPLAIN|DECLARE|FETCH|MOVE|CLOSE|SET|RESET|COPY\b.*\bTO\s)\b", re.I | re.S
+)
+_DML = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.I)
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -273,6 +278,11 @@ def _controls(text: str) -> tuple[tuple[str, Control | None], ...]:
         return ()
     pieces = tuple((s.text, control(s.text)) for s in split(text))
     return pieces if any(c is not None for _, c in pieces) else ()
+
+
+def writes(text: str) -> bool:
+    """Return whether a statement may change rows, by its words; of what the functions that it calls do, nothing is known."""
+    return not _READS.match(text) or bool(_DML.search(text))
 
 
 _remembered = lru_cache(maxsize=512)(_controls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import generators, pq, sql
@@ -12,6 +12,13 @@ from psycopg import generators, pq, sql
 from ..errors import SandboxLimit
 from ..statements import controls
 from .savepoints import Command
+
+if TYPE_CHECKING:
+    from psycopg._cursor_base import BaseCursor
+
+    _Base = BaseCursor[Any, Any]
+else:
+    _Base = object
 
 Gen = Generator[Any, Any, Any]
 _NOTHING = b"SET LOCAL dbclone.nothing TO ''"  # a command that succeeds and does nothing, where production only warns
@@ -49,7 +56,7 @@ def exchange(pgconn: pq.abc.PGconn, commands: list[bytes]) -> Gen:
     return results
 
 
-class _Cursor(psycopg.Cursor[Any]):
+class _Statements(_Base):
     """What is mixed into the application's cursor class: SQL text that controls transactions is translated."""
 
     _conn: Any
@@ -67,6 +74,14 @@ class _Cursor(psycopg.Cursor[Any]):
             yield from super()._start_query(query)
         finally:
             self._conn._leading = False
+
+    def _execute_send(self, query: Any, **options: Any) -> None:
+        self._conn._note(query.query)
+        super()._execute_send(query, **options)
+
+    def _send_query_prepared(self, name: bytes, pgq: Any, **options: Any) -> None:
+        self._conn._note(pgq.query)
+        super()._send_query_prepared(name, pgq, **options)
 
     def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, **options: Any) -> Gen:
         pieces = controls(pgq.query.decode(errors="replace"))
@@ -87,6 +102,7 @@ class _Cursor(psycopg.Cursor[Any]):
             if control is None:
                 if number:
                     yield from connection._before_statement()
+                connection._note(text.encode())
                 sent, tag = [text.encode()], b""
             else:
                 sent, tag = connection._translate(text, control) or [_NOTHING], _TAGS[control.verb]
@@ -98,6 +114,6 @@ class _Cursor(psycopg.Cursor[Any]):
 @lru_cache(maxsize=64)
 def sandboxed(factory: Any) -> type[Any]:
     """Return the application's cursor class with ours mixed in."""
-    return (
-        factory if issubclass(factory, _Cursor) else type(factory.__name__, (_Cursor, factory), {"__module__": factory.__module__})
-    )
+    if issubclass(factory, _Statements):
+        return factory  # type: ignore[no-any-return]
+    return type(factory.__name__, (_Statements, factory), {"__module__": factory.__module__})

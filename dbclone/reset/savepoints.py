@@ -5,15 +5,16 @@ One real transaction holds everything. Inside it a stack of savepoints stands fo
     level   a test, or the data of a class or module: undone when it ends
     block   a transaction block of the application: its COMMIT releases the savepoint, its ROLLBACK rolls back to it
     app     a savepoint that the application itself set inside its block
-    guard   set before a statement outside any block, so that its failure does not poison what follows
+    guard   set before a statement that must not poison what is below it when it fails: one outside any block, or one of a block
+            that is not the innermost
 
 Several connections of the application share the stack; each entry knows its owner. Methods return the commands to send, as
-(command, savepoint name) pairs, and assume that they succeed.
+(command, savepoint name) pairs, and assume that they succeed. `failed` always is whether the real transaction is aborted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import SandboxLimit
 from ..statements import Control
@@ -27,7 +28,10 @@ class _Entry:
     kind: str
     owner: int
     name: str
-    used: bool = False  # a guard behind which a statement has run
+    wrote: bool = False  # a block whose owner has written something while others had entries here
+    buried: bool = False  # others have written something behind it, which undoing it would undo
+    failed: bool = False  # a block that has failed, in which the server is brought on for others
+    before: list[_Entry] = field(default_factory=list)  # what the stack was when a level was entered
 
 
 @dataclass
@@ -35,112 +39,193 @@ class Savepoints:
     """The stack of savepoints; owners are numbers that the shells give to the application's connections."""
 
     entries: list[_Entry] = field(default_factory=list)
+    fallen: dict[int, int] = field(default_factory=dict)  # owners whose failed block is undone already; how deep it was
+    refusal: SandboxLimit | None = None  # of a rollback: from then on what anybody reads could be wrong
 
     def in_block(self, owner: int) -> bool:
         """Return whether `owner` believes to be inside a transaction block."""
-        return self._block(owner) is not None
+        return self._block(owner) is not None or owner in self.fallen
 
-    def _block(self, owner: int) -> int | None:
-        for index in range(len(self.entries) - 1, -1, -1):
-            entry = self.entries[index]
-            if entry.kind == "block" and entry.owner == owner:
-                return index
-        return None
+    def has_failed(self, owner: int, failed: bool) -> bool:
+        """Return whether the block of `owner` is one that has failed, whatever state the server is in."""
+        index = self._block(owner)
+        if index is None:
+            return owner in self.fallen
+        guarded = self.entries[-1].kind == "guard"
+        mine = self.entries[-1].owner == owner if guarded else self._innermost() == index
+        return self.entries[index].failed or (failed and mine)
 
-    def _push(self, kind: str, owner: int, name: str = "") -> Command:
-        self.entries.append(_Entry(kind, owner, name or f"{PREFIX}{kind}_{len(self.entries)}"))
-        return ("SAVEPOINT", self.entries[-1].name)
+    def knows_better(self, owner: int, failed: bool) -> bool:
+        """Return whether the block of `owner` has failed, and the server would not say so."""
+        says = failed and self.entries[-1].kind != "guard" and self._innermost() == self._block(owner)
+        return self.has_failed(owner, failed) and not says
 
-    def clear_guard(self, failed: bool) -> list[Command]:
-        """Settle a guard on top of the stack: undo what failed behind it, keep what succeeded."""
-        if not self.entries or self.entries[-1].kind != "guard":
-            return []
-        name = self.entries.pop().name
-        return [("ROLLBACK TO", name), ("RELEASE", name)] if failed else [("RELEASE", name)]
+    def shared(self, owner: int) -> bool:
+        """Return whether connections other than `owner` have a block open."""
+        return any(entry.kind == "block" and entry.owner != owner for entry in self.entries)
+
+    def wrote(self, owner: int) -> None:
+        """Note that a statement of `owner` writes, so that nobody undoes it unawares. Only needed where the stack is `shared`."""
+        index = self._block(owner)
+        if index is not None:
+            self.entries[index].wrote = True
+        self._bury(owner, 0 if index is None else index + 1, len(self.entries))
 
     def before_statement(self, owner: int, failed: bool) -> list[Command]:
-        """Return what must precede an ordinary statement of `owner`; `failed`, whether the real transaction is aborted."""
-        if self.in_block(owner):
-            return self.clear_guard(failed)
-        top = self.entries[-1] if self.entries else None
-        if top is None or top.kind != "guard":
-            command = self._push("guard", owner)
-            self.entries[-1].used = True
-            return [command]
-        if failed:
-            return [("ROLLBACK TO", top.name)]
-        if not top.used:
-            top.used = True
-            return []
-        return [("RELEASE", top.name), ("SAVEPOINT", top.name)]
+        """Return what must precede an ordinary statement of `owner`."""
+        self._sound()
+        index = self._block(owner)
+        if index is not None and self._innermost() == index:
+            return self._settle(failed)
+        return [*self._make_way(failed), self._push("guard", owner)]
 
     def begin(self, owner: int, failed: bool) -> list[Command]:
         """Open a block for an owner that has none."""
-        return [*self.clear_guard(failed), self._push("block", owner)]
+        self._sound()
+        return [*self._make_way(failed), self._push("block", owner)]
 
     def end(self, owner: int, failed: bool, keep: bool) -> list[Command]:
         """End the block of `owner`: keep its writes (COMMIT) unless it failed, or undo them (ROLLBACK).
 
         Raises SandboxLimit if another connection's block was opened inside it and is still open: transactions that truly
-        interleave cannot be savepoints of one another.
+        interleave cannot be savepoints of one another; and if what others have written since would be undone.
         """
         index = self._block(owner)
         if index is None:
+            self.fallen.pop(owner, None)
             return []
-        self._refuse_interleaving(index, owner)
-        name = self.entries[index].name
+        undo = not keep or self.has_failed(owner, failed)
+        self._refuse_interleaving(index, owner, undo)
+        settling = self._settle(failed)
+        block = self.entries[index]
+        if block.wrote and not undo:
+            self._bury(owner, 0, index)
         del self.entries[index:]
-        return [("RELEASE", name)] if keep and not failed else [("ROLLBACK TO", name), ("RELEASE", name)]
+        return [("ROLLBACK TO", block.name), ("RELEASE", block.name)] if undo else [*settling, ("RELEASE", block.name)]
 
-    def _refuse_interleaving(self, index: int, owner: int) -> None:
-        other = next((e for e in self.entries[index + 1 :] if e.kind == "level" or (e.kind == "block" and e.owner != owner)), None)
-        if other is not None:
-            what = (
-                "a test or fixture that began later"
-                if other.kind == "level"
-                else "another connection's transaction that began later"
-            )
-            raise SandboxLimit(
-                "two transactions of the application interleave",
-                f"One ends while {what} is still open. Inside the one real transaction of a rollback they would have to be nested.",
-                'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
-            )
-
-    def savepoint(self, owner: int, control: Control) -> list[Command]:
+    def savepoint(self, owner: int, control: Control, failed: bool) -> list[Command]:
         """Follow SAVEPOINT, RELEASE and ROLLBACK TO of an owner inside its block; return them as commands.
 
         A name that the block does not know is sent as it is, for the server to refuse it as it would in production.
         """
-        index = self._block(owner)
-        assert index is not None
         if control.name.startswith(PREFIX):
             raise SandboxLimit(
                 f"the savepoint name {control.name!r} is reserved",
                 f"Names that begin with {PREFIX} are dbclone's own.",
                 "Choose another.",
             )
+        index = self._block(owner)
+        assert index is not None
+        if control.verb != "rollback_to" and self.has_failed(owner, failed):
+            return [(control.verb.upper(), control.name)]
+        settling = self._settle(failed)
         if control.verb == "savepoint":
-            return [self._push("app", owner, control.name)]
-        at = next((i for i in range(len(self.entries) - 1, index, -1) if self.entries[i].name == control.name), None)
+            return [*settling, self._push("app", owner, control.name)]
+        undo = control.verb == "rollback_to"
+        command = ("ROLLBACK TO" if undo else "RELEASE", control.name)
+        known = [i for i in range(index + 1, len(self.entries)) if self.entries[i].name == control.name]
+        at = next((i for i in reversed(known) if self.entries[i].owner == owner), None)
         if at is None:
-            return [("RELEASE" if control.verb == "release" else "ROLLBACK TO", control.name)]
-        self._refuse_interleaving(at, owner)
-        del self.entries[at if control.verb == "release" else at + 1 :]
-        return [("RELEASE" if control.verb == "release" else "ROLLBACK TO", control.name)]
+            return [*settling, command]
+        self._refuse_interleaving(at, owner, undo)
+        del self.entries[at + undo :]
+        if undo:
+            self.entries[index].failed = False
+        return [*settling, command]
 
     def enter_level(self, failed: bool) -> list[Command]:
         """Open a level: what follows is undone when it is left."""
-        return [*self.clear_guard(failed), self._push("level", 0)]
+        commands = self._make_way(failed)
+        before = [replace(entry) for entry in self.entries]
+        commands.append(self._push("level", 0))
+        self.entries[-1].before = before
+        return commands
 
     def leave_level(self, name: str) -> list[Command]:
         """Undo everything since the level `name` was entered, whatever is open in it; nothing if an outer level has undone it."""
         index = next((i for i, entry in enumerate(self.entries) if entry.kind == "level" and entry.name == name), None)
         if index is None:
             return []
-        del self.entries[index:]
+        self.entries[:] = self.entries[index].before
+        self.fallen = {owner: depth for owner, depth in self.fallen.items() if depth < index}
+        self.refusal = None
         return [("ROLLBACK TO", name), ("RELEASE", name)]
+
+    def clear(self) -> None:
+        """Forget everything: the real transaction is gone."""
+        self.entries.clear()
+        self.fallen.clear()
+        self.refusal = None
 
     @property
     def levels(self) -> int:
         """How many levels are open."""
         return sum(entry.kind == "level" for entry in self.entries)
+
+    def _block(self, owner: int) -> int | None:
+        return next((i for i, e in enumerate(self.entries) if e.kind == "block" and e.owner == owner), None)
+
+    def _innermost(self) -> int | None:
+        """Return where the innermost block is, if no level was entered inside it."""
+        for index in range(len(self.entries) - 1, -1, -1):
+            if self.entries[index].kind in ("block", "level"):
+                return index if self.entries[index].kind == "block" else None
+        return None
+
+    def _push(self, kind: str, owner: int, name: str = "") -> Command:
+        self.entries.append(_Entry(kind, owner, name or f"{PREFIX}{kind}_{len(self.entries)}"))
+        return ("SAVEPOINT", self.entries[-1].name)
+
+    def _settle(self, failed: bool) -> list[Command]:
+        """Settle a guard on top of the stack: undo what failed behind it, keep what succeeded."""
+        if not self.entries or self.entries[-1].kind != "guard":
+            return []
+        guard = self.entries.pop()
+        index = self._block(guard.owner)
+        if failed and index is not None:
+            self.entries[index].failed = True
+        return [("ROLLBACK TO", guard.name), ("RELEASE", guard.name)] if failed else [("RELEASE", guard.name)]
+
+    def _make_way(self, failed: bool) -> list[Command]:
+        """Make the server ready for somebody who is not in the innermost block: settle a guard, or put that block aside if it has
+        failed. It can only be rolled back anyway, and is right away, as far as its owner's own savepoints do not hold it."""
+        index = self._innermost()
+        if not failed or index is None or self.entries[-1].kind == "guard":
+            return self._settle(failed)
+        block, top = self.entries[index], self.entries[-1]
+        if top.buried:
+            self._refuse(block.owner, True)
+        if top is not block:
+            block.failed = True
+            return [("ROLLBACK TO", top.name)]
+        self.entries.pop()
+        self.fallen[block.owner] = index
+        return [("ROLLBACK TO", block.name), ("RELEASE", block.name)]
+
+    def _bury(self, owner: int, start: int, stop: int) -> None:
+        for entry in self.entries[start:stop]:
+            entry.buried = entry.buried or (entry.kind in ("block", "app") and entry.owner != owner)
+
+    def _sound(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    def _refuse_interleaving(self, index: int, owner: int, undo: bool) -> None:
+        """Refuse to end what is at `index` if something of others would end with it."""
+        above = [e for e in self.entries[index + 1 :] if e.kind != "guard" and (e.kind == "level" or e.owner != owner)]
+        if above:
+            later = "a test or fixture that began" if above[0].kind == "level" else "another connection's transaction that began"
+            self._refuse(owner, undo, f"One ends while {later} later is still open.")
+        if undo and self.entries[index].buried:
+            self._refuse(owner, undo)
+
+    def _refuse(self, owner: int, undo: bool, how: str = "") -> None:
+        limit = SandboxLimit(
+            "two transactions of the application interleave",
+            f"{how or 'One is rolled back after another connection, in the middle of it, has written something that stays.'}"
+            " Inside the one real transaction of a rollback they would have to be nested.",
+            'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
+        )
+        if undo:
+            self.refusal = limit
+        raise limit
