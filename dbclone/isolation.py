@@ -12,7 +12,7 @@ import psycopg
 from . import adapters
 from .errors import SandboxLimit
 from .reset.rollback import Rollback
-from .reset.sandbox import Session
+from .reset.sandbox import SandboxConnection, Session
 
 Connection = psycopg.Connection[Any]
 
@@ -95,6 +95,9 @@ class Isolation:
     def close(self) -> None:
         """Close the connections that were opened here."""
         for connection in self._opened:
-            with contextlib.suppress(psycopg.Error, SandboxLimit):
+            if isinstance(connection, SandboxConnection):
+                connection.shut()
+                continue
+            with contextlib.suppress(psycopg.Error):
                 connection.close()
         self._opened.clear()

@@ -55,8 +55,9 @@ class Statement:
 class Control:
     """A statement that controls transactions.
 
-    `verb` is begin, modes, constraints, commit, rollback, savepoint, release, rollback_to or two_phase; `name` the savepoint's name as the
-    server folds it; `modes` the transaction modes of BEGIN and SET TRANSACTION in upper case; `chain` whether AND CHAIN was said.
+    `verb` is begin, modes, constraints, commit, rollback, savepoint, release, rollback_to or two_phase; `name` the savepoint's
+    name as the server folds it; `modes` the transaction modes of BEGIN and SET TRANSACTION in upper case; `chain` whether AND
+    CHAIN was said.
     """
 
     verb: str

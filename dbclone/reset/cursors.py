@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import generators, pq, sql
-from psycopg._preparing import Prepare, PrepareManager
 
 from ..errors import SandboxLimit
 from ..statements import Control, controls
 from .savepoints import Command
+
+if TYPE_CHECKING:
+    from psycopg._cursor_base import BaseCursor
+
+    _Base = BaseCursor[Any, Any]
+else:
+    _Base = object
 
 Gen = Generator[Any, Any, Any]
 _NOTHING = b"SET LOCAL dbclone.nothing TO ''"  # a command that succeeds and does nothing, where production only warns
@@ -44,31 +50,7 @@ def exchange(pgconn: pq.abc.PGconn, commands: list[bytes]) -> Gen:
     return results
 
 
-class Prepared(PrepareManager):
-    """What psycopg remembers of the statements it prepared, per connection of the application: their names differ from those of
-    the others in the same session, and only its own are discarded."""
-
-    def __init__(self, owner: int) -> None:
-        super().__init__()
-        self._owner = owner
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._names)
-
-    def get(self, query: Any, prepare: bool | None = None) -> tuple[Prepare, bytes]:
-        found, name = super().get(query, prepare)
-        return found, name.replace(b"_pg3_", f"_pg3_{self._owner}_".encode()) if found is Prepare.SHOULD else name
-
-    def clear(self) -> bool:
-        self._counts.clear()
-        self._to_flush.extend(self._names.values())
-        self._names.clear()
-        return bool(self._to_flush)
-
-
-class _Cursor(psycopg.Cursor[Any]):
+class _Statements(_Base):
     """What is mixed into the application's cursor class: SQL text that controls transactions is translated."""
 
     _conn: Any
@@ -82,7 +64,7 @@ class _Cursor(psycopg.Cursor[Any]):
         self._tags = {}
         connection = self._conn
         text = connection._upcoming = _text(query, connection)
-        connection._leading = bool(text) and bool(controls(text))
+        connection._leading = text is not None and bool(controls(text))
         try:
             yield from super()._start_query(query)
         finally:
@@ -157,6 +139,6 @@ def _text(query: Any, connection: Any) -> str | None:
 @lru_cache(maxsize=64)
 def sandboxed(factory: Any) -> type[Any]:
     """Return the application's cursor class with ours mixed in."""
-    return (
-        factory if issubclass(factory, _Cursor) else type(factory.__name__, (_Cursor, factory), {"__module__": factory.__module__})
-    )
+    if issubclass(factory, _Statements):
+        return factory  # type: ignore[no-any-return]
+    return type(factory.__name__, (_Statements, factory), {"__module__": factory.__module__})

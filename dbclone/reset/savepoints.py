@@ -141,12 +141,14 @@ class Savepoints:
                 f"others have committed since this {entry.isolation} transaction began",
                 "Its statements would see what its snapshot would hide from them.",
             )
+        if text is not None and not text.strip("; \t\r\n"):
+            return []  # the server answers it whatever the transaction's state
         self._goes_on(entry)
         self._alone(owner, failed)
         writes = not reads_only(text, self.writers)
-        self._within_level(index, entry.covered and writes)
+        self._within_level(index)
         commands = self._turn(owner, failed)
-        commands += self._surface(index, owner, writes)
+        commands += self._surface(index, owner)
         entry = self.entries[self._own(owner)]
         entry.asked, entry.written = entry.asked or looks(text), entry.written or writes
         return commands
@@ -156,11 +158,11 @@ class Savepoints:
         assert index is not None, "whoever asks has a block"
         return index
 
-    def _surface(self, index: int, owner: int, writes: bool) -> list[Command]:
-        """Set a block anew on top of the stack if others lie on it or, before it writes, have committed on it."""
+    def _surface(self, index: int, owner: int) -> list[Command]:
+        """Set a block anew on top of the stack if others lie on it or have committed on it: what it undoes has to be its own."""
         entry, above = self.entries[index], self.entries[index + 1 :]
         below = any(e.kind not in ("app", "level") for e in above)  # other blocks, and done ones
-        if not below and not (entry.covered and writes):
+        if not below and not entry.covered:
             return []
         if entry.written:  # then nobody has done anything since
             return []
@@ -169,7 +171,8 @@ class Savepoints:
         for old in (entry, *mine):
             old.kind = "done"
         command = self._push("block", owner)
-        self.entries[-1].asked, self.entries[-1].isolation = entry.asked, entry.isolation
+        new = self.entries[-1]
+        new.asked, new.isolation, new.stale, new.failed = entry.asked, entry.isolation, entry.stale, entry.failed
         return [command, *(self._push("app", owner, name) for name in savepoints)]
 
     @staticmethod
@@ -180,10 +183,11 @@ class Savepoints:
                 "current transaction is aborted, commands ignored until end of transaction block"
             )
 
-    def _within_level(self, index: int, move: bool = False) -> None:
+    def _within_level(self, index: int) -> None:
         """Raise SandboxLimit if a block would have to be set anew inside a level that began after it."""
         above = self.entries[index + 1 :]
-        if any(e.kind == "level" for e in above) and (move or any(e.kind in ("block", "done") for e in above)):
+        move = self.entries[index].covered or any(e.kind in ("block", "done") for e in above)
+        if move and any(e.kind == "level" for e in above):
             raise _interleaved("a test or fixture that began later")
 
     def _cover(self, text: str | None) -> None:
@@ -236,6 +240,10 @@ class Savepoints:
             return [("ROLLBACK TO", entry.name), *([("", self.deferred)] if self.deferred else [])]
         return []
 
+    def settle(self, owner: int, failed: bool) -> list[Command]:
+        """Return what must precede a command that does nothing, because its owner is in no block."""
+        return self._turn(owner, failed) if failed else []
+
     def check(self, owner: int, failed: bool) -> list[Command]:
         """Return what checks, before the block of `owner` is kept, the constraints that wait for its COMMIT."""
         index = self._block(owner)
@@ -250,7 +258,7 @@ class Savepoints:
         """
         index = self._block(owner)
         if index is None:
-            return []
+            return self.settle(owner, failed)
         if any(e.kind == "level" for e in self.entries[index + 1 :]):
             raise _interleaved("a test or fixture that began later")
         mine = failed and self.last == owner
@@ -298,7 +306,7 @@ class Savepoints:
         if control.verb != "savepoint" and at is not None and any(e.kind == "level" for e in self.entries[at:]):
             raise _interleaved("a test or fixture that began later")
         commands = self._turn(owner, failed)
-        commands += self._surface(index, owner, False)
+        commands += self._surface(index, owner)
         index = self._own(owner)
         if control.verb == "savepoint":
             return [*commands, self._push("app", owner, control.name)]
@@ -329,6 +337,10 @@ class Savepoints:
             return []
         del self.entries[index:]
         return [("ROLLBACK TO", name), ("RELEASE", name)]
+
+    def clear(self) -> None:
+        """Forget everything: the real transaction is gone."""
+        self.entries.clear()
 
     @property
     def levels(self) -> int:
