@@ -141,8 +141,9 @@ class Sandboxed(_Base):
             yield from self._exec_command(b"ROLLBACK")
 
     def _check_connection_ok(self) -> None:
-        super()._check_connection_ok()
         session = self._session
+        if self.pgconn.status != pq.ConnStatus.OK:
+            super()._check_connection_ok()
         if not session.stack.entries:
             raise psycopg.OperationalError("the connection is closed: the test that it belongs to has ended")
         if session.speaker != self._owner:
@@ -175,7 +176,7 @@ class Sandboxed(_Base):
 
     def _start_query(self) -> Gen:
         self._check_connection_ok()
-        if self._leading:
+        if self._leading or self._session.stack.ready(self._owner):
             return
         if not self._autocommit and not self._session.stack.in_block(self._owner):
             yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
@@ -186,6 +187,8 @@ class Sandboxed(_Base):
         return "READ ONLY" if self._read_only else ""
 
     def _before_statement(self) -> Gen:
+        if self._session.stack.ready(self._owner):
+            return
         self._refuse_failed()
         commands = self._session.stack.before_statement(self._owner, self._session.failed)
         yield from self._send([render(command) for command in commands])
@@ -197,11 +200,16 @@ class Sandboxed(_Base):
                 "current transaction is aborted, commands ignored until end of transaction block"
             )
 
-    def _note(self, query: bytes) -> None:
+    def _note(self, query: Any) -> None:
         """Remember that a statement writes, if other connections have transactions open."""
         stack = self._session.stack
-        if stack.shared(self._owner) and writes(query.decode(errors="replace")):
-            stack.wrote(self._owner)
+        if stack.shared(self._owner):
+            if isinstance(query, bytes):
+                query = query.decode(errors="replace")
+            elif isinstance(query, psycopg.sql.Composable):
+                query = query.as_string(self)
+            if not isinstance(query, str) or writes(query):
+                stack.wrote(self._owner)
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> Gen:
         self._check_connection_ok()

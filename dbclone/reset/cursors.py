@@ -72,16 +72,10 @@ class _Statements(_Base):
         self._conn._leading = bool(text) and bool(controls(text)) and controls(text)[0][1] is not None
         try:
             yield from super()._start_query(query)
+            if not self._conn._leading:
+                self._conn._note(query)
         finally:
             self._conn._leading = False
-
-    def _execute_send(self, query: Any, **options: Any) -> None:
-        self._conn._note(query.query)
-        super()._execute_send(query, **options)
-
-    def _send_query_prepared(self, name: bytes, pgq: Any, **options: Any) -> None:
-        self._conn._note(pgq.query)
-        super()._send_query_prepared(name, pgq, **options)
 
     def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, **options: Any) -> Gen:
         pieces = controls(pgq.query.decode(errors="replace"))
@@ -102,7 +96,7 @@ class _Statements(_Base):
             if control is None:
                 if number:
                     yield from connection._before_statement()
-                connection._note(text.encode())
+                connection._note(text)
                 sent, tag = [text.encode()], b""
             else:
                 sent, tag = connection._translate(text, control) or [_NOTHING], _TAGS[control.verb]

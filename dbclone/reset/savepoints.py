@@ -62,7 +62,12 @@ class Savepoints:
 
     def shared(self, owner: int) -> bool:
         """Return whether connections other than `owner` have a block open."""
-        return any(entry.kind == "block" and entry.owner != owner for entry in self.entries)
+        return len(self.entries) > 2 and any(entry.kind == "block" and entry.owner != owner for entry in self.entries)
+
+    def ready(self, owner: int) -> bool:
+        """Return whether nothing need precede a statement of `owner`, for the usual case: it is alone, inside its block."""
+        top = self.entries[-1]
+        return top.owner == owner and top.kind == "block" and not (top.failed or self.refusal)
 
     def wrote(self, owner: int) -> None:
         """Note that a statement of `owner` writes, so that nobody undoes it unawares. Only needed where the stack is `shared`."""

@@ -88,11 +88,14 @@ class Turns:
 
     def take(self, turn: Turn) -> None:
         """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible in time."""
-        hold = _Hold(turn)
+        hold = turn.last
+        if hold.thread != threading.get_ident() or hold is self._hold:
+            hold = turn.last = _Hold(turn)
         with self._mutex:
-            if self._free_for(turn):
+            if self._hold is None and (self._claim is None or self._claim.turn is turn):
                 self._hold = hold
                 return
+        hold = _Hold(turn)
         deadline, holder = time.monotonic() + self.timeout, self._hold or self._claim
         if holder is not None and holder.thread == hold.thread and self._take_over(holder, hold, deadline):
             return
@@ -139,7 +142,10 @@ class Turns:
         """Pass the turn on; nothing if it was taken over."""
         with self._mutex:
             if self._hold is not None and self._hold.turn is turn and self._hold.task is task:
-                self._next()
+                if self._waiting:
+                    self._next()
+                else:
+                    self._hold = None
 
     def claim(self, turn: Turn, task: Any = _MINE) -> None:
         """Keep the session for one connection, also between its turns. It must be its turn."""
@@ -261,6 +267,7 @@ class Turn:
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
+        self.last = _Hold(self)  # of a thread, to be used again
 
     def __enter__(self) -> None:
         self.turns.take(self)
