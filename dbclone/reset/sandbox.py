@@ -16,8 +16,9 @@ import psycopg
 from psycopg import pq
 
 from .connections import Block, Sandboxed
+from .pending import Statement
 from .savepoints import Savepoints
-from .turns import Claim, Statement, Turn, Turns
+from .turns import Claim, Turn, Turns
 
 
 class Session:
