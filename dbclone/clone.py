@@ -164,13 +164,12 @@ class Clone(Owned):
         with contextlib.ExitStack() as stack:
             positions = self._undo.positions if sequences and outermost else None
             level = Rollback(session, positions, self._undo.witness)
-            if outermost:
-                stack.callback(session.disconnect)
-                stack.enter_context(adapters.lent(self.handle, session))
             level.before()
-            if outermost:
-                self._lending = stack
             try:
+                if outermost:
+                    stack.callback(session.disconnect)
+                    stack.enter_context(adapters.lent(self.handle, session))
+                    self._lending = stack
                 yield session
             finally:
                 if outermost:

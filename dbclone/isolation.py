@@ -11,8 +11,9 @@ import psycopg
 
 from . import adapters
 from .errors import SandboxLimit
+from .reset.connections import Sandboxed
 from .reset.rollback import Rollback
-from .reset.sandbox import SandboxConnection, Session
+from .reset.sandbox import Session
 
 Connection = psycopg.Connection[Any]
 
@@ -35,6 +36,7 @@ class Isolation:
     _come_back: Callable[[str], None]
     _session: Session | None = None
     _opened: list[Connection] = field(default_factory=list)
+    _opened_async: list[psycopg.AsyncConnection[Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"<dbclone {self.name} reset={self.reset}>"
@@ -46,6 +48,15 @@ class Isolation:
         """
         connection: Connection = self._open(**options) if self._session is None else self._session.connect(**options)
         self._opened.append(connection)
+        return connection
+
+    async def aconnect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
+        """As `connect`, for asyncio: return a new psycopg.AsyncConnection that sees what the test sees."""
+        if self._session is not None:
+            connection: psycopg.AsyncConnection[Any] = await self._session.aconnect(**options)
+        else:
+            connection = await psycopg.AsyncConnection.connect(self.url, **options)
+        self._opened_async.append(connection)
         return connection
 
     @property
@@ -94,10 +105,10 @@ class Isolation:
 
     def close(self) -> None:
         """Close the connections that were opened here."""
-        for connection in self._opened:
-            if isinstance(connection, SandboxConnection):
+        for connection in (*self._opened, *self._opened_async):
+            if isinstance(connection, Sandboxed):
                 connection.shut()
-                continue
-            with contextlib.suppress(psycopg.Error):
-                connection.close()
+            else:
+                connection.pgconn.finish()  # what close() does, without an event loop
         self._opened.clear()
+        self._opened_async.clear()

@@ -13,17 +13,19 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "dbclone"
 CEILING = 300
 FLOORS = {
-    "errors": 0, "report": 0, "progress": 0, "statements": 0,
+    "errors": 0, "report": 0, "progress": 0, "statements": 0, "reset.writes": 0, "reset.prepared": 0,
+    "reset.blocks": 1, "reset.beliefs": 1,
     "dsn": 1, "settings": 2,
     "schema": 3,
-    "marks": 4, "embedded.account": 4, "reset.witness": 4, "reset.sequences": 4,
+    "marks": 4, "reset.pending": 4, "embedded.account": 4, "reset.witness": 4, "reset.sequences": 4,
     "embedded.binaries": 5, "leases": 5, "reset.facts": 5, "reset.drift": 5, "reset.blockers": 5, "reset.audit": 5,
     "embedded.cluster": 6, "reset.savepoints": 6, "reset.turns": 6, "reset": 6, "reset.plan": 6, "reset.seeds": 6, "reset.guess": 6,
     "reset.upkeep": 6,
     "embedded": 7, "reset.cursors": 7, "reset.drop": 7,
     "server": 8, "reset.question": 8, "reset.connections": 8,
     "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "databases": 9,
-    "adapters.peewee_schema": 9, "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10, "adapters": 10,
+    "adapters.peewee_schema": 9, "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
+    "adapters.psycopg": 10, "adapters": 10,
     "copying": 11, "prune": 11, "isolation": 11, "undo": 11,
     "pool": 12, "snapshots": 12, "build": 12,
     "owned": 13, "clone": 14,

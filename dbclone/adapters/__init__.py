@@ -24,7 +24,7 @@ from ..reset.sandbox import Session
 from ..schema import Command, Function, Schema, SqlFiles, Steps
 from ..settings import Settings
 
-_BY_PACKAGE = {"peewee": "peewee", "playhouse": "peewee"}
+_BY_PACKAGE = {"peewee": "peewee", "playhouse": "peewee", "psycopg_pool": "psycopg"}
 _OBJECT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 
@@ -122,7 +122,9 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
         handle = settings.load_object("bind", settings.bind)
         if adapter_of(handle) is None:
             raise settings.error(
-                "bind", f"{type(handle).__name__!r} is not a database handle that dbclone knows", "Name a peewee database."
+                "bind",
+                f"{type(handle).__name__!r} is not a database handle that dbclone knows",
+                "Name a peewee database or a pool of psycopg_pool.",
             )
     else:
         handle = next((h for t in things for h in [adapter_of(t).handle(t)] if h is not None), None)  # type: ignore[union-attr]

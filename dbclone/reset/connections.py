@@ -20,9 +20,11 @@ from psycopg import pq
 
 from ..errors import SandboxLimit
 from ..statements import Control, controls
+from .beliefs import Info, Seen, never, two_phase
+from .blocks import Command
 from .cursors import Gen, exchange, render, sandboxed
 from .prepared import Prepared
-from .savepoints import Command, Savepoints
+from .savepoints import Savepoints
 from .turns import Turn, Turns
 from .writes import never_inside, only_inside
 
@@ -63,30 +65,6 @@ class Shared(Protocol):
     def join(self, connection: Any) -> int: ...
 
     def left(self, prepared: int) -> None: ...
-
-
-class _Info(psycopg.ConnectionInfo):
-    """What `connection.info` tells: the transaction status is the one that the application believes in."""
-
-    connection: Sandboxed
-
-    @property
-    def transaction_status(self) -> Status:
-        return self.connection.status
-
-
-class _Seen:
-    """A pgconn for Python code that asks it for its status: the one that the application believes in."""
-
-    def __init__(self, connection: Sandboxed) -> None:
-        self._connection = connection
-
-    @property
-    def transaction_status(self) -> Status:
-        return self._connection.status
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection.pgconn, name)
 
 
 class Sandboxed(_Base):
@@ -130,7 +108,7 @@ class Sandboxed(_Base):
     @property
     def seen(self) -> Any:
         """This connection's pgconn as the application believes it to be, for code that asks it for the transaction status."""
-        return _Seen(self)
+        return Seen(self)
 
     @property
     def _failed(self) -> bool:
@@ -138,7 +116,7 @@ class Sandboxed(_Base):
 
     @property
     def info(self) -> psycopg.ConnectionInfo:
-        info = _Info(self.pgconn)
+        info = Info(self.pgconn)
         info.connection = self
         return info
 
@@ -163,8 +141,9 @@ class Sandboxed(_Base):
             yield from self._exec_command(b"ROLLBACK")
 
     def _check_connection_ok(self) -> None:
-        super()._check_connection_ok()
         session = self._session
+        if self.pgconn.status != pq.ConnStatus.OK:
+            super()._check_connection_ok()
         if not session.stack.entries:
             raise psycopg.OperationalError("the connection is closed: the test that it belongs to has ended")
         if session.speaker != self._owner:
@@ -182,7 +161,7 @@ class Sandboxed(_Base):
 
     def _check_tpc(self) -> None:
         self._session.limited = True
-        raise _two_phase("a method of the connection")
+        raise two_phase("a method of the connection")
 
     def _check_intrans_gen(self, attribute: str) -> Gen:
         if self._num_transactions:
@@ -198,6 +177,8 @@ class Sandboxed(_Base):
 
     def _start_query(self) -> Gen:
         self._check_connection_ok()
+        if self._session.stack.ready(self._owner):
+            return
         if not self._autocommit and not self._session.stack.in_block(self._owner):
             yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
         if not self._leading:
@@ -217,7 +198,7 @@ class Sandboxed(_Base):
                 raise psycopg.errors.NoActiveSqlTransaction(f"{command} can only be used in transaction blocks")
             if command := never_inside(text):
                 session.limited = True
-                raise _never(command, text)
+                raise never(command, text)
         with self._noting():
             commands = session.stack.before_statement(self._owner, session.failed, text)
         yield from self._send([render(command) for command in commands])
@@ -275,7 +256,7 @@ class Sandboxed(_Base):
         stack, owner, failed = self._session.stack, self._owner, self._session.failed
         inside = stack.in_block(owner)
         if control.verb == "two_phase":
-            raise _two_phase(text[:100])
+            raise two_phase(text[:100])
         if control.verb == "begin":
             if inside:  # the server warns, or refuses in an aborted transaction, as in production; modes are taken all the same
                 return [*stack.modes(owner, failed, control.modes), ("", "BEGIN")]
@@ -300,55 +281,3 @@ class Sandboxed(_Base):
         if control.verb == "commit" and self._failed:
             return "ROLLBACK"
         return _TAGS.get("start" if text[:5].upper() == "START" else control.verb, "")
-
-
-def _never(command: str, text: str) -> SandboxLimit:
-    return SandboxLimit(
-        f"{command} inside a rollback",
-        f"The statement is: {text.strip()[:100]}. In the one transaction that will be rolled back it cannot do its work.",
-        'Isolate this test with @pytest.mark.dbclone(reset="truncate"), or "clone".',
-    )
-
-
-def _two_phase(statement: str) -> SandboxLimit:
-    return SandboxLimit(
-        "two-phase commit inside a rollback",
-        f"The statement is: {statement}. A prepared transaction outlives its session, so no rollback could undo it.",
-        'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
-    )
-
-
-class Segments:
-    """Mixed into psycopg's pipelines: they say when they end a transaction."""
-
-    _conn: Any
-
-    def _enqueue_sync(self) -> None:
-        super()._enqueue_sync()  # type: ignore[misc]
-        self._conn._segment = None
-
-
-class Block:
-    """Mixed into psycopg's transaction blocks: what they believe of the transaction, and that no limit is lost in one.
-
-    psycopg logs what goes wrong in rolling a block back, and goes on.
-    """
-
-    _limit: SandboxLimit | None = None
-
-    def __init__(self, connection: Any, *arguments: Any) -> None:
-        super().__init__(connection, *arguments)  # type: ignore[call-arg]
-        self.pgconn = connection.seen
-
-    def _rollback_gen(self, error: BaseException | None) -> Gen:
-        try:
-            return (yield from super()._rollback_gen(error))  # type: ignore[misc]
-        except SandboxLimit as limit:
-            self._limit = limit
-            raise
-
-    def _exit_gen(self, *error: Any) -> Gen:
-        swallowed = yield from super()._exit_gen(*error)  # type: ignore[misc]
-        if self._limit is not None:
-            raise self._limit
-        return swallowed

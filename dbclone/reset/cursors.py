@@ -11,7 +11,7 @@ from psycopg import generators, pq, sql
 
 from ..errors import SandboxLimit
 from ..statements import Control, controls
-from .savepoints import Command
+from .blocks import Command
 
 if TYPE_CHECKING:
     from psycopg._cursor_base import BaseCursor

@@ -16,9 +16,11 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.rows import tuple_row
 
-from .connections import Block, Sandboxed, Segments
+from .beliefs import Block, Segments
+from .connections import Sandboxed
+from .pending import Statement
 from .savepoints import CHECK, Savepoints
-from .turns import Claim, Statement, Turn, Turns
+from .turns import Claim, Turn, Turns
 from .writes import WRITERS
 
 _DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred FROM pg_catalog.pg_constraint c

@@ -22,36 +22,18 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from ..errors import SandboxLimit
 from ..statements import Control
+from .blocks import PREFIX, Command, Entry, interleaved, limit, reserved
 from .writes import looks, reads_only
 
-Command = tuple[str, str]
-PREFIX = "dbclone_"  # names of our savepoints begin so; an application's may not
 CHECK = "SET CONSTRAINTS ALL IMMEDIATE"
-_LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "READ UNCOMMITTED")
-
-
-@dataclass
-class _Entry:
-    kind: str
-    owner: int
-    name: str
-    used: bool = False  # a guard behind which a statement has run
-    written: bool = False  # a block in which something may have been written
-    covered: bool = False  # a block on which others may have committed something
-    failed: bool = False  # a block that has been rolled back for the others, and waits for its owner to learn of it
-    asked: bool = False  # a block in which a statement has run
-    stale: bool = False  # a block that has asked before others committed something
-    isolation: str = _LEVELS[0]
-    read_only: bool = False  # a block, and so for the server everything that lies on it
 
 
 @dataclass
 class Savepoints:
     """The stack of savepoints; owners are numbers that the shells give to the application's connections."""
 
-    entries: list[_Entry] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     writers: frozenset[str] = frozenset()  # names of functions that may write
     deferred: str = ""  # SQL that lets constraints wait for a COMMIT as they were declared; none if no constraint can
     last: int = 0  # the owner of the last statement, whose failure it is if the real transaction is aborted
@@ -73,7 +55,7 @@ class Savepoints:
         return None
 
     def _push(self, kind: str, owner: int, name: str = "") -> Command:
-        self.entries.append(_Entry(kind, owner, name or f"{PREFIX}{kind}_{len(self.entries)}"))
+        self.entries.append(Entry(kind, owner, name or f"{PREFIX}{kind}_{len(self.entries)}"))
         return ("SAVEPOINT", self.entries[-1].name)
 
     def _turn(self, owner: int, failed: bool) -> list[Command]:
@@ -94,13 +76,18 @@ class Savepoints:
         """Raise SandboxLimit if somebody else has written in a block that is open; one that failed is about to be undone."""
         lost = self.entries[-1] if failed and self.last != owner and self.entries else None
         if any(e.kind == "block" and e.owner != owner and e.written and e is not lost for e in self.entries):
-            raise _limit(
+            raise limit(
                 "another connection has written in a transaction that is still open",
                 "In production this statement would not see those rows, or would wait for them; in the one real transaction of a"
                 " rollback it would see them.",
             )
         if any(e.read_only and e.owner != owner for e in self.entries):
-            raise _limit("another connection's transaction is READ ONLY and still open", "It would be read only for this one too.")
+            raise limit("another connection's transaction is READ ONLY and still open", "It would be read only for this one too.")
+
+    def ready(self, owner: int) -> bool:
+        """Return whether nothing need precede a statement of `owner`: the usual case, alone in a block that writes."""
+        top = self.entries[-1]
+        return top.written and top.owner == owner and top.asked and not top.failed and self.last == owner
 
     def before_statement(self, owner: int, failed: bool, text: str | None = None) -> list[Command]:
         """Return what must precede an ordinary statement of `owner`.
@@ -116,34 +103,24 @@ class Savepoints:
             self._alone(owner, failed)
             settled = self._turn(owner, failed)
             self._cover(text)
-            command = self._push("guard", owner)
-            self.entries[-1].used = True
-            return [*settled, command]
+            return [*settled, self._push("guard", owner)]
         self.last = owner
         if top is None or top.kind != "guard":
-            command = self._push("guard", owner)
-            self.entries[-1].used = True
-            return [command]
+            return [self._push("guard", owner)]
         if failed:
             return [("ROLLBACK TO", top.name)]
-        if not top.used:
-            top.used = True
-            return []
         return [("RELEASE", top.name), ("SAVEPOINT", top.name)]
 
     def _inside(self, index: int, owner: int, failed: bool, text: str | None) -> list[Command]:
         entry = self.entries[index]
-        if entry.written and self.last == owner and not (failed or entry.failed) and self.entries[-1].kind != "guard":
-            entry.asked = entry.asked or looks(text)
-            return []  # the usual case: nobody else is there
-        if entry.stale and entry.isolation in _LEVELS[1:3]:
-            raise _limit(
+        if entry.frozen:
+            raise limit(
                 f"others have committed since this {entry.isolation} transaction began",
                 "Its statements would see what its snapshot would hide from them.",
             )
         if text is not None and not text.strip("; \t\r\n"):
             return []  # the server answers it whatever the transaction's state
-        self._goes_on(entry)
+        entry.goes_on()
         self._alone(owner, failed)
         writes = not reads_only(text, self.writers)
         self._within_level(index)
@@ -175,20 +152,12 @@ class Savepoints:
         new.asked, new.isolation, new.stale, new.failed = entry.asked, entry.isolation, entry.stale, entry.failed
         return [command, *(self._push("app", owner, name) for name in savepoints)]
 
-    @staticmethod
-    def _goes_on(entry: _Entry) -> None:
-        """Raise what the server would in a block that has failed."""
-        if entry.failed:
-            raise psycopg.errors.InFailedSqlTransaction(
-                "current transaction is aborted, commands ignored until end of transaction block"
-            )
-
     def _within_level(self, index: int) -> None:
         """Raise SandboxLimit if a block would have to be set anew inside a level that began after it."""
         above = self.entries[index + 1 :]
         move = self.entries[index].covered or any(e.kind in ("block", "done") for e in above)
         if move and any(e.kind == "level" for e in above):
-            raise _interleaved("a test or fixture that began later")
+            raise interleaved("a test or fixture that began later")
 
     def _cover(self, text: str | None) -> None:
         """Remember of all open blocks that something is committed on top of them."""
@@ -196,7 +165,7 @@ class Savepoints:
             self._committed(self.entries)
 
     @staticmethod
-    def _committed(entries: list[_Entry]) -> None:
+    def _committed(entries: list[Entry]) -> None:
         for entry in entries:
             if entry.kind == "block":
                 entry.covered, entry.stale = True, entry.stale or entry.asked
@@ -207,38 +176,24 @@ class Savepoints:
         commands = [*self._turn(owner, failed), self._push("block", owner)]
         if self.deferred:  # outside blocks all are checked at once, because there each statement commits
             commands.append(("", self.deferred))
-        return commands + self._modes(self.entries[-1], modes)
+        return commands + self.entries[-1].modes(modes, self.deferred)
 
     def modes(self, owner: int, failed: bool, modes: str) -> list[Command]:
         """Follow SET TRANSACTION of an owner inside its block. Raises ActiveSqlTransaction where the server would."""
         entry = self.entries[self._own(owner)]
-        self._goes_on(entry)
+        entry.goes_on()
         self._alone(owner, failed)
         if failed and self.last == owner:
             return [("", "SET TRANSACTION READ ONLY")]  # for the server to refuse
-        if entry.asked or self.entries[-1].kind == "app":
-            wanted = next((level for level in _LEVELS if level in modes), entry.isolation)
-            if wanted != entry.isolation or ("READ WRITE" in modes and entry.read_only):
-                entry.failed = True
-                raise psycopg.errors.ActiveSqlTransaction("SET TRANSACTION must be called before any query")
-        return [*self._turn(owner, failed), *self._modes(entry, modes)]
+        if (entry.asked or self.entries[-1].kind == "app") and entry.refuses(modes):
+            entry.failed = True
+            raise psycopg.errors.ActiveSqlTransaction("SET TRANSACTION must be called before any query")
+        return [*self._turn(owner, failed), *entry.modes(modes, self.deferred)]
 
     def modes_of(self, owner: int) -> str:
         """Return the modes of the block of `owner`, which AND CHAIN hands on to the next."""
         entry = self.entries[self._own(owner)]
         return entry.isolation + (" READ ONLY" if entry.read_only else "")
-
-    def _modes(self, entry: _Entry, modes: str) -> list[Command]:
-        """Return what makes a block read only or not. Its isolation level is remembered: the real transaction has one of its own,
-        and nobody else writes while it is open."""
-        entry.isolation = next((level for level in _LEVELS if level in modes), entry.isolation)
-        if "READ ONLY" in modes and not entry.read_only:
-            entry.read_only = True
-            return [("", "SET TRANSACTION READ ONLY")]
-        if "READ WRITE" in modes and entry.read_only:
-            entry.read_only = False
-            return [("ROLLBACK TO", entry.name), *([("", self.deferred)] if self.deferred else [])]
-        return []
 
     def settle(self, owner: int, failed: bool) -> list[Command]:
         """Return what must precede a command that does nothing, because its owner is in no block."""
@@ -260,7 +215,7 @@ class Savepoints:
         if index is None:
             return self.settle(owner, failed)
         if any(e.kind == "level" for e in self.entries[index + 1 :]):
-            raise _interleaved("a test or fixture that began later")
+            raise interleaved("a test or fixture that began later")
         mine = failed and self.last == owner
         commands = self._turn(owner, failed)
         entry, above = self.entries[index], self.entries[index + 1 :]
@@ -290,21 +245,17 @@ class Savepoints:
         """
         index = self._own(owner)
         if control.name.startswith(PREFIX):
-            raise SandboxLimit(
-                f"the savepoint name {control.name!r} is reserved",
-                f"Names that begin with {PREFIX} are dbclone's own.",
-                "Choose another.",
-            )
+            raise reserved(control.name)
         verb = {"savepoint": "SAVEPOINT", "release": "RELEASE"}.get(control.verb, "ROLLBACK TO")
         if control.verb != "rollback_to":
-            self._goes_on(self.entries[index])
+            self.entries[index].goes_on()
             if failed and self.last == owner:
                 return [(verb, control.name)]  # for the server to refuse
         self._alone(owner, failed)
         self._within_level(index)
         at = self._named(index, control.name)
         if control.verb != "savepoint" and at is not None and any(e.kind == "level" for e in self.entries[at:]):
-            raise _interleaved("a test or fixture that began later")
+            raise interleaved("a test or fixture that began later")
         commands = self._turn(owner, failed)
         commands += self._surface(index, owner)
         index = self._own(owner)
@@ -346,19 +297,3 @@ class Savepoints:
     def levels(self) -> int:
         """How many levels are open."""
         return sum(entry.kind == "level" for entry in self.entries)
-
-
-def _limit(what: str, detail: str) -> SandboxLimit:
-    return SandboxLimit(
-        f"two connections of the application meet: {what}",
-        detail,
-        'Commit first, or isolate the test with @pytest.mark.dbclone(reset="truncate") or "clone": there, all are real.',
-    )
-
-
-def _interleaved(what: str) -> SandboxLimit:
-    return SandboxLimit(
-        "two transactions of the application interleave",
-        f"One goes on or ends while {what} is still open. In the one real transaction of a rollback they would have to be nested.",
-        'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
-    )

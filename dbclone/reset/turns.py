@@ -7,7 +7,6 @@ a task of its own event loop, which could not go on meanwhile: the thread finish
 from __future__ import annotations
 
 import asyncio
-import selectors
 import threading
 import time
 from collections import deque
@@ -15,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from psycopg import pq
-from psycopg.waiting import Ready, Wait
 
 from ..errors import SandboxLimit
+from .pending import Statement
 
 _MINE: Any = None  # the task of a holder that is a thread
 
@@ -31,43 +30,6 @@ class _Hold:
         self.turn, self.task, self.thread = turn, task, threading.get_ident()
         self.statement: Statement | None = None
         self.wake: Callable[[], object] = bool
-
-
-class Statement:
-    """A generator of psycopg that a task waits for, and that another may finish for it; the task then finds its outcome."""
-
-    def __init__(self, generator: Any) -> None:
-        self._generator = generator
-        self._wait = Wait.R
-        self._end: BaseException | None = None
-
-    def __iter__(self) -> Statement:
-        return self
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    def send(self, ready: Any) -> Any:
-        """Go on, as the generator would."""
-        if self._end is None:
-            try:
-                self._wait = self._generator.send(ready)
-                return self._wait
-            except BaseException as end:
-                self._end = end
-        raise self._end
-
-    def finish(self, socket: int, deadline: float) -> bool:
-        """Run to the end without an event loop; return whether it ended before the deadline (on the monotonic clock)."""
-        while self._end is None and time.monotonic() < deadline:
-            with selectors.DefaultSelector() as selector:
-                selector.register(socket, int(self._wait))
-                found = selector.select(0.1)
-            try:
-                self.send(Ready(found[0][1]) if found else 0)
-            except BaseException:  # it is the task's, who finds it
-                break
-        return self._end is not None
 
 
 class Turns:
@@ -88,11 +50,14 @@ class Turns:
 
     def take(self, turn: Turn) -> None:
         """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible in time."""
-        hold = _Hold(turn)
+        hold = turn.last
+        if hold.thread != threading.get_ident() or hold is self._hold:
+            hold = turn.last = _Hold(turn)
         with self._mutex:
-            if self._free_for(turn):
+            if self._hold is None and (self._claim is None or self._claim.turn is turn):
                 self._hold = hold
                 return
+        hold = _Hold(turn)
         deadline, holder = time.monotonic() + self.timeout, self._hold or self._claim
         if holder is not None and holder.thread == hold.thread and self._take_over(holder, hold, deadline):
             return
@@ -139,7 +104,10 @@ class Turns:
         """Pass the turn on; nothing if it was taken over."""
         with self._mutex:
             if self._hold is not None and self._hold.turn is turn and self._hold.task is task:
-                self._next()
+                if self._waiting:
+                    self._next()
+                else:
+                    self._hold = None
 
     def claim(self, turn: Turn, task: Any = _MINE) -> None:
         """Keep the session for one connection, also between its turns. It must be its turn."""
@@ -261,6 +229,7 @@ class Turn:
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
+        self.last = _Hold(self)  # of a thread, to be used again
 
     def __enter__(self) -> None:
         self.turns.take(self)
