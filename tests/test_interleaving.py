@@ -15,8 +15,8 @@ __all__ = ["connection", "count", "session", "url"]
 
 def test_blocks_that_only_read_may_interleave(session: Session, count: Count) -> None:
     first, second, third = session.connect(), session.connect(), session.connect(autocommit=True)
-    for connection in (first, second):
-        connection.execute("SELECT * FROM t")
+    for each in (first, second):
+        each.execute("SELECT * FROM t")
     first.commit()
     insert(third, 1)
     insert(second, 2)
