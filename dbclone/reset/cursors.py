@@ -11,10 +11,12 @@ from psycopg import generators, pq, sql
 
 from ..errors import SandboxLimit
 from ..statements import controls
+from .reads import only_reads
 from .savepoints import Command
 
 Gen = Generator[Any, Any, Any]
 _NOTHING = b"SET LOCAL dbclone.nothing TO ''"  # a command that succeeds and does nothing, where production only warns
+_OUTER = ("begin", "commit", "rollback", "two_phase")
 _TAGS = {
     "begin": b"BEGIN",
     "commit": b"COMMIT",
@@ -62,11 +64,15 @@ class _Cursor(psycopg.Cursor[Any]):
     def _start_query(self, query: Any = None) -> Gen:
         self._tag = b""
         text = query if isinstance(query, str) else query.decode(errors="replace") if isinstance(query, bytes) else ""
-        self._conn._leading = bool(text) and bool(controls(text)) and controls(text)[0][1] is not None
+        pieces = controls(text) if text else ()
+        first = pieces[0][1] if pieces else None
+        # A savepoint begins a block where autocommit is off, as any other statement does.
+        self._conn._leading = first is not None and (first.verb in _OUTER or self._conn._autocommit)
+        self._conn._reading = bool(text) and not pieces and only_reads(text)
         try:
             yield from super()._start_query(query)
         finally:
-            self._conn._leading = False
+            self._conn._leading = self._conn._reading = False
 
     def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, **options: Any) -> Gen:
         pieces = controls(pgq.query.decode(errors="replace"))
@@ -89,7 +95,10 @@ class _Cursor(psycopg.Cursor[Any]):
                     yield from connection._before_statement()
                 sent, tag = [text.encode()], b""
             else:
-                sent, tag = connection._translate(text, control) or [_NOTHING], _TAGS[control.verb]
+                sent, tag = connection._translate(text, control), _TAGS[control.verb]
+                if not sent:
+                    connection._session.stack.settled(connection._owner, connection._session.failed)
+                    sent = [_NOTHING]
             results.append((yield from exchange(self._pgconn, sent))[-1])
         self._set_results(results[-1:] if len(pieces) == 1 else results)
         self._tag = tag if len(pieces) == 1 else b""

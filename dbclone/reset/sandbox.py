@@ -96,6 +96,7 @@ class SandboxConnection(psycopg.Connection[Any]):
     _session: Session
     _owner: int
     _leading = False  # the statement about to start controls transactions itself
+    _reading = False  # it certainly writes nothing
 
     @classmethod
     def of(cls, session: Session) -> SandboxConnection:
@@ -162,7 +163,7 @@ class SandboxConnection(psycopg.Connection[Any]):
         if self._leading:
             return
         if not self._autocommit and not self._session.stack.in_block(self._owner):
-            yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
+            yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes()), wrote=not self._reading))
         else:
             yield from self._before_statement()
 
@@ -170,7 +171,7 @@ class SandboxConnection(psycopg.Connection[Any]):
         return "READ ONLY" if self._read_only else ""
 
     def _before_statement(self) -> Gen:
-        commands = self._session.stack.before_statement(self._owner, self._session.failed)
+        commands = self._session.stack.before_statement(self._owner, self._session.failed, self._reading)
         yield from self._send([render(command) for command in commands])
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> Gen:
@@ -193,8 +194,9 @@ class SandboxConnection(psycopg.Connection[Any]):
             return
         yield from exchange(self.pgconn, commands)
 
-    def _translate(self, text: str, control: Control) -> list[bytes]:
-        """Return what is sent for a statement that controls transactions; nothing where production would only warn."""
+    def _translate(self, text: str, control: Control, wrote: bool = False) -> list[bytes]:
+        """Return what is sent for a statement that controls transactions; nothing where production would only warn. `wrote`,
+        whether a statement that may write follows a BEGIN at once."""
         stack, owner, failed = self._session.stack, self._owner, self._session.failed
         inside = stack.in_block(owner)
         if control.verb == "two_phase":
@@ -204,20 +206,20 @@ class SandboxConnection(psycopg.Connection[Any]):
                 'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
             )
         if control.verb == "begin":
-            if inside:
-                return [b"BEGIN"]  # the server warns, or refuses in an aborted transaction, as in production
-            sent = [render(command) for command in stack.begin(owner, failed)]
+            if inside:  # the server warns, or refuses in an aborted transaction, as in production
+                return [*map(render, stack.settled(owner, failed)), b"BEGIN"]
+            sent = [render(command) for command in stack.begin(owner, failed, wrote)]
             return [*sent, b"SET TRANSACTION READ ONLY"] if "READ ONLY" in control.modes else sent
         if control.verb in ("commit", "rollback"):
             if not inside:
-                return []
+                return [render(command) for command in stack.settled(owner, failed)]
             commands = stack.end(owner, failed, keep=control.verb == "commit")
             if control.chain:
-                commands += stack.begin(owner, False)
+                commands += stack.begin(owner, False, wrote=False)
             return [render(command) for command in commands]
         if not inside:
             raise psycopg.errors.NoActiveSqlTransaction(f"{text.split()[0].upper()} can only be used in transaction blocks")
-        return [*map(render, stack.clear_guard(failed)), *map(render, stack.savepoint(owner, control))]
+        return [render(command) for command in stack.savepoint(owner, control, failed)]
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:

@@ -7,6 +7,10 @@ One real transaction holds everything. Inside it a stack of savepoints stands fo
     app     a savepoint that the application itself set inside its block
     guard   set before a statement outside any block, so that its failure does not poison what follows
 
+A block in which nothing has been written yet floats: there is nothing to undo in it, so it is nobody's inner or outer transaction.
+Its savepoint is set again, on top, before its next statement, once another connection has gone on meanwhile; and whoever ends
+first, ends. Most transactions that live side by side are of that kind: an ORM's session that has read something is in one.
+
 Several connections of the application share the stack; each entry knows its owner. Methods return the commands to send, as
 (command, savepoint name) pairs, and assume that they succeed.
 """
@@ -22,12 +26,25 @@ Command = tuple[str, str]
 PREFIX = "dbclone_"  # names of our savepoints begin so; an application's may not
 
 
-@dataclass
+def _interleaving(how: str) -> SandboxLimit:
+    return SandboxLimit(
+        "two transactions of the application interleave",
+        f"{how} Inside the one real transaction of a rollback they would have to be nested.",
+        'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
+    )
+
+
+@dataclass(eq=False)
 class _Entry:
     kind: str
     owner: int
     name: str
+    said: str = ""  # the name that the application gave its savepoint: two connections may use the same
     used: bool = False  # a guard behind which a statement has run
+    wrote: bool = True  # something that may have to be undone
+    stale: bool = False  # of a floating block: others have written since its savepoint was set
+    lost: bool = False  # of a floating block: its savepoint went with that of another
+    crossed: bool = False  # of any other: others have committed behind its savepoint
 
 
 @dataclass
@@ -35,6 +52,7 @@ class Savepoints:
     """The stack of savepoints; owners are numbers that the shells give to the application's connections."""
 
     entries: list[_Entry] = field(default_factory=list)
+    count: int = 0  # of savepoints set so far, so that no two have one name
 
     def in_block(self, owner: int) -> bool:
         """Return whether `owner` believes to be inside a transaction block."""
@@ -47,86 +65,151 @@ class Savepoints:
                 return index
         return None
 
-    def _push(self, kind: str, owner: int, name: str = "") -> Command:
-        self.entries.append(_Entry(kind, owner, name or f"{PREFIX}{kind}_{len(self.entries)}"))
+    def _push(self, kind: str, owner: int, said: str = "", wrote: bool = True) -> Command:
+        self.count = self.count + 1 if self.entries else 1  # few names, because each is rendered once
+        self.entries.append(_Entry(kind, owner, f"{PREFIX}{kind}_{self.count}", said, wrote=wrote))
         return ("SAVEPOINT", self.entries[-1].name)
 
     def clear_guard(self, failed: bool) -> list[Command]:
         """Settle a guard on top of the stack: undo what failed behind it, keep what succeeded."""
         if not self.entries or self.entries[-1].kind != "guard":
             return []
-        name = self.entries.pop().name
-        return [("ROLLBACK TO", name), ("RELEASE", name)] if failed else [("RELEASE", name)]
+        guard = self.entries.pop()
+        if failed:
+            return [("ROLLBACK TO", guard.name), ("RELEASE", guard.name)]
+        self._committed(guard)
+        return [("RELEASE", guard.name)]
 
-    def before_statement(self, owner: int, failed: bool) -> list[Command]:
-        """Return what must precede an ordinary statement of `owner`; `failed`, whether the real transaction is aborted."""
+    def settled(self, owner: int, failed: bool) -> list[Command]:
+        """Return what must precede a statement that does nothing, as a COMMIT outside any block."""
+        commands = self.clear_guard(failed)
+        self._refuse_failed(owner, failed and not commands)
+        return commands
+
+    def _committed(self, done: _Entry) -> None:
+        """Remember, where other blocks are open, that what is theirs to undo has something else in it now."""
+        for entry in self.entries:
+            if done.wrote and entry.kind in ("block", "app") and entry.owner != done.owner:
+                entry.crossed, entry.stale = entry.wrote, True
+
+    def before_statement(self, owner: int, failed: bool, reads: bool = False) -> list[Command]:
+        """Return what must precede an ordinary statement of `owner`; `failed`, whether the real transaction is aborted; `reads`,
+        whether the statement certainly writes nothing. Raises SandboxLimit where another connection's transaction failed."""
         if self.in_block(owner):
-            return self.clear_guard(failed)
+            commands = self.clear_guard(failed)
+            failed = failed and not commands
+            self._refuse_failed(owner, failed)
+            entry = self.entries[self._block(owner) or 0]
+            if not (entry.wrote or failed):
+                commands += self._lift(entry)
+                entry.wrote = not reads
+            return commands
         top = self.entries[-1] if self.entries else None
         if top is None or top.kind != "guard":
-            command = self._push("guard", owner)
+            self._refuse_failed(owner, failed)
+            command = self._push("guard", owner, wrote=not reads)
             self.entries[-1].used = True
             return [command]
         if failed:
+            top.owner, top.wrote = owner, not reads
             return [("ROLLBACK TO", top.name)]
         if not top.used:
-            top.used = True
+            top.used, top.owner, top.wrote = True, owner, not reads
             return []
+        self._committed(top)
+        top.owner, top.wrote = owner, not reads
         return [("RELEASE", top.name), ("SAVEPOINT", top.name)]
 
-    def begin(self, owner: int, failed: bool) -> list[Command]:
-        """Open a block for an owner that has none."""
-        return [*self.clear_guard(failed), self._push("block", owner)]
+    def _lift(self, entry: _Entry) -> list[Command]:
+        """Set the savepoint of a floating block anew, on top, unless nothing has happened since it was set."""
+        on_top = self.entries[-1] is entry
+        if on_top and not (entry.stale or entry.lost):
+            return []
+        release = [("RELEASE", entry.name)] if on_top and not entry.lost else []
+        self.entries = [other for other in self.entries if other is not entry]
+        command = self._push("block", entry.owner)
+        entry.name, entry.stale, entry.lost = self.entries[-1].name, False, False
+        self.entries[-1] = entry
+        return [*release, command]
+
+    def begin(self, owner: int, failed: bool, wrote: bool = True) -> list[Command]:
+        """Open a block for an owner that has none; `wrote`, whether the statement that follows at once may write."""
+        return [*self.settled(owner, failed), self._push("block", owner, wrote=wrote)]
 
     def end(self, owner: int, failed: bool, keep: bool) -> list[Command]:
         """End the block of `owner`: keep its writes (COMMIT) unless it failed, or undo them (ROLLBACK).
 
-        Raises SandboxLimit if another connection's block was opened inside it and is still open: transactions that truly
-        interleave cannot be savepoints of one another.
+        Raises SandboxLimit if what another connection has written and not committed would be kept or undone with it, or if it
+        would be undone although it has been committed: such transactions cannot be savepoints of one another.
         """
-        index = self._block(owner)
-        if index is None:
+        if self._block(owner) is None:
             return []
-        self._refuse_interleaving(index, owner)
-        name = self.entries[index].name
-        del self.entries[index:]
-        return [("RELEASE", name)] if keep and not failed else [("ROLLBACK TO", name), ("RELEASE", name)]
+        commands = self.clear_guard(failed)
+        failed = failed and not commands
+        index = self._block(owner) or 0
+        entry = self.entries[index]
+        if not entry.wrote and (index < len(self.entries) - 1 or entry.lost):
+            del self.entries[index]  # what is left of it on the server undoes nothing, and goes with what is around it
+            return commands
+        self._refuse_failed(owner, failed)
+        undo = failed or not (keep or (entry.stale and not entry.wrote))
+        if undo and entry.crossed:
+            raise _interleaving("One is rolled back after another connection's transaction, which began later, was committed.")
+        self._cut(index, owner)
+        if not undo:
+            self._committed(entry)
+            return [*commands, ("RELEASE", entry.name)]
+        return [*commands, ("ROLLBACK TO", entry.name), ("RELEASE", entry.name)]
 
-    def _refuse_interleaving(self, index: int, owner: int) -> None:
-        other = next((e for e in self.entries[index + 1 :] if e.kind == "level" or (e.kind == "block" and e.owner != owner)), None)
+    def _cut(self, index: int, owner: int) -> None:
+        """Take away all entries from `index` on. Floating blocks of others stay, without their savepoints."""
+        floating = [e for e in self.entries[index:] if e.kind == "block" and e.owner != owner and not e.wrote]
+        self._refuse_interleaving([e for e in self.entries[index:] if e not in floating], owner)
+        for entry in floating:
+            entry.lost = True
+        self.entries[index:] = floating
+
+    def _refuse_interleaving(self, cut: list[_Entry], owner: int) -> None:
+        other = next((e for e in cut if e.kind == "level" or (e.kind == "block" and e.owner != owner)), None)
         if other is not None:
             what = (
                 "a test or fixture that began later"
                 if other.kind == "level"
                 else "another connection's transaction that began later"
             )
-            raise SandboxLimit(
-                "two transactions of the application interleave",
-                f"One ends while {what} is still open. Inside the one real transaction of a rollback they would have to be nested.",
-                'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
-            )
+            raise _interleaving(f"One ends while {what} is still open.")
 
-    def savepoint(self, owner: int, control: Control) -> list[Command]:
+    def _refuse_failed(self, owner: int, failed: bool) -> None:
+        if failed and self.entries and self.entries[-1].kind in ("block", "app") and self.entries[-1].owner != owner:
+            raise _interleaving("One has failed and was not rolled back yet, and another connection goes on.")
+
+    def savepoint(self, owner: int, control: Control, failed: bool = False) -> list[Command]:
         """Follow SAVEPOINT, RELEASE and ROLLBACK TO of an owner inside its block; return them as commands.
 
         A name that the block does not know is sent as it is, for the server to refuse it as it would in production.
         """
-        index = self._block(owner)
-        assert index is not None
         if control.name.startswith(PREFIX):
             raise SandboxLimit(
                 f"the savepoint name {control.name!r} is reserved",
                 f"Names that begin with {PREFIX} are dbclone's own.",
                 "Choose another.",
             )
+        commands = self.before_statement(owner, failed)
+        index = self._block(owner)
+        assert index is not None
         if control.verb == "savepoint":
-            return [self._push("app", owner, control.name)]
-        at = next((i for i in range(len(self.entries) - 1, index, -1) if self.entries[i].name == control.name), None)
-        if at is None:
-            return [("RELEASE" if control.verb == "release" else "ROLLBACK TO", control.name)]
-        self._refuse_interleaving(at, owner)
-        del self.entries[at if control.verb == "release" else at + 1 :]
-        return [("RELEASE" if control.verb == "release" else "ROLLBACK TO", control.name)]
+            return [*commands, self._push("app", owner, control.name)]
+        verb = "RELEASE" if control.verb == "release" else "ROLLBACK TO"
+        own = [
+            i for i, e in enumerate(self.entries) if i > index and e.owner == owner and e.kind == "app" and e.said == control.name
+        ]
+        if not own:
+            return [*commands, (verb, control.name)]
+        at = self.entries[own[-1]]
+        if control.verb == "rollback_to" and at.crossed:
+            raise _interleaving("A savepoint of one is rolled back to after another connection's transaction was committed.")
+        self._cut(own[-1] if control.verb == "release" else own[-1] + 1, owner)
+        return [*commands, (verb, at.name)]
 
     def enter_level(self, failed: bool) -> list[Command]:
         """Open a level: what follows is undone when it is left."""
