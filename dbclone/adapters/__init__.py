@@ -24,7 +24,13 @@ from ..reset.sandbox import Session
 from ..schema import Command, Function, Schema, SqlFiles, Steps
 from ..settings import Settings
 
-_BY_PACKAGE = {"peewee": "peewee", "playhouse": "peewee"}
+_BY_PACKAGE = {
+    "peewee": "peewee",
+    "playhouse": "peewee",
+    "sqlalchemy": "sqlalchemy",
+    "flask_sqlalchemy": "sqlalchemy",
+    "sqlmodel": "sqlalchemy",
+}
 _OBJECT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 
@@ -50,7 +56,8 @@ def adapter_of(thing: Any) -> Adapter | None:
     if isinstance(thing, (list, tuple, set)):
         return next((found for item in thing if (found := adapter_of(item)) is not None), None)
     if isinstance(thing, types.ModuleType):
-        return adapter_of([value for value in vars(thing).values() if isinstance(value, type)])
+        classes = [value for value in vars(thing).values() if isinstance(value, type)]
+        return adapter_of(classes) or adapter_of([v for v in vars(thing).values() if not isinstance(v, types.ModuleType)])
     for base in (thing if isinstance(thing, type) else type(thing)).__mro__:
         name = _BY_PACKAGE.get(base.__module__.partition(".")[0])
         if name is not None:
@@ -75,7 +82,8 @@ def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
     raise settings.error(
         "schema",
         f"{spec} is {type(thing).__name__!r}, which is not a schema",
-        "Name peewee models (a list, tuple, module or base class), a callable taking a URL, SQL files, or a command.",
+        "Name peewee models (a list, tuple, module or base class), SQLAlchemy metadata, a callable taking a URL, SQL files, or a"
+        " command.",
     )
 
 
@@ -122,7 +130,9 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
         handle = settings.load_object("bind", settings.bind)
         if adapter_of(handle) is None:
             raise settings.error(
-                "bind", f"{type(handle).__name__!r} is not a database handle that dbclone knows", "Name a peewee database."
+                "bind",
+                f"{type(handle).__name__!r} is not a database handle that dbclone knows",
+                "Name a peewee database or a SQLAlchemy engine.",
             )
     else:
         handle = next((h for t in things for h in [adapter_of(t).handle(t)] if h is not None), None)  # type: ignore[union-attr]
