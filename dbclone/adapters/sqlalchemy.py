@@ -19,7 +19,7 @@ from ..errors import SandboxLimit, SettingsError
 from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
-from .sqlalchemy_engine import TARGET, each, engines_of, idle, pointed, renew, restored, roll_back, sessions_of
+from .sqlalchemy_engine import TARGET, each, engines_of, finish, idle, pointed, restored, roll_back, sessions_of
 from .sqlalchemy_schema import MetadataSchema, metadata_of
 
 __all__ = ["bound", "closed", "handle", "lent", "refusal", "schema"]
@@ -49,6 +49,7 @@ class _Creator:
     def __init__(self, engine: Engine) -> None:
         self.before: Any = engine.pool._creator
         self.opened: set[int] = set()
+        self.real: weakref.WeakSet[Any] = weakref.WeakSet()  # the driver's connections to the database that the engine is bound to
         self._engine = weakref.ref(engine)
 
     def __call__(self, connection_record: Any) -> Any:
@@ -70,8 +71,9 @@ class _Creator:
         )
 
 
-def _leading(engine: Engine, connect: Callable[..., Any]) -> Any:
-    """Let the engine's connections be opened by `connect`; return what `dialect.connect` was on the instance."""
+def _leading(engine: Engine, connect: Callable[..., Any], real: bool = False) -> Any:
+    """Let the engine's connections be opened by `connect`, and remember those that are `real`; return what `dialect.connect` was on
+    the instance."""
     if not isinstance(engine.pool._creator, _Creator):
         engine.pool._creator = _Creator(engine)  # type: ignore[assignment]
     creator: Any = engine.pool._creator
@@ -80,6 +82,8 @@ def _leading(engine: Engine, connect: Callable[..., Any]) -> Any:
     def recorded(*arguments: Any, **parameters: Any) -> Any:
         made = connect(*arguments, **parameters)
         creator.opened.add(id(made))
+        if real:
+            creator.real.add(engine.dialect.get_driver_connection(made))
         return made
 
     engine.dialect.connect = recorded  # type: ignore[method-assign]
@@ -94,8 +98,16 @@ def bound(handle: Any, url: str) -> Iterator[None]:
         yield
 
 
+def _close(engine: Engine) -> None:
+    """Close the engine's real connections, wherever they are, and give it a new pool."""
+    idle(engine)
+    for connection in list(getattr(engine.pool._creator, "real", ())):
+        finish(connection)
+    engine.pool = engine.pool.recreate()
+
+
 def _point(engine: Engine, dsn: Dsn) -> Any:
-    renew(engine)
+    _close(engine)
     before, dialect = engine.url, engine.dialect
     plain = dialect.connect
     engine.url = pointed(before, dsn)
@@ -104,17 +116,17 @@ def _point(engine: Engine, dsn: Dsn) -> Any:
     def connect(*_: Any, **parameters: Any) -> Any:
         return plain(*arguments, **{**{key: value for key, value in parameters.items() if key not in TARGET}, **placed})
 
-    was = _leading(engine, connect)
+    was = _leading(engine, connect, real=True)
     if getattr(dialect, "server_version_info", None) is not None and not dialect.is_async:
         # What it learned of another server or database, such as the number of the type hstore, is not true here.
         with engine.connect() as connection:
             dialect.initialize(connection)
-        renew(engine)
+        _close(engine)
     return before, was
 
 
 def _point_back(engine: Engine, before: Any) -> None:
-    renew(engine)
+    _close(engine)
     engine.url = before[0]
     restored(engine.dialect, "connect", before[1])
     if isinstance(engine.pool._creator, _Creator):
@@ -124,7 +136,7 @@ def _point_back(engine: Engine, before: Any) -> None:
 def closed(handle: Any) -> None:
     """Close the connections of all engines behind a handle."""
     for engine in engines_of(handle):
-        renew(engine)
+        _close(engine)
 
 
 def _reason(engine: Engine) -> str:

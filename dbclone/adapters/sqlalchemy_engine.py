@@ -130,7 +130,12 @@ def sessions_of(engine: Engine) -> Iterator[tuple[Any, Any]]:
 
 
 def idle(engine: Engine) -> None:
-    """Close the engine's connections: those that sessions hold, whatever state they are in, and the pool's."""
+    """Let sessions and the pool give up their connections, whatever state they are in.
+
+    An asynchronous engine's can only do so inside an event loop, which has ended when a test has: see `finish`.
+    """
+    if engine.dialect.is_async:
+        return
     for session, _ in sessions_of(engine):
         with contextlib.suppress(Exception):
             session.rollback()
@@ -138,10 +143,14 @@ def idle(engine: Engine) -> None:
         engine.pool.dispose()
 
 
-def renew(engine: Engine) -> None:
-    """Close the engine's connections and give it a new pool."""
-    idle(engine)
-    engine.pool = engine.pool.recreate()
+def finish(connection: Any) -> None:
+    """Close a driver's connection at once, also an asynchronous one outside its event loop."""
+    with contextlib.suppress(Exception):
+        if hasattr(connection, "pgconn"):  # psycopg 3
+            connection._closed = True
+            connection.pgconn.finish()
+        else:
+            getattr(connection, "terminate", connection.close)()
 
 
 def roll_back(session: Any, connection: Any) -> None:

@@ -76,6 +76,14 @@ class _Info(psycopg.ConnectionInfo):
         return self.connection.status
 
 
+def _two_phase(what: str) -> SandboxLimit:
+    return SandboxLimit(
+        "two-phase commit inside a rollback",
+        f"{what} A prepared transaction outlives its session, so no rollback could undo it.",
+        'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
+    )
+
+
 class _StatusOf:
     """A pgconn for psycopg's Transaction, which asks it for nothing but its status."""
 
@@ -200,11 +208,7 @@ class SandboxConnection(psycopg.Connection[Any]):
         stack, owner, failed = self._session.stack, self._owner, self._session.failed
         inside = stack.in_block(owner)
         if control.verb == "two_phase":
-            raise SandboxLimit(
-                "two-phase commit inside a rollback",
-                f"The statement is: {text[:100]}. A prepared transaction outlives its session, so no rollback could undo it.",
-                'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
-            )
+            raise _two_phase(f"The statement is: {text[:100]}.")
         if control.verb == "begin":
             if inside:  # the server warns, or refuses in an aborted transaction, as in production
                 return [*map(render, stack.settled(owner, failed)), b"BEGIN"]
@@ -220,6 +224,9 @@ class SandboxConnection(psycopg.Connection[Any]):
         if not inside:
             raise psycopg.errors.NoActiveSqlTransaction(f"{text.split()[0].upper()} can only be used in transaction blocks")
         return [render(command) for command in stack.savepoint(owner, control, failed)]
+
+    def tpc_begin(self, xid: psycopg.Xid | str) -> None:
+        raise _two_phase(f"It would have begun as {str(xid)[:100]!r}.")
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
