@@ -77,16 +77,17 @@ def _leading(engine: Engine, connect: Callable[..., Any], real: bool = False) ->
     if not isinstance(engine.pool._creator, _Creator):
         engine.pool._creator = _Creator(engine)  # type: ignore[assignment]
     creator: Any = engine.pool._creator
-    before = vars(engine.dialect).get("connect")
+    dialect = engine.dialect  # which caches of the ORM hold on to: nothing that it refers to may refer to the engine
+    before = vars(dialect).get("connect")
 
     def recorded(*arguments: Any, **parameters: Any) -> Any:
         made = connect(*arguments, **parameters)
         creator.opened.add(id(made))
         if real:
-            creator.real.add(engine.dialect.get_driver_connection(made))
+            creator.real.add(dialect.get_driver_connection(made))
         return made
 
-    engine.dialect.connect = recorded  # type: ignore[method-assign]
+    dialect.connect = recorded  # type: ignore[method-assign]
     return before
 
 

@@ -100,14 +100,14 @@ class MetadataSchema:
         """Return the schemas that have to be there first, without those that the metadata's own events create."""
         found: dict[str, None] = {}
         for one in self.metadata:
-            for table in one.sorted_tables:
+            for table in one.tables.values():
                 kinds = [getattr(column.type, "schema", None) for column in table.columns]
                 found.update(dict.fromkeys(name for name in (table.schema, *kinds) if isinstance(name, str) and name))
             found.update(dict.fromkeys(s.schema for s in one._sequences.values() if s.schema))
         created = {
             name.strip('"') for texts in self._emitted().values() for text in texts for name in _CREATES_SCHEMA.findall(text)
         }
-        return [name for name in found if name not in created]
+        return sorted(found.keys() - created)
 
     def manifest(self) -> Mapping[str, str]:
         entries = {"SQLAlchemy": sqlalchemy.__version__, **{f"schema {name}": digest(name.encode()) for name in self._schemas()}}
