@@ -8,6 +8,7 @@ An adapter is a module with these functions:
     lent(handle, connect)          context manager: the handle takes its connections from `connect(**options)`
     refusal(handle)                why the handle cannot be lent a sandbox (empty: it can)
     closed(handle)                 close the handle's connections, because their database is about to be replaced
+    parameters(handle)             libpq parameters that the real connection of a sandbox has to have, as the application's do
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Adapter(Protocol):
     def refusal(self, handle: Any) -> str: ...
 
     def closed(self, handle: Any) -> None: ...
+
+    def parameters(self, handle: Any) -> dict[str, str]: ...
 
 
 def adapter_of(thing: Any) -> Adapter | None:
@@ -165,3 +168,9 @@ def refusal(handle: Any) -> str:
     """Return why the handle cannot work in a sandbox, or an empty string."""
     adapter = adapter_of(handle) if handle is not None else None
     return adapter.refusal(handle) if adapter is not None else ""
+
+
+def parameters(handle: Any) -> dict[str, str]:
+    """Return how the application's connections begin: their `options`, such as a search_path, if they have any."""
+    adapter = adapter_of(handle) if handle is not None else None
+    return adapter.parameters(handle) if adapter is not None else {}

@@ -22,7 +22,7 @@ from ..settings import Settings
 from .sqlalchemy_engine import TARGET, each, engines_of, finish, idle, pointed, restored, roll_back, sessions_of
 from .sqlalchemy_schema import MetadataSchema, metadata_of
 
-__all__ = ["bound", "closed", "handle", "lent", "refusal", "schema"]
+__all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema"]
 
 
 def schema(settings: Settings, spec: str, thing: Any) -> Schema:
@@ -138,6 +138,25 @@ def closed(handle: Any) -> None:
     """Close the connections of all engines behind a handle."""
     for engine in engines_of(handle):
         _close(engine)
+
+
+def parameters(handle: Any) -> dict[str, str]:
+    """Return the `options` that the application's connections begin with, if there are any: what the dialect would be asked for."""
+    asked: dict[str, Any] = {}
+    for engine in engines_of(handle)[:1]:
+        before = vars(engine.dialect).get("connect")
+
+        def note(*_: Any, **given: Any) -> Any:
+            asked.update(given)
+            raise InterruptedError
+
+        engine.dialect.connect = note  # type: ignore[method-assign]
+        try:
+            with contextlib.suppress(Exception):
+                engine.pool._creator(None)  # type: ignore[call-arg, arg-type]
+        finally:
+            restored(engine.dialect, "connect", before)
+    return {"options": asked["options"]} if asked.get("options") else {}
 
 
 def _reason(engine: Engine) -> str:

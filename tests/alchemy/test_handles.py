@@ -66,10 +66,13 @@ def test_parameters_of_the_connection_stay_and_the_url_comes_back(bind: Bind, cl
         with found.connect() as connection:
             assert connection.scalar(text("SHOW work_mem")) == "7MB"
         clone.handle = found
+        clone.replace("a handle with other parameters", quiet=True)
         with clone.isolated(reset, "test"), found.connect() as connection:
             assert connection.scalar(text("SELECT current_database()")) == clone.name
+            assert connection.scalar(text("SHOW work_mem")) == "7MB"
             assert connection.scalar(select(func.jsonb_typeof(cast(1, JSONB)))) == "object"
         clone.handle = None
+        clone.replace("a handle with other parameters", quiet=True)
     assert found.url == before
     assert "connect" not in vars(found.dialect)
     with pytest.raises(Exception, match=r"elsewhere.invalid|timeout|resolve"):
