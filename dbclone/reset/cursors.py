@@ -110,3 +110,15 @@ def sandboxed(factory: Any) -> type[Any]:
     return (
         factory if issubclass(factory, _Cursor) else type(factory.__name__, (_Cursor, factory), {"__module__": factory.__module__})
     )
+
+
+class ServerCursor(psycopg.ServerCursor[Any]):
+    """A server-side cursor that is refused where production refuses it: outside a transaction block."""
+
+    _conn: Any
+
+    def _declare_gen(self, *arguments: Any, **options: Any) -> Gen:
+        connection = self._conn
+        if connection._autocommit and not (self.withhold or connection._session.stack.in_block(connection._owner)):
+            raise psycopg.errors.NoActiveSqlTransaction("DECLARE CURSOR can only be used in transaction blocks")
+        yield from super()._declare_gen(*arguments, **options)

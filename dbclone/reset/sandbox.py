@@ -21,7 +21,7 @@ from psycopg.rows import tuple_row
 
 from ..errors import SandboxLimit
 from ..statements import Control, controls
-from .cursors import Gen, exchange, render, sandboxed
+from .cursors import Gen, ServerCursor, exchange, render, sandboxed
 from .savepoints import Savepoints
 
 IDLE, INTRANS, INERROR = pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR
@@ -112,6 +112,7 @@ class SandboxConnection(psycopg.Connection[Any]):
         connection = cls(session.real.pgconn, row_factory=tuple_row)
         session.owners += 1
         connection._session, connection._owner = session, session.owners
+        connection.server_cursor_factory = ServerCursor
         connection.lock = session.lock
         connection._prepared = session.prepared
         return connection

@@ -254,6 +254,8 @@ def streaming(engine: Engine) -> Seen:
         seen.append(sum(len(part) for part in session.scalars(select(Person).execution_options(yield_per=20)).partitions()))
         session.delete(session.scalars(select(Person).limit(1)).one())
         session.commit()
+    with noted(seen), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execution_options(stream_results=True).execute(select(PEOPLE.c.name)).fetchall()
     return [*seen, len(names(engine))]
 
 
