@@ -53,6 +53,7 @@ class Savepoints:
 
     entries: list[_Entry] = field(default_factory=list)
     count: int = 0  # of savepoints set so far, so that no two have one name
+    active: int = 0  # who ran the last statement, and so whose it is that failed
 
     def in_block(self, owner: int) -> bool:
         """Return whether `owner` believes to be inside a transaction block."""
@@ -83,30 +84,40 @@ class Savepoints:
     def settled(self, owner: int, failed: bool) -> list[Command]:
         """Return what must precede a statement that does nothing, as a COMMIT outside any block."""
         commands = self.clear_guard(failed)
-        self._refuse_failed(owner, failed and not commands)
+        self._go_on(owner, failed and not commands)
         return commands
 
     def _committed(self, done: _Entry) -> None:
         """Remember, where other blocks are open, that what is theirs to undo has something else in it now."""
-        for entry in self.entries:
-            if done.wrote and entry.kind in ("block", "app") and entry.owner != done.owner:
+        if done.wrote:
+            self._cross(self.entries, done.owner)
+
+    def _cross(self, entries: list[_Entry], owner: int) -> None:
+        for entry in entries:
+            if entry.kind in ("block", "app") and entry.owner != owner:
                 entry.crossed, entry.stale = entry.wrote, True
 
     def before_statement(self, owner: int, failed: bool, reads: bool = False) -> list[Command]:
         """Return what must precede an ordinary statement of `owner`; `failed`, whether the real transaction is aborted; `reads`,
         whether the statement certainly writes nothing. Raises SandboxLimit where another connection's transaction failed."""
+        top = self.entries[-1] if self.entries else None
+        on_top = self.active == owner and top is not None and top.owner == owner and top.kind in ("block", "app")
+        if top is not None and on_top and not (top.stale or top.lost):
+            top.wrote = top.wrote or not reads  # the usual case, at no cost
+            return []
         if self.in_block(owner):
             commands = self.clear_guard(failed)
             failed = failed and not commands
-            self._refuse_failed(owner, failed)
+            self._go_on(owner, failed)
             entry = self.entries[self._block(owner) or 0]
             if not (entry.wrote or failed):
                 commands += self._lift(entry)
                 entry.wrote = not reads
+            if not reads:
+                self._cross(self.entries[self._block(owner) :], owner)
             return commands
-        top = self.entries[-1] if self.entries else None
         if top is None or top.kind != "guard":
-            self._refuse_failed(owner, failed)
+            self._go_on(owner, failed)
             command = self._push("guard", owner, wrote=not reads)
             self.entries[-1].used = True
             return [command]
@@ -151,7 +162,7 @@ class Savepoints:
         if not entry.wrote and (index < len(self.entries) - 1 or entry.lost):
             del self.entries[index]  # what is left of it on the server undoes nothing, and goes with what is around it
             return commands
-        self._refuse_failed(owner, failed)
+        self._go_on(owner, failed)
         undo = failed or not (keep or (entry.stale and not entry.wrote))
         if undo and entry.crossed:
             raise _interleaving("One is rolled back after another connection's transaction, which began later, was committed.")
@@ -170,7 +181,7 @@ class Savepoints:
         self.entries[index:] = floating
 
     def _refuse_interleaving(self, cut: list[_Entry], owner: int) -> None:
-        other = next((e for e in cut if e.kind == "level" or (e.kind == "block" and e.owner != owner)), None)
+        other = next((e for e in cut if e.kind == "level" or (e.kind in ("block", "app") and e.owner != owner)), None)
         if other is not None:
             what = (
                 "a test or fixture that began later"
@@ -179,9 +190,13 @@ class Savepoints:
             )
             raise _interleaving(f"One ends while {what} is still open.")
 
-    def _refuse_failed(self, owner: int, failed: bool) -> None:
-        if failed and self.entries and self.entries[-1].kind in ("block", "app") and self.entries[-1].owner != owner:
+    def _go_on(self, owner: int, failed: bool) -> None:
+        """Note that `owner` is about to run a statement. Raises SandboxLimit if the real transaction is aborted by a statement that
+        is not its own, or one whose failure reaches further than its own block."""
+        top = self.entries[-1] if self.entries else None
+        if failed and top is not None and top.kind in ("block", "app") and not (top.owner == owner == self.active):
             raise _interleaving("One has failed and was not rolled back yet, and another connection goes on.")
+        self.active = owner
 
     def savepoint(self, owner: int, control: Control, failed: bool = False) -> list[Command]:
         """Follow SAVEPOINT, RELEASE and ROLLBACK TO of an owner inside its block; return them as commands.
