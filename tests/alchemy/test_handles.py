@@ -127,7 +127,8 @@ def test_a_listener_may_change_the_arguments_of_the_connection_and_not_open_one_
         assert connection.scalar(text("SELECT current_database() || current_setting('work_mem')")) == f"{clone.name}9MB"
     with clone.isolated("rollback", "test"):
         orm(found)
-    assert set(given) == {"nowhere.invalid"}
+    assert given[0] == "nowhere.invalid"
+    assert len(given) > 1
 
     @event.listens_for(found, "do_connect")
     def own(dialect: Any, record: Any, arguments: Any, parameters: Any) -> Any:
@@ -214,6 +215,8 @@ def test_an_asynchronous_engine_works_under_auto(bind: Bind, clone: Clone) -> No
             await session.commit()
             return list(await session.scalars(select(Person.name)))
 
+    with pytest.raises(SandboxLimit, match=r'(?s)AsyncEngine.*reset = "truncate"'), clone.isolated("rollback", "test"):
+        pass
     for reset in ("auto", "clone", "auto", "clone"):
         with clone.isolated(reset, "test") as isolation:
             assert isolation.reset == {"auto": "truncate"}.get(reset, reset)

@@ -144,7 +144,7 @@ def test_the_manifest_is_the_same_in_every_process(settings: Settings) -> None:
         ({"default": "'[]'::jsonb"}, "table Shop.user"),
         ({"check": "name <> 'x'"}, "table Shop.user"),
         ({"where": 1}, "table Shop.user"),
-        ({"enum": ("RED", "BLUE")}, "enum Shop.colour"),
+        ({"enum": ("RED", "BLUE")}, "enum "),
         ({"sequence": 101}, "sequence Shop.invoice"),
         ({"event": "SELECT 2"}, "SQL of the metadata's events"),
         ({"schema": "other"}, "schema other"),

@@ -133,7 +133,7 @@ def test_threads_see_what_the_test_committed_and_the_test_what_they_did(bind: Bi
 def test_two_phase_commit_is_refused(bind: Bind, clone: Clone) -> None:
     found = bind(engine())
     with clone.isolated("rollback", "test"), found.connect() as connection, pytest.raises(SandboxLimit, match="two-phase"):
-        connection.begin_twophase()
+        connection.begin_twophase().prepare()
 
 
 def test_a_connection_kept_beyond_its_test_fails_rather_than_writing_for_real(bind: Bind, clone: Clone) -> None:
