@@ -62,7 +62,7 @@ def everything(**changes: Any) -> MetaData:
         Column("id", Integer, Identity(start=changes.get("start", 7)), primary_key=True),
         Column("name", String(changes.get("length", 20)), nullable=False, comment=changes.get("comment", "as it is shown")),
         Column("data", JSONB, server_default=text(changes.get("default", "'{}'::jsonb"))),
-        Column("lower_name", String, Computed("lower(name)")),
+        Column("lower_name", String, Computed("lower(name)", persisted=True)),
         Column("colour", Enum(Colour) if "enum" not in changes else Enum(*changes["enum"], name="colour")),
         CheckConstraint(changes.get("check", "name <> ''"), name="named"),
         comment="people",
