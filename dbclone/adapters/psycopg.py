@@ -22,7 +22,7 @@ from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
 
-__all__ = ["bound", "closed", "handle", "lent", "refusal", "schema"]
+__all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema"]
 _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname", "service")
 
 
@@ -44,6 +44,15 @@ def refusal(handle: Any) -> str:
     if isinstance(base, type) and issubclass(base, (psycopg.Connection, psycopg.AsyncConnection)):
         return ""
     return f"connections of the class {getattr(base, '__name__', base)!r} cannot be sandboxed"
+
+
+def parameters(handle: Any) -> dict[str, str]:
+    """Return the `options` that the pool's connections begin with, if there are any."""
+    kwargs = handle.kwargs if isinstance(handle.kwargs, dict) else {}
+    found = kwargs.get("options") or (
+        conninfo_to_dict(handle.conninfo).get("options") if isinstance(handle.conninfo, str) else None
+    )
+    return {"options": str(found)} if found else {}
 
 
 def _is_async(pool: Any) -> bool:

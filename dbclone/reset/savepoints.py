@@ -214,12 +214,12 @@ class Savepoints:
         index = self._block(owner)
         if index is None:
             return self.settle(owner, failed)
-        if any(e.kind == "level" for e in self.entries[index + 1 :]):
-            raise interleaved("a test or fixture that began later")
         mine = failed and self.last == owner
+        if any(e.kind == "level" for e in self.entries[index + 1 :]) and (self.entries[index].written or mine):
+            raise interleaved("a test or fixture that began later")
         commands = self._turn(owner, failed)
         entry, above = self.entries[index], self.entries[index + 1 :]
-        if any(e.kind == "block" for e in above) or (entry.covered and not entry.written and not mine):
+        if any(e.kind in ("block", "level") for e in above) or (entry.covered and not entry.written and not mine):
             # It has not written since the others began, or it would have been set anew: there is nothing to keep or to undo.
             for old in (entry, *(e for e in above if e.kind == "app" and e.owner == owner)):
                 old.kind = "done"
