@@ -94,7 +94,7 @@ def test_programs_of_three_connections_end_as_they_would_for_real_or_are_refused
             counted["refused"] += 1
         finally:
             level.after()
-            lone.execute("DEALLOCATE ALL", prepare=False)  # another Session over the same connection gives the same names
+            lone.execute("DEALLOCATE ALL")  # another Session over the same connection gives the same names
 
     with psycopg.connect(url, autocommit=True) as lone:
         check()

@@ -110,6 +110,8 @@ class _Statements(_Base):
             yield from exchange(self._pgconn, connection._translate("COMMIT", Control("commit")))
         self._set_results(results)
         self._tags = tags
+        if "ROLLBACK" in tags.values():
+            connection._prepared.clear()  # as psycopg does when it sees the tag
 
     @property
     def _inside(self) -> bool:

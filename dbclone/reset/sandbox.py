@@ -91,7 +91,7 @@ class Session:
         self._connections.clear()
         if self._prepared > _MANY and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
             self._prepared = 0
-            self.real.execute("DEALLOCATE ALL", prepare=False)
+            self.real.execute("DEALLOCATE ALL")
 
     def left(self, prepared: int) -> None:
         """Count the statements that a connection had prepared when it was closed."""
