@@ -146,6 +146,11 @@ class Sandboxed(_Base):
             super()._check_connection_ok()
         if not session.stack.entries:
             raise psycopg.OperationalError("the connection is closed: the test that it belongs to has ended")
+
+    def _speak(self) -> None:
+        """Begin to use the session, after whichever connection did so last."""
+        self._check_connection_ok()
+        session = self._session
         if session.speaker != self._owner:
             if self.pgconn.transaction_status == Status.ACTIVE:
                 raise SandboxLimit(
@@ -175,7 +180,7 @@ class Sandboxed(_Base):
         yield from super()._rollback_gen()
 
     def _start_query(self) -> Gen:
-        self._check_connection_ok()
+        self._speak()
         if self._leading or self._session.stack.ready(self._owner):
             return
         if not self._autocommit and not self._session.stack.in_block(self._owner):
@@ -212,7 +217,7 @@ class Sandboxed(_Base):
                 stack.wrote(self._owner)
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> Gen:
-        self._check_connection_ok()
+        self._speak()
         text = command if isinstance(command, str) else command.decode() if isinstance(command, bytes) else command.as_string(self)
         pieces = controls(text)
         if not pieces:

@@ -24,11 +24,12 @@ _MINE: Any = None  # the task of a holder that is a thread
 class _Hold:
     """Who has the turn, or waits for it: a `turn` in a thread, or in a task of that thread's event loop."""
 
-    __slots__ = ("statement", "task", "thread", "turn", "wake")
+    __slots__ = ("entered", "statement", "task", "thread", "turn", "wake")
 
     def __init__(self, turn: Turn, task: Any = _MINE) -> None:
         self.turn, self.task, self.thread = turn, task, threading.get_ident()
         self.statement: Statement | None = None
+        self.entered = False  # whether the task knows that it is its turn
         self.wake: Callable[[], object] = bool
 
 
@@ -79,14 +80,12 @@ class Turns:
         with self._mutex:
             if self._free_for(turn):
                 self._hold = hold
+                hold.entered = True
                 return
         loop, deadline = asyncio.get_running_loop(), time.monotonic() + self.timeout
         while True:
             woken = loop.create_future()
             with self._mutex:
-                holder = self._hold or self._claim
-                if holder is not None and holder.task is hold.task:
-                    raise self._limit(holder, "this task itself")
                 hold.wake = lambda woken=woken: loop.call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))  # type: ignore[misc]
                 self._queue(hold)
             try:
@@ -98,16 +97,19 @@ class Turns:
                 raise
             with self._mutex:
                 if self._hold is hold:
+                    hold.entered = True
                     return  # otherwise this thread took the turn before the loop came back to us
 
     def give(self, turn: Turn, task: Any = _MINE) -> None:
         """Pass the turn on; nothing if it was taken over."""
         with self._mutex:
-            if self._hold is not None and self._hold.turn is turn and self._hold.task is task:
+            if self._has(turn, task):
                 if self._waiting:
                     self._next()
                 else:
                     self._hold = None
+            elif turn.lost:
+                turn.lost -= 1
 
     def claim(self, turn: Turn, task: Any = _MINE) -> None:
         """Keep the session for one connection, also between its turns. It must be its turn."""
@@ -128,7 +130,7 @@ class Turns:
     def running(self, turn: Turn, statement: Statement | None) -> bool:
         """Note the statement that the task which has the turn waits for; return False if the turn was taken from it."""
         hold = self._hold
-        if hold is None or hold.turn is not turn or hold.task is not asyncio.current_task():
+        if hold is None or not self._has(turn, asyncio.current_task()):
             return False
         hold.statement = statement
         return True
@@ -152,6 +154,11 @@ class Turns:
             with self._mutex:
                 self._hold, self._claim, self._claims = _Hold(turn), None, 0
         return blocked
+
+    def _has(self, turn: Turn, task: Any) -> bool:
+        """Return whether this is whose turn it is. The task may be another one: one that closes an asynchronous generator."""
+        hold = self._hold
+        return hold is not None and hold.turn is turn and (hold.task is task or not turn.lost)
 
     def _free_for(self, turn: Turn) -> bool:
         return self._hold is None and (self._claim is None or self._claim.turn is turn)
@@ -184,6 +191,7 @@ class Turns:
             with self._mutex:
                 if self._hold is holder and self._idle(hold.turn):
                     self._hold = hold
+                    holder.turn.lost += holder.entered
                     return True
         raise self._limit(holder, "a task of this thread, which cannot go on while the thread waits")
 
@@ -205,7 +213,8 @@ class Turns:
         with self._mutex:
             if hold in self._waiting:
                 holder = self._hold or self._claim
-                raise self._limit(holder, f"another {'task' if holder and holder.task is not _MINE else 'thread'}")
+                whose = "this task itself" if hold.task is not _MINE and holder and holder.task is hold.task else ""
+                raise self._limit(holder, whose or f"another {'task' if holder and holder.task is not _MINE else 'thread'}")
 
     def _doing(self, holder: _Hold) -> str:
         if self._claim is holder or self._pgconn.pipeline_status != pq.PipelineStatus.OFF:
@@ -230,6 +239,7 @@ class Turn:
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
         self.last = _Hold(self)  # of a thread, to be used again
+        self.lost = 0  # how many tasks have yet to find that the turn was taken from them
 
     def __enter__(self) -> None:
         self.turns.take(self)
