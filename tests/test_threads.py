@@ -1,0 +1,395 @@
+"""Connections in several threads see the test's data and take turns; what cannot be as in production is an error in time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import peewee
+import psycopg
+import pytest
+from flask import Flask
+from psycopg.pq import TransactionStatus
+from werkzeug.serving import make_server
+
+from dbclone import SandboxLimit
+from dbclone.clone import Clone
+from dbclone.isolation import Isolation
+from dbclone.server import Server
+from dbclone.settings import Settings
+
+from .twice import TIMEOUT, refused, table, twice
+
+INSERT = "INSERT INTO t VALUES (%s)"
+database = peewee.PostgresqlDatabase(None, prefer_psycopg3=True)
+Connection = psycopg.Connection[Any]
+
+
+class T(peewee.Model):  # type: ignore[misc]
+    a = peewee.IntegerField(primary_key=True)
+    b = peewee.TextField(null=True)
+
+    class Meta:
+        database = database
+        table_name = "t"
+
+
+@pytest.fixture(scope="module")
+def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    with table(server, settings, tmp_path_factory.mktemp("threads"), database) as made:
+        yield made
+
+
+@pytest.fixture
+def both(clone: Clone) -> Callable[[Callable[[Isolation], Any]], Any]:
+    return lambda program: twice(clone, program)
+
+
+def run(what: Callable[[], Any]) -> Any:
+    """Run something in another thread to its end, and return its result or raise its error."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(what).result(30)
+
+
+def values(connection: Connection) -> list[int]:
+    return [a for (a,) in connection.execute("SELECT a FROM t ORDER BY a").fetchall()]
+
+
+def test_a_thread_pool_over_the_applications_handle(both: Callable[..., Any]) -> None:
+    """D8."""
+
+    def program(db: Isolation) -> Any:
+        T.create(a=1000)
+
+        def job(number: int) -> bool:
+            with database.connection_context():
+                T.create(a=number)
+                with contextlib.suppress(peewee.IntegrityError):
+                    T.create(a=1000)
+                T.update(b=str(number)).where(T.a == number).execute()
+                return bool(T.get(T.a == 1000))
+
+        with ThreadPoolExecutor(4) as executor:
+            done = list(executor.map(job, range(40)))
+        with database.atomic():
+            T.delete().where(T.a < 20).execute()
+        return done, T.select().count(), values(db.connection), [t.b for t in T.select().order_by(T.a)]
+
+    assert both(program)[1] == 21
+
+
+def test_a_live_server_in_a_thread(both: Callable[..., Any]) -> None:
+    """Every request in a thread of its own, in a transaction; one of them fails and is rolled back."""
+    app = Flask("shop")
+
+    @app.get("/add/<int:a>")
+    def add(a: int) -> Any:
+        with database.connection_context():
+            try:
+                with database.atomic():
+                    T.create(a=a)
+                    with database.atomic():
+                        T.update(b=str(a)).where(T.a == a).execute()
+                    if a % 3 == 0:
+                        T.create(a=a)
+            except peewee.IntegrityError:
+                return "twice", 409
+            return str(T.select().count())
+
+    def program(db: Isolation) -> Any:
+        server = make_server("127.0.0.1", 0, app, threaded=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        answers: list[Any] = []
+        try:
+            for a in range(1, 8):
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/add/{a}", timeout=30) as response:
+                        answers.append(response.read())
+                except urllib.error.HTTPError as error:
+                    with error:
+                        answers.append(error.code)
+                T.create(a=100 + a)
+        finally:
+            server.shutdown()
+            thread.join(30)
+            server.server_close()
+        return answers, values(db.connection)
+
+    assert both(program)[0] == [b"1", b"3", 409, b"6", b"8", 409, b"11"]
+
+
+def test_threads_that_share_one_connection(both: Callable[..., Any]) -> None:
+    def program(db: Isolation) -> Any:
+        connection = db.connect(autocommit=True)
+
+        def job(number: int) -> Any:
+            with connection.cursor() as cursor:
+                cursor.executemany(INSERT, [(number * 10 + i,) for i in range(5)])
+                return cursor.execute("SELECT count(*) FROM t WHERE a / 10 = %s", [number]).fetchone()
+
+        with ThreadPoolExecutor(8) as executor:
+            return list(executor.map(job, range(20))), len(values(connection))
+
+    assert both(program)[1] == 100
+
+
+def test_a_transaction_and_what_others_do_beside_it(both: Callable[..., Any]) -> None:
+    """They write, fail and commit in other threads, and so does it; nobody's failure touches another."""
+
+    def program(db: Isolation) -> Any:
+        outer, inner, alone = db.connect(), db.connect(), db.connect(autocommit=True)
+        seen: list[Any] = []
+        outer.execute(INSERT, [1])
+        run(lambda: alone.execute(INSERT, [2]))
+        run(lambda: inner.execute(INSERT, [3]))
+        run(inner.commit)
+        seen.append(run(lambda: refused(lambda: alone.execute(INSERT, [2]))))
+        seen += [c.info.transaction_status for c in (outer, inner, alone)]
+        outer.execute(INSERT, [4])
+        run(lambda: alone.execute(INSERT, [5]))
+        seen.append(run(lambda: refused(lambda: inner.execute(INSERT, [3]))))
+        seen += [c.info.transaction_status for c in (outer, inner, alone)]
+        run(lambda: alone.execute(INSERT, [6]))
+        seen += [run(lambda: refused(lambda: inner.execute("SELECT 1"))), inner.info.transaction_status]
+        run(inner.commit)
+        seen.append(run(lambda: refused(lambda: alone.execute("SELECT 1 / 0"))))
+        outer.commit()
+        return [*seen, values(alone), [c.info.transaction_status for c in (outer, inner, alone)]]
+
+    assert both(program)[-2] == [1, 2, 3, 4, 5, 6]
+
+
+def test_who_fails_in_the_middle_of_anothers_work_fails_alone(both: Callable[..., Any]) -> None:
+    """The one that began first fails while the other is in its block: the other's block must go on unharmed."""
+
+    def program(db: Isolation) -> Any:
+        first, second, alone = db.connect(), db.connect(), db.connect(autocommit=True)
+        seen: list[Any] = []
+        first.execute(INSERT, [5])
+        run(lambda: second.execute(INSERT, [1]))
+        seen.append(refused(lambda: first.execute("SELECT 1 / 0")))
+        run(lambda: second.execute(INSERT, [2]))
+        seen += [c.info.transaction_status for c in (first, second, alone)]
+        seen.append(refused(lambda: first.execute("SELECT 1")))
+        seen.append(second.execute("SELECT a FROM t WHERE a < 5 ORDER BY a").fetchall())
+        run(second.rollback)
+        seen += [refused(lambda: first.execute("BEGIN")), first.info.transaction_status]
+        first.rollback()
+        return [*seen, values(alone), first.info.transaction_status]
+
+    result = both(program)
+    assert (result[1], result[2], result[-2]) == (TransactionStatus.INERROR, TransactionStatus.INTRANS, [])
+
+
+def test_savepoints_of_a_failed_block_outlive_what_others_do(both: Callable[..., Any]) -> None:
+    def program(db: Isolation) -> Any:
+        block, alone = db.connect(), db.connect(autocommit=True)
+        block.execute(INSERT, [1])
+        block.execute("SAVEPOINT a")
+        seen: list[Any] = [refused(lambda: block.execute(INSERT, [1]))]
+        run(lambda: alone.execute("SELECT count(*) FROM pg_class"))
+        seen += [block.info.transaction_status]
+        seen += [refused(lambda: block.execute(statement)) for statement in ("SELECT 1", "SAVEPOINT b")]  # noqa: B023
+        block.execute("ROLLBACK TO a")
+        block.execute(INSERT, [2])
+        block.commit()
+        return [*seen, values(alone)]
+
+    assert both(program)[-1] == [1, 2]
+
+
+def interleaved(db: Isolation) -> tuple[Connection, Connection]:
+    first, second = db.connect(), db.connect()
+    first.execute(INSERT, [1])
+    run(lambda: second.execute(INSERT, [2]))
+    return first, second
+
+
+def test_a_commit_before_the_one_that_began_later_is_refused(clone: Clone) -> None:
+    with clone.isolated("rollback", "test") as db:
+        first, second = interleaved(db)
+        with pytest.raises(SandboxLimit, match="interleave") as caught:
+            first.commit()
+        assert "began later is still open" in caught.value.detail
+        assert 'reset="truncate"' in caught.value.hint
+        run(second.commit)
+        first.commit()
+        assert values(db.connection) == [1, 2]
+
+
+def undone_by_block(first: Connection, second: Connection) -> None:
+    run(second.commit)
+    first.rollback()
+
+
+def undone_while_open(first: Connection, second: Connection) -> None:
+    first.rollback()
+
+
+def undone_by_a_savepoint(first: Connection, second: Connection) -> None:
+    run(second.commit)
+    first.execute("SAVEPOINT a")
+    run(lambda: second.execute(INSERT, [3]))
+    run(second.commit)
+    first.execute("ROLLBACK TO a")
+
+
+def undone_by_closing(first: Connection, second: Connection) -> None:
+    run(second.commit)
+    first.close()
+
+
+def undone_by_the_later_one(first: Connection, second: Connection) -> None:
+    first.execute(INSERT, [3])
+    run(second.rollback)
+
+
+def undone_by_a_failure(first: Connection, second: Connection) -> None:
+    run(second.commit)
+    with contextlib.suppress(psycopg.Error):
+        first.execute(INSERT, [1])
+    run(lambda: second.execute("SELECT 1"))
+
+
+@pytest.mark.parametrize(
+    "undo",
+    [undone_by_block, undone_while_open, undone_by_a_savepoint, undone_by_closing, undone_by_the_later_one, undone_by_a_failure],
+)
+def test_what_would_undo_anothers_work_is_refused_and_nobody_reads_on(
+    clone: Clone, undo: Callable[[Connection, Connection], None]
+) -> None:
+    """Also where an application's own error handling has swallowed the error; the next test is as if nothing had happened."""
+    with clone.isolated("rollback", "test") as db:
+        first, second = interleaved(db)
+        with pytest.raises(SandboxLimit, match="interleave"):
+            undo(first, second)
+        for connection in (second, db.connection):
+            with pytest.raises(SandboxLimit, match="interleave"):
+                connection.execute("SELECT 1")
+    with clone.isolated("rollback", "next") as db:
+        db.execute(INSERT, [1])
+        assert values(db.connection) == [1]
+
+
+def test_reading_in_the_middle_of_anothers_transaction_refuses_nothing(both: Callable[..., Any]) -> None:
+    def program(db: Isolation) -> Any:
+        first = db.connect()
+        first.execute("SELECT 1")
+        seen = [run(lambda: db.execute(query).fetchall()) for query in ("SELECT a FROM t", "SHOW port", "TABLE t")]  # noqa: B023
+        run(lambda: db.execute(psycopg.sql.SQL("SELECT {}").format(1)))
+        first.execute(INSERT, [1])
+        first.rollback()
+        return len(seen), values(db.connection)
+
+    assert both(program) == (3, [])
+
+
+@pytest.mark.parametrize("held", ["pipeline", "copy", "stream"])
+@pytest.mark.parametrize("where", ["this thread", "another thread"])
+def test_who_holds_the_session_too_long_is_an_error_in_time(clone: Clone, held: str, where: str) -> None:
+    with clone.isolated("rollback", "test") as db, contextlib.ExitStack() as stack:
+        holder, other = db.connect(autocommit=True), db.connect(autocommit=True)
+        if held == "pipeline":
+            stack.enter_context(holder.pipeline())
+            holder.execute("SELECT 1")
+        elif held == "copy":
+            stack.enter_context(holder.cursor().copy("COPY t (a) FROM STDIN")).write_row([1])
+        else:
+            rows = holder.cursor().stream("SELECT generate_series(1, 3)")
+            next(rows)
+            stack.callback(rows.close)  # type: ignore[attr-defined]
+        started = time.monotonic()
+        with pytest.raises(SandboxLimit, match=f"waits for {where}"):
+            other.execute("SELECT 1") if where == "this thread" else run(lambda: other.execute("SELECT 1"))
+        assert time.monotonic() - started < 20
+        stack.close()
+        other.execute(INSERT, [2])
+        assert values(db.connection) == ([1, 2] if held == "copy" else [2])
+
+
+def test_a_long_statement_in_one_thread_is_an_error_in_another(clone: Clone) -> None:
+    with clone.isolated("rollback", "test") as db:
+        sleeping = db.connect(autocommit=True)
+        thread = threading.Thread(target=lambda: refused(lambda: sleeping.execute("SELECT pg_sleep(60)")))
+        thread.start()
+        while sleeping.info.transaction_status != TransactionStatus.ACTIVE:
+            assert thread.is_alive()
+        db.connection.cancel()  # another connection's statement is none of its business
+        with pytest.raises(SandboxLimit, match="another thread"):
+            db.execute("SELECT 1")
+        sleeping.cancel()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert db.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("left", ["statement", "copy", "stream", "pipeline"])
+def test_a_thread_that_is_still_busy_when_the_test_ends(clone: Clone, left: str) -> None:
+    """It is stopped, named in the report, and the next test finds nothing of it."""
+    busy, stop = threading.Event(), threading.Event()
+
+    def work(connection: Connection) -> None:
+        with contextlib.suppress(psycopg.Error):
+            if left == "statement":
+                busy.set()
+                connection.execute("INSERT INTO t SELECT 1 FROM pg_sleep(60)")
+            elif left == "copy":
+                with connection.cursor().copy("COPY t (a) FROM STDIN") as copy:
+                    busy.set()
+                    stop.wait(30)
+                    copy.write_row([1])
+            elif left == "pipeline":
+                with connection.pipeline():
+                    busy.set()
+                    stop.wait(30)
+                    connection.execute(INSERT, [1])
+            else:
+                for _ in connection.cursor().stream("SELECT generate_series(1, 100000)"):
+                    busy.set()
+                    stop.wait(30)
+        with contextlib.suppress(psycopg.Error):
+            connection.execute(INSERT, [7])
+
+    with clone.isolated("rollback", "tests/test_a.py::test_busy") as db:
+        connection = db.connect(autocommit=True)
+        thread = threading.Thread(target=work, args=[connection])
+        thread.start()
+        assert busy.wait(30)
+        while left == "statement" and connection.info.transaction_status != TransactionStatus.ACTIVE:
+            assert thread.is_alive()
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert any("tests/test_a.py::test_busy" in note and "a connection of the application is" in note for note in clone.report.notes)
+    clone.report.notes.clear()
+    with clone.isolated("rollback", "next") as db:
+        db.execute(INSERT, [1])
+        assert values(db.connection) == [1]
+
+
+def test_notices_reach_the_connection_that_caused_them(both: Callable[..., Any]) -> None:
+    def program(db: Isolation) -> Any:
+        first, second = db.connect(autocommit=True), db.connect(autocommit=True)
+        heard: list[Any] = []
+        first.add_notice_handler(lambda diagnostic: heard.append(("first", diagnostic.message_primary)))
+        second.add_notice_handler(lambda diagnostic: heard.append(("second", diagnostic.message_primary)))
+        for number, connection in enumerate((first, second, first)):
+            connection.execute(f"DO $$ BEGIN RAISE NOTICE 'n{number}'; END $$")
+        return heard
+
+    assert both(program) == [("first", "n0"), ("second", "n1"), ("first", "n2")]
+
+
+def test_the_timeout_is_the_setting(clone: Clone) -> None:
+    assert clone.server.settings.lock_timeout == TIMEOUT
+    with clone.isolated("rollback", "test") as db:
+        holder = db.connect(autocommit=True)
+        with holder.pipeline(), pytest.raises(SandboxLimit) as caught:
+            run(lambda: db.execute("SELECT 1"))
+    assert f"lock_timeout is {TIMEOUT:g} s" in caught.value.detail
