@@ -35,6 +35,7 @@ class Isolation:
     _take: Callable[[str], None]
     _come_back: Callable[[str], None]
     _session: Session | None = None
+    _own: Connection | None = None
     _opened: list[Connection] = field(default_factory=list)
     _opened_async: list[psycopg.AsyncConnection[Any]] = field(default_factory=list)
 
@@ -62,10 +63,9 @@ class Isolation:
     @property
     def connection(self) -> Connection:
         """The test's own connection, in autocommit mode, opened at its first use."""
-        if not self._opened or self._opened[0].closed:
-            self.connect(autocommit=True)
-            self._opened.insert(0, self._opened.pop())
-        return self._opened[0]
+        if self._own is None or self._own.closed:
+            self._own = self.connect(autocommit=True)
+        return self._own
 
     def execute(self, query: Any, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Run one query on `connection` and return its cursor."""

@@ -80,8 +80,9 @@ class Sandboxed(_Base):
     def __init__(self, pgconn: pq.abc.PGconn, *arguments: Any, **options: Any) -> None:
         super().__init__(pgconn, *arguments, **options)
         self._handlers = pgconn.notice_handler, pgconn.notify_handler
-        self._owner = self._session.join(self)
-        self.lock = Turn(self._session.turns)
+        session = self._session
+        owner = self._owner = session.join(self)
+        self.lock = Turn(session.turns, lambda: session.stack.writing(owner))
         self._prepared = Prepared(self._owner)
         self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
 
@@ -146,6 +147,11 @@ class Sandboxed(_Base):
             super()._check_connection_ok()
         if not session.stack.entries:
             raise psycopg.OperationalError("the connection is closed: the test that it belongs to has ended")
+
+    def _speak(self) -> None:
+        """Begin to use the session, after whichever connection did so last."""
+        self._check_connection_ok()
+        session = self._session
         if session.speaker != self._owner:
             if self.pgconn.transaction_status == Status.ACTIVE:
                 raise SandboxLimit(
@@ -176,7 +182,7 @@ class Sandboxed(_Base):
         yield from super()._rollback_gen()
 
     def _start_query(self) -> Gen:
-        self._check_connection_ok()
+        self._speak()
         if self._session.stack.ready(self._owner):
             return
         if not self._autocommit and not self._session.stack.in_block(self._owner):
@@ -213,7 +219,7 @@ class Sandboxed(_Base):
             raise
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> Gen:
-        self._check_connection_ok()
+        self._speak()
         text = command if isinstance(command, str) else command.decode() if isinstance(command, bytes) else command.as_string(self)
         pieces = controls(text)
         if not pieces:

@@ -63,11 +63,11 @@ class Rollback:
             verdict = self._audited(commands, outermost)
         except _LOST:
             spoiled = "the test ended the outer transaction, so what it wrote was committed"
-            session.stack.clear()
+            session.stack.entries.clear()
             self._send([b"ROLLBACK"])
         except psycopg.OperationalError as error:
             spoiled = f"the connection of the test was lost: {blocked or str(error).strip().splitlines()[0]}"
-            session.stack.clear()
+            session.stack.entries.clear()
         finally:
             session.turns.give(session.lock)
         if self._positions is not None and not spoiled and not session.stack.levels:

@@ -47,6 +47,11 @@ class Savepoints:
         index = self._block(owner)
         return index is not None and (self.entries[index].failed or (failed and self.last == owner))
 
+    def writing(self, owner: int) -> bool:
+        """Return whether `owner` has written in a block that is open."""
+        index = self._block(owner)
+        return index is not None and self.entries[index].written and not self.entries[index].failed
+
     def _block(self, owner: int) -> int | None:
         for index in range(len(self.entries) - 1, -1, -1):
             entry = self.entries[index]
@@ -288,10 +293,6 @@ class Savepoints:
             return []
         del self.entries[index:]
         return [("ROLLBACK TO", name), ("RELEASE", name)]
-
-    def clear(self) -> None:
-        """Forget everything: the real transaction is gone."""
-        self.entries.clear()
 
     @property
     def levels(self) -> int:

@@ -24,11 +24,12 @@ _MINE: Any = None  # the task of a holder that is a thread
 class _Hold:
     """Who has the turn, or waits for it: a `turn` in a thread, or in a task of that thread's event loop."""
 
-    __slots__ = ("statement", "task", "thread", "turn", "wake")
+    __slots__ = ("entered", "statement", "task", "thread", "turn", "wake")
 
     def __init__(self, turn: Turn, task: Any = _MINE) -> None:
         self.turn, self.task, self.thread = turn, task, threading.get_ident()
         self.statement: Statement | None = None
+        self.entered = False  # whether the task knows that it is its turn
         self.wake: Callable[[], object] = bool
 
 
@@ -37,11 +38,13 @@ class Turns:
 
     def __init__(self, pgconn: pq.abc.PGconn, timeout: float) -> None:
         self.timeout = timeout
+        self.limited = False  # whether somebody had to be refused
         self._pgconn = pgconn
         self._mutex = threading.Lock()
         self._hold: _Hold | None = None
         self._claim: _Hold | None = None  # whoever is in pipeline mode, where the session takes nobody else's statements
         self._claims = 0
+        self._writer: _Hold | None = None  # whoever has written in a block that was open when its turn ended
         self._waiting: deque[_Hold] = deque()
 
     def holds(self, turn: Turn) -> bool:
@@ -54,7 +57,7 @@ class Turns:
         if hold.thread != threading.get_ident() or hold is self._hold:
             hold = turn.last = _Hold(turn)
         with self._mutex:
-            if self._hold is None and (self._claim is None or self._claim.turn is turn):
+            if self._hold is None and self._may(hold):
                 self._hold = hold
                 return
         hold = _Hold(turn)
@@ -77,16 +80,14 @@ class Turns:
         """Take the turn for this task, without keeping its event loop from running."""
         hold = _Hold(turn, asyncio.current_task())
         with self._mutex:
-            if self._free_for(turn):
+            if self._hold is None and self._may(hold):
                 self._hold = hold
+                hold.entered = True
                 return
         loop, deadline = asyncio.get_running_loop(), time.monotonic() + self.timeout
         while True:
             woken = loop.create_future()
             with self._mutex:
-                holder = self._hold or self._claim
-                if holder is not None and holder.task is hold.task:
-                    raise self._limit(holder, "this task itself")
                 hold.wake = lambda woken=woken: loop.call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))  # type: ignore[misc]
                 self._queue(hold)
             try:
@@ -98,16 +99,21 @@ class Turns:
                 raise
             with self._mutex:
                 if self._hold is hold:
+                    hold.entered = True
                     return  # otherwise this thread took the turn before the loop came back to us
 
     def give(self, turn: Turn, task: Any = _MINE) -> None:
         """Pass the turn on; nothing if it was taken over."""
         with self._mutex:
-            if self._hold is not None and self._hold.turn is turn and self._hold.task is task:
+            if self._has(turn, task):
+                if turn.writing():
+                    self._writer = self._hold
                 if self._waiting:
                     self._next()
                 else:
                     self._hold = None
+            elif turn.lost:
+                turn.lost -= 1
 
     def claim(self, turn: Turn, task: Any = _MINE) -> None:
         """Keep the session for one connection, also between its turns. It must be its turn."""
@@ -128,7 +134,7 @@ class Turns:
     def running(self, turn: Turn, statement: Statement | None) -> bool:
         """Note the statement that the task which has the turn waits for; return False if the turn was taken from it."""
         hold = self._hold
-        if hold is None or hold.turn is not turn or hold.task is not asyncio.current_task():
+        if hold is None or not self._has(turn, asyncio.current_task()):
             return False
         hold.statement = statement
         return True
@@ -153,8 +159,20 @@ class Turns:
                 self._hold, self._claim, self._claims = _Hold(turn), None, 0
         return blocked
 
-    def _free_for(self, turn: Turn) -> bool:
-        return self._hold is None and (self._claim is None or self._claim.turn is turn)
+    def _has(self, turn: Turn, task: Any) -> bool:
+        """Return whether this is whose turn it is. The task may be another one: one that closes an asynchronous generator."""
+        hold = self._hold
+        return hold is not None and hold.turn is turn and (hold.task is task or not turn.lost)
+
+    def _may(self, hold: _Hold) -> bool:
+        """Return whether nobody keeps the session for itself, by a pipeline or by a transaction that has written, and will end it
+        while `hold` waits: in the same thread it could not, and then the savepoints say what is the matter."""
+        writer = self._writer
+        if writer is not None and hold.turn.patient and writer.turn is not hold.turn and writer.turn.writing():
+            both = writer.task is not _MINE and hold.task is not _MINE and writer.task is not hold.task
+            if both or writer.thread != hold.thread:
+                return False
+        return self._claim is None or self._claim.turn is hold.turn
 
     def _queue(self, hold: _Hold) -> None:
         self._waiting.append(hold)
@@ -165,7 +183,7 @@ class Turns:
         """Give the turn to the first who waits and may have it, or to nobody."""
         self._hold = None
         for hold in list(self._waiting):
-            if self._claim is None or self._claim.turn is hold.turn:
+            if self._may(hold):
                 self._waiting.remove(hold)
                 self._hold = hold
                 try:
@@ -184,6 +202,7 @@ class Turns:
             with self._mutex:
                 if self._hold is holder and self._idle(hold.turn):
                     self._hold = hold
+                    holder.turn.lost += holder.entered
                     return True
         raise self._limit(holder, "a task of this thread, which cannot go on while the thread waits")
 
@@ -205,7 +224,10 @@ class Turns:
         with self._mutex:
             if hold in self._waiting:
                 holder = self._hold or self._claim
-                raise self._limit(holder, f"another {'task' if holder and holder.task is not _MINE else 'thread'}")
+                if holder is None:
+                    raise self._limit(self._writer, "a transaction", "has written, is open in another thread or task, and")
+                whose = "this task itself" if hold.task is not _MINE and holder and holder.task is hold.task else ""
+                raise self._limit(holder, whose or f"another {'task' if holder and holder.task is not _MINE else 'thread'}")
 
     def _doing(self, holder: _Hold) -> str:
         if self._claim is holder or self._pgconn.pipeline_status != pq.PipelineStatus.OFF:
@@ -214,8 +236,9 @@ class Turns:
             return "is in the middle of a statement, a COPY or a stream"
         return "has not finished a statement"
 
-    def _limit(self, holder: _Hold | None, who: str) -> SandboxLimit:
-        doing = self._doing(holder) if holder is not None else "has not finished a statement"
+    def _limit(self, holder: _Hold | None, who: str, doing: str = "") -> SandboxLimit:
+        self.limited = True
+        doing = f"{doing} did not end" if doing else self._doing(holder) if holder is not None else "has not finished a statement"
         return SandboxLimit(
             f"a connection waits for {who}, which {doing} on another connection",
             "Inside a rollback all connections share one session, which runs one statement at a time; the setting lock_timeout"
@@ -225,11 +248,18 @@ class Turns:
 
 
 class Turn:
-    """The lock of one connection into the session, for `with` in threads and `async with` in tasks."""
+    """The lock of one connection into the session, for `with` in threads and `async with` in tasks.
 
-    def __init__(self, turns: Turns) -> None:
+    Arguments: `writing`, tells whether the connection has written in a block that is open; without it, this is the lock of the
+    reset, which waits for nobody's transaction.
+    """
+
+    def __init__(self, turns: Turns, writing: Callable[[], bool] | None = None) -> None:
         self.turns = turns
+        self.patient = writing is not None
+        self.writing = writing or bool
         self.last = _Hold(self)  # of a thread, to be used again
+        self.lost = 0  # how many tasks have yet to find that the turn was taken from them
 
     def __enter__(self) -> None:
         self.turns.take(self)
