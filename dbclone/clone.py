@@ -177,6 +177,7 @@ class Clone(Owned):
                 outcome = level.after()
                 stack.close()
                 self._undo.moved = self._undo.moved or positions is None
+                self._escalate(session.met(), test, auto)
                 self._settle(outcome, test, auto)
                 self._undo.keep_small()
 
@@ -189,6 +190,14 @@ class Clone(Owned):
             self.replace(f"{test or 'a block'}: {outcome.spoiled}")
         elif outcome.verdict is not Verdict.NOTHING and not self._undo.tainted:
             self._search(outcome, test, auto)
+
+    def _escalate(self, limit: str, test: str, auto: bool) -> None:
+        """Remember a test in which the sandbox refused something, even if the application has swallowed the error. It is not run
+        again at once: its fixtures and what it did outside the database cannot be undone."""
+        if limit and auto:
+            self.escalated.add(test)
+            self.report.escaped.append(test)
+            self.report.note(f"{test} needs real transactions ({limit}): from the next run on it begins with truncate")
 
     def _search(self, outcome: Outcome, test: str, auto: bool) -> None:
         """Find out whether what was committed on this server since the last reset is in this clone; remove it, and say so.

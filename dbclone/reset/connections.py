@@ -54,7 +54,7 @@ class Shared(Protocol):
 
     stack: Savepoints
     turns: Turns
-    limited: bool
+    limited: str
     pgconn: pq.abc.PGconn
     gone: pq.abc.PGconn
     speaker: int
@@ -166,8 +166,8 @@ class Sandboxed(_Base):
         return super()._should_cancel() and self._session.turns.holds(self.lock)
 
     def _check_tpc(self) -> None:
-        self._session.limited = True
-        raise two_phase("a method of the connection")
+        with self._noting():
+            raise two_phase("a method of the connection")
 
     def _check_intrans_gen(self, attribute: str) -> Gen:
         if self._num_transactions:
@@ -203,8 +203,8 @@ class Sandboxed(_Base):
             if command := only_inside(text):
                 raise psycopg.errors.NoActiveSqlTransaction(f"{command} can only be used in transaction blocks")
             if command := never_inside(text):
-                session.limited = True
-                raise never(command, text)
+                with self._noting():
+                    raise never(command, text)
         with self._noting():
             commands = session.stack.before_statement(self._owner, session.failed, text)
         yield from self._send([render(command) for command in commands])
@@ -214,8 +214,8 @@ class Sandboxed(_Base):
         """Remember that the application met a limit of the sandbox, even if it catches the error."""
         try:
             yield
-        except SandboxLimit:
-            self._session.limited = True
+        except SandboxLimit as error:
+            self._session.limited = error.message
             raise
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> Gen:

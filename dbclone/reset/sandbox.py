@@ -42,7 +42,7 @@ class Session:
         self.turns = Turns(real.pgconn, lock_timeout)
         self.lock = Turn(self.turns)
         self.real.lock = self.lock  # type: ignore[assignment]
-        self.limited = False  # whether something was refused that only a stronger reset allows
+        self.limited = ""  # what was refused that a stronger reset allows
         self._prepared = 0  # statements that closed connections have left
         self.audits = 0  # how often the statements of the reset had to be prepared
         self.speaker = 0  # whose handlers hear the server's notices
@@ -92,6 +92,12 @@ class Session:
         if self._prepared > _MANY and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
             self._prepared = 0
             self.real.execute("DEALLOCATE ALL")
+
+    def met(self) -> str:
+        """Return what was refused, since this was last asked, that a stronger reset allows; empty if nothing was."""
+        found = self.limited or self.turns.limited
+        self.limited = self.turns.limited = ""
+        return found
 
     def left(self, prepared: int) -> None:
         """Count the statements that a connection had prepared when it was closed."""

@@ -38,7 +38,7 @@ class Turns:
 
     def __init__(self, pgconn: pq.abc.PGconn, timeout: float) -> None:
         self.timeout = timeout
-        self.limited = False  # whether somebody had to be refused
+        self.limited = ""  # what had to be refused
         self._pgconn = pgconn
         self._mutex = threading.Lock()
         self._hold: _Hold | None = None
@@ -237,10 +237,10 @@ class Turns:
         return "has not finished a statement"
 
     def _limit(self, holder: _Hold | None, who: str, doing: str = "") -> SandboxLimit:
-        self.limited = True
         doing = f"{doing} did not end" if doing else self._doing(holder) if holder is not None else "has not finished a statement"
+        self.limited = f"a connection waits for {who}, which {doing} on another connection"
         return SandboxLimit(
-            f"a connection waits for {who}, which {doing} on another connection",
+            self.limited,
             "Inside a rollback all connections share one session, which runs one statement at a time; the setting lock_timeout"
             f" is {self.timeout:g} s.",
             'Finish the one before the other, or isolate this test with @pytest.mark.dbclone(reset="truncate").',
