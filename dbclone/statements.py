@@ -41,10 +41,12 @@ _LONG = 10_000  # characters: of longer texts only the last one is remembered
 _VERBS = ("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE")
 _MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS)})\b", re.I)
 
-_READS = re.compile(
-    r"[\s(]*(?:SELECT|WITH|VALUES|TABLE|SHOW|EXPLAIN|DECLARE|FETCH|MOVE|CLOSE|SET|RESET|COPY\b.*\bTO\s)\b", re.I | re.S
-)
-_DML = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.I)
+_READS = re.compile(r"[\s(]*(?:SELECT|WITH|VALUES|TABLE|SHOW|DECLARE|FETCH|MOVE|CLOSE|SET|RESET|COPY\b.*\bTO\s)\b", re.I | re.S)
+# What would make a reading statement write: its words, or a function other than these, which are not functions or only read.
+_WRITES = re.compile(
+    r"\b(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b|\b(?!(?:COUNT|SUM|MIN|MAX|AVG|COALESCE|NULLIF|LOWER|UPPER|LENGTH|CAST|NOW|GREATEST|LEAST"
+    r"|ROW|ARRAY|ARRAY_AGG|STRING_AGG|GENERATE_SERIES|PG_SLEEP|SELECT|AS|IN|ANY|ALL|SOME|EXISTS|AND|OR|NOT|ON|WHERE|FROM|JOIN|USING|BY"
+    r"|OVER|FILTER|VALUES|VARCHAR|NUMERIC)\s*\()\w+\s*\(|\"\s*\(", re.I)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -280,9 +282,10 @@ def _controls(text: str) -> tuple[tuple[str, Control | None], ...]:
     return pieces if any(c is not None for _, c in pieces) else ()
 
 
+@lru_cache(maxsize=512)
 def writes(text: str) -> bool:
-    """Return whether a statement may change rows, by its words; of what the functions that it calls do, nothing is known."""
-    return not _READS.match(text) or bool(_DML.search(text))
+    """Return whether a statement may change rows, by its words and by the functions that it calls."""
+    return not _READS.match(text) or bool(_WRITES.search(text))
 
 
 _remembered = lru_cache(maxsize=512)(_controls)

@@ -200,7 +200,7 @@ def test_every_way_to_send_a_statement(connection: SandboxConnection, count: Cou
             cursor.execute("SELECT %s::int", [number], prepare=True)
         assert list(cursor.stream("SELECT a FROM t ORDER BY a")) == [(1,), (2,), (4,)]
     psycopg.ClientCursor(connection).execute("INSERT INTO t VALUES (%s)", [5])
-    with connection.cursor("named") as named:
+    with connection.transaction(), connection.cursor("named") as named:
         assert len(named.execute("SELECT * FROM t").fetchall()) == 4
     with connection.pipeline():
         insert(connection, 6, 7)

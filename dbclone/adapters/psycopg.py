@@ -54,11 +54,11 @@ def _is_async(pool: Any) -> bool:
 def bound(handle: Any, url: str) -> Iterator[None]:
     """Point the pool at `url` for the block; host, user and database change, all other connection parameters stay.
 
-    A pool that is open is opened anew. Afterwards it is closed, and may be opened again. A `conninfo` that is called for each
-    connection is not called, and its other parameters are lost.
+    A pool that is open is opened anew, and afterwards makes its first connection when one is wanted. A `conninfo` that is called
+    for each connection is not called, and its other parameters are lost.
     """
-    before = {"conninfo": handle.conninfo, "kwargs": handle.kwargs}
-    if not handle.closed and _is_async(handle):
+    before, opened = {"conninfo": handle.conninfo, "kwargs": handle.kwargs}, not handle.closed
+    if opened and _is_async(handle):
         raise SettingsError(
             "the pool that bind names is open already",
             "Its connections belong to an event loop, and lead to another database than the tests'.",
@@ -69,7 +69,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     handle.conninfo = make_conninfo("", **{**kept, **parse(url).kwargs})
     handle.kwargs = _without_target(handle.kwargs)
     try:
-        if not handle.closed:
+        if opened:
             _stop(handle)
             handle.open()
             _wait(handle)
@@ -77,6 +77,8 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     finally:
         _stop(handle)
         vars(handle).update(before)
+        if opened:
+            _restart(handle)
 
 
 def _without_target(kwargs: Any) -> Any:
@@ -110,7 +112,7 @@ def _stop(pool: Any) -> None:
         pool.close()
     if not pool.closed:
         _cancel(pool)
-        closed(pool)
+        _drop(pool)
     vars(pool).update(_unopened(pool))
 
 
@@ -137,12 +139,26 @@ def _cancel(pool: Any) -> None:
 
 
 def closed(handle: Any) -> None:
-    """Close the connections that are in the pool; it makes new ones when they are wanted."""
-    idle = list(handle._pool)
-    handle._pool.clear()
-    handle._nconns = max(0, handle._nconns - len(idle))
+    """Close the connections that are in the pool, and those that it is about to make; it makes new ones when they are wanted."""
+    if handle.closed or _is_async(handle):
+        _drop(handle)
+    else:
+        _restart(handle)
+
+
+def _drop(pool: Any) -> None:
+    idle = list(pool._pool)
+    pool._pool.clear()
+    pool._nconns = max(0, pool._nconns - len(idle))
     for connection in idle:
         connection.pgconn.finish()
+
+
+def _restart(pool: Any) -> None:
+    """Open a pool that can wait anew, without connections."""
+    _stop(pool)
+    pool._nconns = 0
+    pool.open()
 
 
 @contextlib.contextmanager
@@ -169,9 +185,10 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
     finally:
         if not opened:
             _stop(handle)
+            before = {**before, **_unopened(handle)}
         elif handle.closed:  # by the application: its workers have ended, so what comes back is not open either
             vars(handle).update(before)
-            closed(handle)
+            _drop(handle)
             before = {**before, **_unopened(handle)}
         for name in set(vars(handle)) - set(before):
             delattr(handle, name)

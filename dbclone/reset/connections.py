@@ -19,7 +19,7 @@ from psycopg import pq
 
 from ..errors import SandboxLimit
 from ..statements import Control, controls, writes
-from .cursors import Gen, exchange, render, sandboxed
+from .cursors import Gen, close_portals, exchange, render, sandboxed
 from .savepoints import Savepoints
 from .turns import Turn, Turns
 
@@ -78,6 +78,7 @@ class Sandboxed(_Base):
 
     _session: Shared
     _leading = False  # the statement about to start controls transactions itself
+    _query: Any = None  # that statement, where it is known
     lock: Any
 
     def __init__(self, pgconn: pq.abc.PGconn, *arguments: Any, **options: Any) -> None:
@@ -86,6 +87,8 @@ class Sandboxed(_Base):
         self._owner = self._session.join(self)
         self.lock = Turn(self._session.turns)
         self._prepared = self._session.prepared
+        self.portals: set[bytes] = set()  # server-side cursors that end with the block
+        self.server_cursor_factory: Any = sandboxed(self.server_cursor_factory)
 
     def __del__(self, __warn: Any = None) -> None:
         """Stay silent: what psycopg's warns of is a session left open, and this one is not the application's to close."""
@@ -181,12 +184,13 @@ class Sandboxed(_Base):
 
     def _start_query(self) -> Gen:
         self._speak()
-        if self._leading or self._session.stack.ready(self._owner):
+        if self._leading:
             return
         if not self._autocommit and not self._session.stack.in_block(self._owner):
             yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
         else:
             yield from self._before_statement()
+        self._note(self._query)
 
     def _modes(self) -> str:
         return "READ ONLY" if self._read_only else ""
@@ -206,9 +210,9 @@ class Sandboxed(_Base):
             )
 
     def _note(self, query: Any) -> None:
-        """Remember that a statement writes, if other connections have transactions open."""
+        """Remember that a statement writes, as far as it matters; one that is not known does."""
         stack = self._session.stack
-        if stack.shared(self._owner):
+        if stack.watches(self._owner):
             if isinstance(query, bytes):
                 query = query.decode(errors="replace")
             elif isinstance(query, psycopg.sql.Composable):
@@ -224,8 +228,14 @@ class Sandboxed(_Base):
             yield from self._before_statement()
             return (yield from super()._exec_command(command, result_format))
         for piece, control in pieces:
+            if control is not None and control.verb in ("commit", "rollback"):
+                yield from self._close_portals()
             yield from self._send(self._translate(piece, control) if control is not None else [piece.encode()])
         return None
+
+    def _close_portals(self) -> Gen:
+        if self.portals and not self._pipeline and self.status == Status.INTRANS:
+            yield from close_portals(self)
 
     def _send(self, commands: list[bytes]) -> Gen:
         """Send commands in one message; one by one in a pipeline, which takes only single commands."""

@@ -56,6 +56,16 @@ def exchange(pgconn: pq.abc.PGconn, commands: list[bytes]) -> Gen:
     return results
 
 
+def close_portals(connection: Any) -> Gen:
+    """Close the server-side cursors that do not outlive the block which now ends; a released savepoint would keep them open."""
+    names, connection.portals = connection.portals, set()
+    if not names:
+        return
+    (result,) = yield from exchange(connection.pgconn, [b"SELECT name FROM pg_catalog.pg_cursors WHERE NOT is_holdable"])
+    found = names.intersection(result.get_value(row, 0) for row in range(result.ntuples))
+    yield from exchange(connection.pgconn, [sql.SQL("CLOSE {}").format(sql.Identifier(n.decode())).as_bytes(None) for n in found])
+
+
 class _Statements(_Base):
     """What is mixed into the application's cursor class: SQL text that controls transactions is translated."""
 
@@ -70,12 +80,11 @@ class _Statements(_Base):
         self._tag = b""
         text = query if isinstance(query, str) else query.decode(errors="replace") if isinstance(query, bytes) else ""
         self._conn._leading = bool(text) and bool(controls(text)) and controls(text)[0][1] is not None
+        self._conn._query = query
         try:
             yield from super()._start_query(query)
-            if not self._conn._leading:
-                self._conn._note(query)
         finally:
-            self._conn._leading = False
+            self._conn._leading, self._conn._query = False, None
 
     def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, **options: Any) -> Gen:
         pieces = controls(pgq.query.decode(errors="replace"))
@@ -99,10 +108,32 @@ class _Statements(_Base):
                 connection._note(text)
                 sent, tag = [text.encode()], b""
             else:
+                if control.verb in ("commit", "rollback"):
+                    yield from connection._close_portals()
                 sent, tag = connection._translate(text, control) or [_NOTHING], _TAGS[control.verb]
             results.append((yield from exchange(self._pgconn, sent))[-1])
         self._set_results(results[-1:] if len(pieces) == 1 else results)
         self._tag = tag if len(pieces) == 1 else b""
+
+
+class _Portal(_Statements):
+    """The same for server-side cursors, which outside a block are gone, or refused, as in production."""
+
+    _name: str
+    _withhold: bool
+
+    def _declare_gen(self, query: Any, *arguments: Any) -> Gen:
+        connection = self._conn
+        if connection._autocommit and not self._withhold and connection.status == pq.TransactionStatus.IDLE:
+            raise psycopg.errors.NoActiveSqlTransaction("DECLARE CURSOR can only be used in transaction blocks")
+        yield from super()._declare_gen(query, *arguments)  # type: ignore[misc]
+        if not self._withhold:
+            connection.portals.add(self._name.encode())
+
+    def _close_gen(self) -> Gen:
+        status = self._conn.status
+        if status == pq.TransactionStatus.INTRANS or (status == pq.TransactionStatus.IDLE and self._withhold):
+            yield from super()._close_gen()  # type: ignore[misc]
 
 
 @lru_cache(maxsize=64)
@@ -110,4 +141,5 @@ def sandboxed(factory: Any) -> type[Any]:
     """Return the application's cursor class with ours mixed in."""
     if issubclass(factory, _Statements):
         return factory  # type: ignore[no-any-return]
-    return type(factory.__name__, (_Statements, factory), {"__module__": factory.__module__})
+    mixin = _Portal if hasattr(factory, "_declare_gen") else _Statements
+    return type(factory.__name__, (mixin, factory), {"__module__": factory.__module__})

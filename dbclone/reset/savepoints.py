@@ -6,7 +6,8 @@ One real transaction holds everything. Inside it a stack of savepoints stands fo
     block   a transaction block of the application: its COMMIT releases the savepoint, its ROLLBACK rolls back to it
     app     a savepoint that the application itself set inside its block
     guard   set before a statement that must not poison what is below it when it fails: one outside any block, or one of a block
-            that is not the innermost
+            that is not the innermost, or behind which others have written
+    over    what was a block or a savepoint in one, and ended while others were open above it; released when they have ended
 
 Several connections of the application share the stack; each entry knows its owner. Methods return the commands to send, as
 (command, savepoint name) pairs, and assume that they succeed. `failed` always is whether the real transaction is aborted.
@@ -28,7 +29,7 @@ class _Entry:
     kind: str
     owner: int
     name: str
-    wrote: bool = False  # a block whose owner has written something while others had entries here
+    wrote: bool = False  # a block whose owner has written something
     buried: bool = False  # others have written something behind it, which undoing it would undo
     failed: bool = False  # a block that has failed, in which the server is brought on for others
     before: list[_Entry] = field(default_factory=list)  # what the stack was when a level was entered
@@ -60,17 +61,20 @@ class Savepoints:
         says = failed and self.entries[-1].kind != "guard" and self._innermost() == self._block(owner)
         return self.has_failed(owner, failed) and not says
 
-    def shared(self, owner: int) -> bool:
-        """Return whether connections other than `owner` have a block open."""
-        return len(self.entries) > 2 and any(entry.kind == "block" and entry.owner != owner for entry in self.entries)
+    def watches(self, owner: int) -> bool:
+        """Return whether it matters if the next statement of `owner` writes. In the usual case, alone, it does once in a block."""
+        top = self.entries[-1]
+        if len(self.entries) <= 2 and top.owner == owner:
+            return top.kind == "block" and not top.wrote
+        return True
 
     def ready(self, owner: int) -> bool:
         """Return whether nothing need precede a statement of `owner`, for the usual case: it is alone, inside its block."""
         top = self.entries[-1]
-        return top.owner == owner and top.kind == "block" and not (top.failed or self.refusal)
+        return top.owner == owner and top.kind == "block" and not (top.failed or top.buried or self.refusal)
 
     def wrote(self, owner: int) -> None:
-        """Note that a statement of `owner` writes, so that nobody undoes it unawares. Only needed where the stack is `shared`."""
+        """Note that a statement of `owner` writes, so that nobody undoes it unawares. Only needed where the stack `watches`."""
         index = self._block(owner)
         if index is not None:
             self.entries[index].wrote = True
@@ -80,7 +84,7 @@ class Savepoints:
         """Return what must precede an ordinary statement of `owner`."""
         self._sound()
         index = self._block(owner)
-        if index is not None and self._innermost() == index:
+        if index is not None and self._innermost() == index and not self.entries[index].buried:
             return self._settle(failed)
         return [*self._make_way(failed), self._push("guard", owner)]
 
@@ -92,21 +96,36 @@ class Savepoints:
     def end(self, owner: int, failed: bool, keep: bool) -> list[Command]:
         """End the block of `owner`: keep its writes (COMMIT) unless it failed, or undo them (ROLLBACK).
 
-        Raises SandboxLimit if another connection's block was opened inside it and is still open: transactions that truly
-        interleave cannot be savepoints of one another; and if what others have written since would be undone.
+        Raises SandboxLimit if another connection's block was opened inside it and is still open, and both have written:
+        transactions that truly interleave cannot be savepoints of one another; and if what others have written since would be
+        undone.
         """
         index = self._block(owner)
         if index is None:
             self.fallen.pop(owner, None)
             return []
         undo = not keep or self.has_failed(owner, failed)
-        self._refuse_interleaving(index, owner, undo)
-        settling = self._settle(failed)
-        block = self.entries[index]
-        if block.wrote and not undo:
+        settling, block = self._settle(failed), self.entries[index]
+        later = [e for e in self.entries[index + 1 :] if e.owner != owner and e.kind != "over"]
+        if any(e.kind == "level" or (e.wrote and block.wrote) for e in later):
+            self._refuse_interleaving(index, owner, undo)
+        aborted = failed and not settling
+        if (undo and block.wrote) or (aborted and not later):
+            if block.buried:
+                self._refuse(owner, True)
+            if aborted and later:
+                next(e for e in reversed(later) if e.kind == "block").failed = True
+            self.entries[index:] = [replace(e, buried=False) for e in later]
+            again = [("SAVEPOINT", e.name) for e in later]
+            return [("ROLLBACK TO", block.name), ("RELEASE", block.name), *again, *([] if again else self._settle(False))]
+        if block.wrote:
             self._bury(owner, 0, index)
-        del self.entries[index:]
-        return [("ROLLBACK TO", block.name), ("RELEASE", block.name)] if undo else [*settling, ("RELEASE", block.name)]
+        if not later:
+            del self.entries[index:]
+            return [*settling, ("RELEASE", block.name), *self._settle(False)]
+        for entry in self.entries[index:]:
+            entry.kind = "over" if entry.owner == owner else entry.kind
+        return settling if aborted else [*settling, *self._settle(False)]
 
     def savepoint(self, owner: int, control: Control, failed: bool) -> list[Command]:
         """Follow SAVEPOINT, RELEASE and ROLLBACK TO of an owner inside its block; return them as commands.
@@ -133,6 +152,8 @@ class Savepoints:
         if at is None:
             return [*settling, command]
         self._refuse_interleaving(at, owner, undo)
+        if at != known[-1]:  # another one's savepoint of the same name is what the server would take it for
+            self._refuse(owner, undo)
         del self.entries[at + undo :]
         if undo:
             self.entries[index].failed = False
@@ -182,14 +203,19 @@ class Savepoints:
         return ("SAVEPOINT", self.entries[-1].name)
 
     def _settle(self, failed: bool) -> list[Command]:
-        """Settle a guard on top of the stack: undo what failed behind it, keep what succeeded."""
-        if not self.entries or self.entries[-1].kind != "guard":
-            return []
-        guard = self.entries.pop()
-        index = self._block(guard.owner)
-        if failed and index is not None:
-            self.entries[index].failed = True
-        return [("ROLLBACK TO", guard.name), ("RELEASE", guard.name)] if failed else [("RELEASE", guard.name)]
+        """Settle what is on top of the stack: undo what failed behind a guard, keep what succeeded; release what is over."""
+        commands: list[Command] = []
+        if self.entries and self.entries[-1].kind == "guard":
+            guard = self.entries.pop()
+            index = self._block(guard.owner)
+            if failed and index is not None:
+                self.entries[index].failed = True
+            commands = [("ROLLBACK TO", guard.name), ("RELEASE", guard.name)] if failed else [("RELEASE", guard.name)]
+        elif failed:
+            return commands
+        while self.entries and self.entries[-1].kind == "over":
+            commands.append(("RELEASE", self.entries.pop().name))
+        return commands
 
     def _make_way(self, failed: bool) -> list[Command]:
         """Make the server ready for somebody who is not in the innermost block: settle a guard, or put that block aside if it has
@@ -217,7 +243,7 @@ class Savepoints:
 
     def _refuse_interleaving(self, index: int, owner: int, undo: bool) -> None:
         """Refuse to end what is at `index` if something of others would end with it."""
-        above = [e for e in self.entries[index + 1 :] if e.kind != "guard" and (e.kind == "level" or e.owner != owner)]
+        above = [e for e in self.entries[index + 1 :] if e.kind not in ("guard", "over") and e.owner != owner]
         if above:
             later = "a test or fixture that began" if above[0].kind == "level" else "another connection's transaction that began"
             self._refuse(owner, undo, f"One ends while {later} later is still open.")
