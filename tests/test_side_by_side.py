@@ -96,7 +96,7 @@ def test_programs_of_three_connections_end_as_they_would_for_real_or_are_refused
             level.after()
             lone.execute("DEALLOCATE ALL")  # another Session over the same connection gives the same names
 
-    with psycopg.connect(url, autocommit=True) as lone:
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as lone:
         check()
     assert counted["equal"] > counted["refused"], counted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def twice(clone: Clone, program: Callable[[Isolation], Any]) -> Any:
         assert rows(clone) == []
     assert results[0] == results[1]
     return results[0]
+
+
+def run(what: Callable[[], Any]) -> Any:
+    """Run something in another thread to its end, and return its result or raise its error."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(what).result(30)
 
 
 def refused(what: Callable[[], Any]) -> str:

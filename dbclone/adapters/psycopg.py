@@ -63,11 +63,11 @@ def _is_async(pool: Any) -> bool:
 def bound(handle: Any, url: str) -> Iterator[None]:
     """Point the pool at `url` for the block; host, user and database change, all other connection parameters stay.
 
-    A pool that is open is opened anew. Afterwards it is closed, and may be opened again. A `conninfo` that is called for each
-    connection is not called, and its other parameters are lost.
+    A pool that is open is opened anew, and afterwards makes its first connection when one is wanted. A `conninfo` that is called
+    for each connection is not called, and its other parameters are lost.
     """
-    before = {"conninfo": handle.conninfo, "kwargs": handle.kwargs}
-    if not handle.closed and _is_async(handle):
+    before, opened = {"conninfo": handle.conninfo, "kwargs": handle.kwargs}, not handle.closed
+    if opened and _is_async(handle):
         raise SettingsError(
             "the pool that bind names is open already",
             "Its connections belong to an event loop, and lead to another database than the tests'.",
@@ -78,7 +78,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     handle.conninfo = make_conninfo("", **{**kept, **parse(url).kwargs})
     handle.kwargs = _without_target(handle.kwargs)
     try:
-        if not handle.closed:
+        if opened:
             _stop(handle)
             handle.open()
             _wait(handle)
@@ -86,6 +86,8 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     finally:
         _stop(handle)
         vars(handle).update(before)
+        if opened:
+            _restart(handle)
 
 
 def _without_target(kwargs: Any) -> Any:
@@ -119,7 +121,7 @@ def _stop(pool: Any) -> None:
         pool.close()
     if not pool.closed:
         _cancel(pool)
-        closed(pool)
+        _drop(pool)
     vars(pool).update(_unopened(pool))
 
 
@@ -146,12 +148,26 @@ def _cancel(pool: Any) -> None:
 
 
 def closed(handle: Any) -> None:
-    """Close the connections that are in the pool; it makes new ones when they are wanted."""
-    idle = list(handle._pool)
-    handle._pool.clear()
-    handle._nconns = max(0, handle._nconns - len(idle))
+    """Close the connections that are in the pool, and those that it is about to make; it makes new ones when they are wanted."""
+    if handle.closed or _is_async(handle):
+        _drop(handle)
+    else:
+        _restart(handle)
+
+
+def _drop(pool: Any) -> None:
+    idle = list(pool._pool)
+    pool._pool.clear()
+    pool._nconns = max(0, pool._nconns - len(idle))
     for connection in idle:
         connection.pgconn.finish()
+
+
+def _restart(pool: Any) -> None:
+    """Open a pool that can wait anew, without connections."""
+    _stop(pool)
+    pool._nconns = 0
+    pool.open()
 
 
 @contextlib.contextmanager
@@ -178,9 +194,10 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
     finally:
         if not opened:
             _stop(handle)
+            before = {**before, **_unopened(handle)}
         elif handle.closed:  # by the application: its workers have ended, so what comes back is not open either
             vars(handle).update(before)
-            closed(handle)
+            _drop(handle)
             before = {**before, **_unopened(handle)}
         for name in set(vars(handle)) - set(before):
             delattr(handle, name)
@@ -205,7 +222,30 @@ def _patches(pool: Any, session: Session, aside: Any) -> dict[str, Any]:
         "_reset": (lambda returned: reset(returned.connection)) if reset else None,
         "_configure": None,
         "_connect": _configuring(kind._connect.__get__(pool), configure),
+        "putconn": _returning(pool, is_async),
     }
+
+
+def _returning(pool: Any, is_async: bool) -> Callable[[Any], Any]:
+    """Return the pool's `putconn` after a rollback, for which the pool would use a thread or task of its own: until then it would
+    keep others from going on in the one session."""
+    kind = type(pool)
+
+    def left_open(connection: Any) -> bool:
+        mine = isinstance(connection, Sandboxed) and getattr(connection, "_pool", None) is pool
+        return mine and connection.status in (psycopg.pq.TransactionStatus.INTRANS, psycopg.pq.TransactionStatus.INERROR)
+
+    async def put(connection: Any) -> None:
+        if left_open(connection):
+            await connection.rollback()
+        await kind.putconn(pool, connection)
+
+    def put_here(connection: Any) -> None:
+        if left_open(connection):
+            connection.rollback()
+        kind.putconn(pool, connection)
+
+    return put if is_async else put_here
 
 
 async def _nothing() -> None:

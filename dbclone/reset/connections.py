@@ -22,7 +22,7 @@ from ..errors import SandboxLimit
 from ..statements import Control, controls
 from .beliefs import Info, Seen, never, two_phase
 from .blocks import Command
-from .cursors import Gen, exchange, render, sandboxed
+from .cursors import Gen, close_portals, exchange, render, sandboxed
 from .prepared import Prepared
 from .savepoints import Savepoints
 from .turns import Turn, Turns
@@ -84,6 +84,7 @@ class Sandboxed(_Base):
         owner = self._owner = session.join(self)
         self.lock = Turn(session.turns, lambda: session.stack.writing(owner))
         self._prepared = Prepared(self._owner)
+        self.portals: set[bytes] = set()  # server-side cursors that end with the block
         self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
 
     def __del__(self, __warn: Any = None) -> None:
@@ -243,8 +244,11 @@ class Sandboxed(_Base):
         yield from exchange(self.pgconn, commands)
 
     def _check(self, control: Control) -> Gen:
-        """Before a COMMIT, check what waits for it; if a constraint is violated, the block is rolled back as in production."""
+        """Before a block ends, end its cursors; before a COMMIT, check the constraints that wait for it. If one is violated, the
+        block is rolled back as in production."""
         stack, owner = self._session.stack, self._owner
+        if control.verb in ("commit", "rollback") and self.portals and not self._pipeline and self.status == Status.INTRANS:
+            yield from close_portals(self)
         if control.verb != "commit" or not (commands := stack.check(owner, self._session.failed)):
             return
         try:

@@ -50,6 +50,16 @@ def exchange(pgconn: pq.abc.PGconn, commands: list[bytes]) -> Gen:
     return results
 
 
+def close_portals(connection: Any) -> Gen:
+    """Close the server-side cursors that do not outlive the block which now ends; a released savepoint would keep them open."""
+    names, connection.portals = connection.portals, set()
+    if not names:
+        return
+    (result,) = yield from exchange(connection.pgconn, [b"SELECT name FROM pg_catalog.pg_cursors WHERE NOT is_holdable"])
+    found = names.intersection(result.get_value(row, 0) for row in range(result.ntuples))
+    yield from exchange(connection.pgconn, [sql.SQL("CLOSE {}").format(sql.Identifier(n.decode())).as_bytes(None) for n in found])
+
+
 class _Statements(_Base):
     """What is mixed into the application's cursor class: SQL text that controls transactions is translated."""
 
@@ -129,6 +139,23 @@ class _Statements(_Base):
         return sent, implicit and control.verb not in ("begin", "commit", "rollback")
 
 
+class _Portal(_Statements):
+    """The same for server-side cursors, which outside a block are gone, as in production."""
+
+    _name: str
+    _withhold: bool
+
+    def _declare_gen(self, query: Any, *arguments: Any) -> Gen:
+        yield from super()._declare_gen(query, *arguments)  # type: ignore[misc]
+        if not self._withhold:
+            self._conn.portals.add(self._name.encode())
+
+    def _close_gen(self) -> Gen:
+        status = self._conn.status
+        if status == pq.TransactionStatus.INTRANS or (status == pq.TransactionStatus.IDLE and self._withhold):
+            yield from super()._close_gen()  # type: ignore[misc]
+
+
 def _text(query: Any, connection: Any) -> str | None:
     """Return a query as text, None if it has to be put together from values first."""
     if isinstance(query, str):
@@ -143,4 +170,5 @@ def sandboxed(factory: Any) -> type[Any]:
     """Return the application's cursor class with ours mixed in."""
     if issubclass(factory, _Statements):
         return factory  # type: ignore[no-any-return]
-    return type(factory.__name__, (_Statements, factory), {"__module__": factory.__module__})
+    mixin = _Portal if hasattr(factory, "_declare_gen") else _Statements
+    return type(factory.__name__, (mixin, factory), {"__module__": factory.__module__})
