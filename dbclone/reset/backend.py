@@ -1,0 +1,270 @@
+"""What a sandbox answers to messages of PostgreSQL's wire protocol: query strings and function calls, run on a SandboxConnection.
+
+The connection does for a client's query strings what it does for an application's own: the state machine, and the lock around each
+message to the one real session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import generators, pq, sql
+
+from ..errors import SandboxLimit
+from ..statements import Control, controls
+from . import wire
+from .cursors import exchange
+
+if TYPE_CHECKING:
+    from .sandbox import SandboxConnection
+
+LIMIT = "DBC01"  # the SQLSTATE under which a SandboxLimit travels
+_PATIENCE = 60.0  # seconds to wait for another thread's statement: longer than one in a test takes, and not for ever
+_TAGS = {
+    "begin": b"BEGIN",
+    "commit": b"COMMIT",
+    "rollback": b"ROLLBACK",
+    "rollback_to": b"ROLLBACK",
+    "savepoint": b"SAVEPOINT",
+    "release": b"RELEASE",
+}
+_NO_TRANSACTION = {b"S": b"WARNING", b"V": b"WARNING", b"C": b"25P01", b"M": b"there is no transaction in progress"}
+_ENCODING = b"client_encoding"
+_REPORTED = (
+    b"server_version server_encoding client_encoding application_name default_transaction_read_only in_hot_standby is_superuser "
+    b"session_authorization DateStyle IntervalStyle TimeZone integer_datetimes standard_conforming_strings scram_iterations "
+    b"search_path"
+).split()
+_ACTIVE, _INERROR = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.INERROR
+
+
+class _Refused(Exception):
+    """An error that the client is told, by its fields; what follows in the same query string is not run."""
+
+    def __init__(self, fields: dict[bytes, bytes]) -> None:
+        self.fields = fields
+
+
+def _error(code: str, text: str, detail: str = "", hint: str = "") -> bytes:
+    fields = {b"S": "ERROR", b"V": "ERROR", b"C": code, b"M": text, b"D": detail, b"H": hint}
+    return wire.told(b"E", {key: value.encode() for key, value in fields.items() if value})
+
+
+class Backend:
+    """One client's session as it sees it.
+
+    Arguments: `connection`, a sandboxed connection in autocommit mode that nobody else uses: the client's commands say when
+    transactions begin; `listen`, sends the client what has been answered so far and returns its next message, during a COPY.
+    """
+
+    def __init__(self, connection: SandboxConnection, listen: Callable[[], tuple[bytes, bytes]]) -> None:
+        self._connection = connection
+        self._listen = listen
+        self._real: psycopg.Connection[Any] = connection._session.real
+        self._pgconn = self._real.pgconn
+        self._answer: list[bytes] = []
+        self._known: dict[bytes, bytes] = {}  # parameters that the client has been told
+        self._shift = 0  # characters before the running statement in the client's string
+        self._functions: dict[int, bytes] = {}
+        self._running = False
+
+    def answer(self) -> bytes:
+        """Return what there is to be sent to the client."""
+        answer, self._answer = b"".join(self._answer), []
+        return answer
+
+    @property
+    def alive(self) -> bool:
+        """Whether another message can be answered."""
+        return self._pgconn.status == pq.ConnStatus.OK and not self._connection._closed
+
+    def start(self, startup: wire.Startup) -> bool:
+        """Answer the message that begins a session; return whether it has begun."""
+        encoding = startup.parameters.get("client_encoding")
+        begun = self._session(lambda: self._statement(_encoding(encoding)) if encoding else None)
+        asked = self._answer if not begun else [part for part in self._answer if not part.startswith(b"C")]
+        self._answer = [wire.version(startup.code), wire.AUTHENTICATION_OK, wire.key(self._pgconn.backend_pid), *asked]
+        return begun
+
+    def query(self, text: bytes) -> None:
+        """Run a query string."""
+        self._session(lambda: self._query(text))
+
+    def call(self, call: wire.Call) -> None:
+        """Call a function by its oid, which is how libpq works on large objects."""
+        self._session(lambda: self._call(call))
+
+    def refuse(self, what: str) -> None:
+        """Say that something is not done here."""
+        self._answer.append(_error("0A000", what))
+
+    def cancel(self) -> None:
+        """Cancel the statement that the client waits for, if it does. For other threads."""
+        if self._running:
+            self._real.cancel()
+
+    def finish(self) -> None:
+        """Roll back what the client left open, as the server does when a connection ends. May be called again."""
+        with contextlib.suppress(psycopg.Error):
+            self._connection.close()
+
+    def _session(self, do: Callable[[], None]) -> bool:
+        """Do something with the real session, tell the client what went wrong, and that we are ready again.
+
+        Returns whether nothing went wrong.
+        """
+        done = False
+        with self._exclusively():
+            try:
+                self._shift = 0
+                self._prepare()
+                do()
+                done = True
+            except _Refused as error:
+                self._answer.append(wire.told(b"E", error.fields))
+            except SandboxLimit as error:
+                self._answer.append(_error(LIMIT, error.message, error.detail, error.hint))
+            except psycopg.Error as error:
+                if error.pgresult is not None:
+                    self._answer.append(wire.told(b"E", wire.fields_of(error.pgresult, self._shift)))
+                elif error.sqlstate is not None:
+                    self._answer.append(_error(error.sqlstate, str(error)))
+                else:
+                    raise
+            for name in _REPORTED:
+                value = self._pgconn.parameter_status(name)
+                if value is not None and self._known.get(name) != value:
+                    self._known[name] = value
+                    self._answer.append(wire.parameter(name, value))
+            self._answer.append(wire.ready(self._connection.status))
+        return done
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        lock = self._connection.lock
+        if not lock.acquire(timeout=_PATIENCE):
+            raise TimeoutError(f"another thread's statement has been running for {_PATIENCE:g} s")
+        before, self._pgconn.notice_handler = self._pgconn.notice_handler, self._notice
+        self._running = True
+        try:
+            if self._connection._closed:
+                raise EOFError
+            yield
+        finally:
+            self._running = False
+            self._pgconn.notice_handler = before
+            lock.release()
+
+    def _notice(self, result: pq.abc.PGresult) -> None:
+        self._answer.append(wire.told(b"N", wire.fields_of(result, self._shift)))
+
+    def _prepare(self) -> None:
+        """See that the real session is free, and set to the encoding that this client believes in."""
+        status = self._pgconn.transaction_status
+        if status == _ACTIVE:
+            raise SandboxLimit(
+                "a COPY or a stream of another connection is still running",
+                "All connections of a sandbox share one session, which does one thing at a time.",
+                'Finish it first, or isolate this test with @pytest.mark.dbclone(reset="truncate").',
+            )
+        wanted = self._known.get(_ENCODING)
+        if wanted and wanted != self._pgconn.parameter_status(_ENCODING) and status != _INERROR:
+            self._real.wait(exchange(self._pgconn, [_encoding(wanted.decode())]))
+
+    def _query(self, query: bytes) -> None:
+        text = query.decode(errors="surrogateescape")
+        pieces = controls(text)
+        if not pieces:
+            self._statement(query)
+            return
+        at = 0
+        for piece, control in pieces:
+            at = text.index(piece, at)
+            if control is None:
+                self._shift = at
+                self._statement(piece.encode(errors="surrogateescape"))
+            else:
+                self._shift = 0
+                self._control(piece, control)
+            at += len(piece)
+
+    def _control(self, text: str, control: Control) -> None:
+        """Run what a statement that controls transactions means here."""
+        failed = self._connection._session.failed
+        commands = self._connection._translate(text, control)
+        self._real.wait(exchange(self._pgconn, commands))
+        if not commands and control.verb in ("commit", "rollback"):
+            self._answer.append(wire.told(b"N", _NO_TRANSACTION))
+        undone = control.verb == "commit" and commands and failed
+        self._answer.append(wire.complete(b"ROLLBACK" if undone else _TAGS[control.verb]))
+
+    def _statement(self, query: bytes) -> None:
+        """Run one ordinary statement, or several, behind a guard where there is no block."""
+        self._real.wait(self._connection._before_statement())
+        self._pgconn.send_query(query)
+        for result in self._real.wait(generators.execute(self._pgconn)):
+            self._relay(result)
+
+    def _relay(self, result: pq.abc.PGresult) -> None:
+        status, answer = result.status, self._answer
+        if status == pq.ExecStatus.TUPLES_OK:
+            answer += wire.rows(result)
+        elif status == pq.ExecStatus.EMPTY_QUERY:
+            answer.append(wire.EMPTY_QUERY)
+            return
+        elif status == pq.ExecStatus.FATAL_ERROR:
+            raise _Refused(wire.fields_of(result, self._shift))
+        elif status == pq.ExecStatus.COPY_OUT:
+            answer.append(wire.copy_response(b"H", result))
+            while not hasattr(data := self._real.wait(generators.copy_from(self._pgconn)), "command_status"):
+                answer.append(wire.message(b"d", bytes(data)))
+            answer.append(wire.COPY_DONE)
+            result = data
+        elif status == pq.ExecStatus.COPY_IN:
+            answer.append(wire.copy_response(b"G", result))
+            result = self._copy_in()
+        answer.append(wire.complete(result.command_status or b""))
+
+    def _copy_in(self) -> pq.abc.PGresult:
+        """Take data from the client until it says that it is done. It is waited for without the lock: it may be asking something
+        else of the sandbox in order to go on, and must get an answer."""
+        while True:
+            kind, body = b"", b""
+            self._connection.lock.release()
+            try:
+                kind, body = self._listen()
+            finally:
+                self._connection.lock.acquire()
+                if not kind:
+                    self._real.wait(generators.copy_end(self._pgconn, b"the client is gone"))
+            if kind == b"d":
+                self._real.wait(generators.copy_to(self._pgconn, body, True))
+            elif kind in (b"c", b"f"):
+                return self._real.wait(generators.copy_end(self._pgconn, body.rstrip(b"\0") if kind == b"f" else None))
+
+    def _call(self, call: wire.Call) -> None:
+        self._real.wait(self._connection._before_statement())
+        if call.oid not in self._functions:
+            find = sql.SQL(
+                "SELECT nspname, proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace"
+                " WHERE p.oid = {}"
+            ).format(call.oid)
+            (found,) = self._real.wait(exchange(self._pgconn, [find.as_bytes(None)]))
+            names = [(found.get_value(0, column) or b"").decode() for column in (0, 1)]
+            places = sql.SQL(", ").join(sql.SQL(f"${number}") for number in range(1, len(call.arguments) + 1))
+            self._functions[call.oid] = sql.SQL("SELECT {}({})").format(sql.Identifier(*names), places).as_bytes(None)
+        formats = [pq.Format(number) for number in call.formats]
+        self._pgconn.send_query_params(
+            self._functions[call.oid], call.arguments, param_formats=formats, result_format=pq.Format(call.result_format)
+        )
+        (result,) = self._real.wait(generators.execute(self._pgconn))
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            raise _Refused(wire.fields_of(result))
+        self._answer.append(wire.function_result(result.get_value(0, 0)))
+
+
+def _encoding(name: str) -> bytes:
+    return sql.SQL("SET client_encoding TO {}").format(name).as_bytes(None)
