@@ -15,8 +15,7 @@ from psycopg import generators, pq, sql
 
 from ..errors import SandboxLimit
 from ..statements import Control, controls
-from . import wire
-from .cursors import exchange
+from . import outside, wire
 
 if TYPE_CHECKING:
     from .sandbox import SandboxConnection
@@ -31,13 +30,24 @@ _TAGS = {
     "savepoint": b"SAVEPOINT",
     "release": b"RELEASE",
 }
-_NO_TRANSACTION = {b"S": b"WARNING", b"V": b"WARNING", b"C": b"25P01", b"M": b"there is no transaction in progress"}
-_ENCODING = b"client_encoding"
+_ENCODING, _DEFAULT_READ_ONLY = b"client_encoding", b"default_transaction_read_only"
+_READ_ONLY = b"client_encoding", b"default_transaction_read_only"
 _REPORTED = (
     b"server_version server_encoding client_encoding application_name default_transaction_read_only in_hot_standby is_superuser "
     b"session_authorization DateStyle IntervalStyle TimeZone integer_datetimes standard_conforming_strings scram_iterations "
     b"search_path"
 ).split()
+_READ_ONLY = b"client_encoding", b"default_transaction_read_only"
+_REPORTED = (
+    b"server_version server_encoding client_encoding application_name default_transaction_read_only in_hot_standby is_superuser "
+    b"session_authorization DateStyle IntervalStyle TimeZone integer_datetimes standard_conforming_strings scram_iterations "
+    b"search_path"
+).split()
+_NEEDS_BLOCK = re.compile(r"\s*(DECLARE\b(?!.*\bWITH\s+HOLD\b)|LOCK\b)[^;]*;?\s*\Z", re.I | re.S)
+_DISCARD = re.compile(rb"\s*DISCARD\s+ALL\s*;?\s*\Z", re.I)
+# The server refuses to discard all in a transaction; and temporary tables, locks and prepared statements may be others' here.
+_RESET = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
+_READ_ONLY = b"SET TRANSACTION READ ONLY"
 _ACTIVE, _INERROR = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.INERROR
 
 
@@ -48,9 +58,12 @@ class _Refused(Exception):
         self.fields = fields
 
 
-def _error(code: str, text: str, detail: str = "", hint: str = "") -> bytes:
-    fields = {b"S": "ERROR", b"V": "ERROR", b"C": code, b"M": text, b"D": detail, b"H": hint}
-    return wire.told(b"E", {key: value.encode() for key, value in fields.items() if value})
+def _busy(who: str, detail: str) -> SandboxLimit:
+    return SandboxLimit(
+        f"{who} still running in the sandbox",
+        f"{detail} All connections of a sandbox share one session, which does one thing at a time.",
+        'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
+    )
 
 
 class Backend:
@@ -70,6 +83,7 @@ class Backend:
         self._shift = 0  # characters before the running statement in the client's string
         self._functions: dict[int, bytes] = {}
         self._running = False
+        self._read_only = False  # whether this client's transactions are, unless they say otherwise
 
     def answer(self) -> bytes:
         """Return what there is to be sent to the client."""
@@ -99,7 +113,7 @@ class Backend:
 
     def refuse(self, what: str) -> None:
         """Say that something is not done here."""
-        self._answer.append(_error("0A000", what))
+        self._answer.append(wire.error("0A000", what))
 
     def cancel(self) -> None:
         """Cancel the statement that the client waits for, if it does. For other threads."""
@@ -107,7 +121,10 @@ class Backend:
             self._real.cancel()
 
     def finish(self) -> None:
-        """Roll back what the client left open, as the server does when a connection ends. May be called again."""
+        """Roll back what the client left open, as the server does when a connection ends. May be called again.
+
+        Raises SandboxLimit where that would undo what others have committed.
+        """
         with contextlib.suppress(psycopg.Error):
             self._connection.close()
 
@@ -117,42 +134,50 @@ class Backend:
         Returns whether nothing went wrong.
         """
         done = False
-        with self._exclusively():
+        with self._exclusively() as mine:
             try:
+                if not mine:
+                    raise _busy("another thread's statement is", f"It has been for {_PATIENCE:g} s.")
                 self._shift = 0
                 self._prepare()
+                default = self._pgconn.parameter_status(_DEFAULT_READ_ONLY)
                 do()
                 done = True
+                if self._pgconn.parameter_status(_DEFAULT_READ_ONLY) != default:
+                    self._read_only = default == b"off"
             except _Refused as error:
                 self._answer.append(wire.told(b"E", error.fields))
             except SandboxLimit as error:
-                self._answer.append(_error(LIMIT, error.message, error.detail, error.hint))
+                self._answer.append(wire.error(LIMIT, error.message, error.detail, error.hint))
             except psycopg.Error as error:
                 if error.pgresult is not None:
                     self._answer.append(wire.told(b"E", wire.fields_of(error.pgresult, self._shift)))
                 elif error.sqlstate is not None:
-                    self._answer.append(_error(error.sqlstate, str(error)))
+                    self._answer.append(wire.error(error.sqlstate, str(error)))
                 else:
                     raise
-            for name in _REPORTED:
+            for name in wire.REPORTED if mine else ():
                 value = self._pgconn.parameter_status(name)
                 if value is not None and self._known.get(name) != value:
                     self._known[name] = value
                     self._answer.append(wire.parameter(name, value))
-            self._answer.append(wire.ready(self._connection.status))
+            status = self._connection.status if mine or not self._in_block else pq.TransactionStatus.INTRANS
+            self._answer.append(wire.ready(status))
         return done
 
     @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
+    def _exclusively(self) -> Iterator[bool]:
+        """Have the real session for the block, unless another thread does not let it go: then yield False."""
         lock = self._connection.lock
         if not lock.acquire(timeout=_PATIENCE):
-            raise TimeoutError(f"another thread's statement has been running for {_PATIENCE:g} s")
+            yield False
+            return
         before, self._pgconn.notice_handler = self._pgconn.notice_handler, self._notice
         self._running = True
         try:
             if self._connection._closed:
                 raise EOFError
-            yield
+            yield True
         finally:
             self._running = False
             self._pgconn.notice_handler = before
@@ -165,20 +190,16 @@ class Backend:
         """See that the real session is free, and set to the encoding that this client believes in."""
         status = self._pgconn.transaction_status
         if status == _ACTIVE:
-            raise SandboxLimit(
-                "a COPY or a stream of another connection is still running",
-                "All connections of a sandbox share one session, which does one thing at a time.",
-                'Finish it first, or isolate this test with @pytest.mark.dbclone(reset="truncate").',
-            )
+            raise _busy("a COPY or a stream of another connection is", "It has to be finished first.")
         wanted = self._known.get(_ENCODING)
         if wanted and wanted != self._pgconn.parameter_status(_ENCODING) and status != _INERROR:
-            self._real.wait(exchange(self._pgconn, [_encoding(wanted.decode())]))
+            self._real.wait(self._connection._send([_encoding(wanted.decode())]))
 
     def _query(self, query: bytes) -> None:
         text = query.decode(errors="surrogateescape")
         pieces = controls(text)
         if not pieces:
-            self._statement(query)
+            self._statement(query if self._in_block else self._outside(text))
             return
         at = 0
         for piece, control in pieces:
@@ -191,25 +212,43 @@ class Backend:
                 self._control(piece, control)
             at += len(piece)
 
+    def _outside(self, text: str) -> bytes:
+        """Return what to run for a query string outside any block."""
+        if words := outside.refused(text):
+            raise psycopg.errors.NoActiveSqlTransaction(words)
+        return outside.instead(text).encode(errors="surrogateescape")
+
     def _control(self, text: str, control: Control) -> None:
         """Run what a statement that controls transactions means here."""
-        failed = self._connection._session.failed
+        inside, failed = self._in_block, self._connection.status == _INERROR
         commands = self._connection._translate(text, control)
-        self._real.wait(exchange(self._pgconn, commands))
-        if not commands and control.verb in ("commit", "rollback"):
-            self._answer.append(wire.told(b"N", _NO_TRANSACTION))
-        undone = control.verb == "commit" and commands and failed
-        self._answer.append(wire.complete(b"ROLLBACK" if undone else _TAGS[control.verb]))
+        if self._read_only and (control.verb == "begin" or control.chain) and "READ WRITE" not in control.modes:
+            commands.append(_READ_ONLY)
+        self._real.wait(self._connection._send(commands))
+        if not inside and control.verb in ("commit", "rollback"):
+            self._answer.append(wire.NO_TRANSACTION)
+        tag = b"ROLLBACK" if failed and control.verb == "commit" else _TAGS[control.verb]
+        started = control.verb == "begin" and text[:5].upper() == "START"
+        self._answer.append(wire.complete(b"START TRANSACTION" if started else tag))
 
     def _statement(self, query: bytes) -> None:
         """Run one ordinary statement, or several, behind a guard where there is no block."""
-        self._real.wait(self._connection._before_statement())
+        self._guard()
         self._pgconn.send_query(query)
         for result in self._real.wait(generators.execute(self._pgconn)):
             self._relay(result)
 
+    def _guard(self) -> None:
+        self._real.wait(self._connection._before_statement())
+        if self._read_only and not self._in_block:
+            self._real.wait(self._connection._send([_READ_ONLY]))
+
+    @property
+    def _in_block(self) -> bool:
+        return self._connection._session.stack.in_block(self._connection._owner)
+
     def _relay(self, result: pq.abc.PGresult) -> None:
-        status, answer = result.status, self._answer
+        status, answer = result.status, self._answer  # which a COPY empties
         if status == pq.ExecStatus.TUPLES_OK:
             answer += wire.rows(result)
         elif status == pq.ExecStatus.EMPTY_QUERY:
@@ -219,6 +258,7 @@ class Backend:
             raise _Refused(wire.fields_of(result, self._shift))
         elif status == pq.ExecStatus.COPY_OUT:
             answer.append(wire.copy_response(b"H", result))
+            data: Any
             while not hasattr(data := self._real.wait(generators.copy_from(self._pgconn)), "command_status"):
                 answer.append(wire.message(b"d", bytes(data)))
             answer.append(wire.COPY_DONE)
@@ -226,7 +266,7 @@ class Backend:
         elif status == pq.ExecStatus.COPY_IN:
             answer.append(wire.copy_response(b"G", result))
             result = self._copy_in()
-        answer.append(wire.complete(result.command_status or b""))
+        self._answer.append(wire.complete(result.command_status or b""))
 
     def _copy_in(self) -> pq.abc.PGresult:
         """Take data from the client until it says that it is done. It is waited for without the lock: it may be asking something
@@ -246,13 +286,14 @@ class Backend:
                 return self._real.wait(generators.copy_end(self._pgconn, body.rstrip(b"\0") if kind == b"f" else None))
 
     def _call(self, call: wire.Call) -> None:
-        self._real.wait(self._connection._before_statement())
+        self._guard()
         if call.oid not in self._functions:
             find = sql.SQL(
                 "SELECT nspname, proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace"
                 " WHERE p.oid = {}"
             ).format(call.oid)
-            (found,) = self._real.wait(exchange(self._pgconn, [find.as_bytes(None)]))
+            self._pgconn.send_query(find.as_bytes(None))
+            (found,) = self._real.wait(generators.execute(self._pgconn))
             names = [(found.get_value(0, column) or b"").decode() for column in (0, 1)]
             places = sql.SQL(", ").join(sql.SQL(f"${number}") for number in range(1, len(call.arguments) + 1))
             self._functions[call.oid] = sql.SQL("SELECT {}({})").format(sql.Identifier(*names), places).as_bytes(None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from ..errors import SandboxLimit
 from . import wire
 from .backend import Backend
 
@@ -66,7 +67,8 @@ class Conversation:
             with self._arrival:
                 self._ended = True
                 self._arrival.notify_all()
-            self.backend.finish()
+            with contextlib.suppress(SandboxLimit):  # there is nobody left to tell
+                self.backend.finish()
 
     def _greet(self) -> bool:
         """Answer the first messages; return whether others follow."""

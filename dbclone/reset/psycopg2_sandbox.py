@@ -1,8 +1,9 @@
 """psycopg2 connections into a sandbox: psycopg2's own, which lead to a conversation in this process instead of to a server.
 
 `psycopg2.connect` takes the class of the connection as an argument, `connection_factory`; ours sends each new connection to a
-socket of this process. So rows, types, notices, errors, cursors and whatever builds upon them are psycopg2's own work. Imported only
-where an application uses psycopg2.
+socket of this process. So rows, types, notices, errors, cursors and whatever builds upon them are psycopg2's own work.
+
+Imported only where an application uses psycopg2.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         super().close()
         if self._gate._session.lock.acquire(blocking=False):
             self._gate._session.lock.release()
-            conversation.backend.finish()
+            with contextlib.suppress(SandboxLimit):
+                conversation.backend.finish()
 
 
 class Gate:
@@ -161,7 +163,7 @@ class Gate:
         return psycopg2.connect(*arguments, **keywords)
 
     def factory(self, given: Any = None) -> Any:
-        """Return the `connection_factory` for `psycopg2.connect`: psycopg2's connection class, or the application's own, `given`."""
+        """Return the `connection_factory` for `psycopg2.connect`; `given`, the application's own, if it has one."""
         made = self._mixed(given or extensions.connection, _Connection)
         made._gate = self
         return made

@@ -161,6 +161,8 @@ class SandboxConnection(psycopg.Connection[Any]):
         self._check_connection_ok()
         if self._leading:
             return
+        if not self._pipeline and self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            raise psycopg.OperationalError("another command of this session is in progress: a COPY or a stream has not ended")
         if not self._autocommit and not self._session.stack.in_block(self._owner):
             yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
         else:
@@ -216,7 +218,8 @@ class SandboxConnection(psycopg.Connection[Any]):
                 commands += stack.begin(owner, False)
             return [render(command) for command in commands]
         if not inside:
-            raise psycopg.errors.NoActiveSqlTransaction(f"{text.split()[0].upper()} can only be used in transaction blocks")
+            what = {"release": "RELEASE SAVEPOINT", "rollback_to": "ROLLBACK TO SAVEPOINT"}.get(control.verb, "SAVEPOINT")
+            raise psycopg.errors.NoActiveSqlTransaction(f"{what} can only be used in transaction blocks")
         return [*map(render, stack.clear_guard(failed)), *map(render, stack.savepoint(owner, control))]
 
     @contextmanager

@@ -17,6 +17,7 @@ VERSION_3 = 3 << 16
 AUTHENTICATION_OK = b"R" + struct.pack("!ii", 8, 0)
 EMPTY_QUERY = b"I" + struct.pack("!i", 4)
 COPY_DONE = b"c" + struct.pack("!i", 4)
+
 STATUS = {
     pq.TransactionStatus.IDLE: b"I",
     pq.TransactionStatus.INTRANS: b"T",
@@ -61,6 +62,15 @@ def complete(tag: bytes) -> bytes:
 def told(kind: bytes, fields: Mapping[bytes, bytes]) -> bytes:
     """Return ErrorResponse (kind E) or NoticeResponse (kind N) from fields by their one-letter codes."""
     return message(kind, b"".join(code + value + b"\0" for code, value in fields.items()) + b"\0")
+
+
+def error(code: str, text: str, detail: str = "", hint: str = "") -> bytes:
+    """Return the ErrorResponse for an error with SQLSTATE `code` that no server has told us."""
+    fields = {b"S": "ERROR", b"V": "ERROR", b"C": code, b"M": text, b"D": detail, b"H": hint}
+    return told(b"E", {key: value.encode() for key, value in fields.items() if value})
+
+
+NO_TRANSACTION = told(b"N", {b"S": b"WARNING", b"V": b"WARNING", b"C": b"25P01", b"M": b"there is no transaction in progress"})
 
 
 def fields_of(result: pq.abc.PGresult, shift: int = 0) -> dict[bytes, bytes]:
