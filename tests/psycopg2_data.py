@@ -9,6 +9,7 @@ import uuid
 import psycopg2.extensions as extensions
 import psycopg2.extras as extras
 import pytest
+from psycopg2 import OperationalError
 
 from .psycopg2_programs import Connect, Told, rows
 
@@ -167,7 +168,7 @@ def large_objects(connect: Connect, told: Told) -> None:
     told(large.read())
     large.unlink()
     connection.commit()
-    with pytest.raises(extensions.connection.OperationalError, match="does not exist"):
+    with pytest.raises(OperationalError, match="does not exist"):
         connection.lobject(oid, "rb")
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import psycopg2.extensions as extensions
+
+from dbclone.reset.psycopg2_sandbox import Gate
+from dbclone.reset.rollback import Rollback
+from dbclone.reset.sandbox import Session
+from dbclone.server import Server
 
 Connect = Callable[..., Any]
 SCHEMA = """
@@ -15,6 +23,51 @@ SCHEMA = """
     CREATE TYPE mood AS ENUM ('sad', 'ok');
     CREATE TYPE pair AS (x int, y text);
 """
+
+
+def database(server: Server) -> str:
+    """Make a database with SCHEMA; return its URL."""
+    name = f"psycopg2_{uuid.uuid4().hex[:8]}"
+    server.connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    found = server.database(name).url
+    with psycopg.connect(found, autocommit=True) as connection:
+        connection.execute(SCHEMA)
+    return found
+
+
+@contextlib.contextmanager
+def sandbox(url: str) -> Iterator[Session]:
+    """Yield a sandbox in which one level is open; afterwards the table must be empty for everybody."""
+    with psycopg.connect(url, autocommit=True) as real:
+        session = Session(real)
+        level = Rollback(session)
+        level.before()
+        yield session
+        if not real.closed:
+            assert level.after().spoiled == ""
+        with psycopg.connect(url) as outside:
+            assert outside.execute("SELECT count(*) FROM t").fetchone() == (0,)
+
+
+@contextlib.contextmanager
+def connecting(session: Session, url: str) -> Iterator[Connect]:
+    """Yield a function that opens psycopg2 connections into a sandbox; afterwards nothing of it must be left."""
+    with Gate(session) as gate:
+        yield lambda **options: gate.connect(url, **options)
+    assert not [thread for thread in threading.enumerate() if thread.name == "dbclone sandbox"]
+
+
+def insert(connection: Any, value: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO t VALUES (%s)", (value,))
+
+
+def count(session: Session) -> int:
+    """Count the rows as the test's own psycopg 3 connection sees them."""
+    with session.connect(autocommit=True) as connection:
+        row = connection.execute("SELECT count(*) FROM t").fetchone()
+        assert row is not None
+        return int(row[0])
 
 
 def rows(cursor: Any) -> list[Any]:
@@ -200,9 +253,6 @@ def forgotten(connect: Connect, told: Told) -> None:
         gc.collect()
         cursor.execute("SELECT a FROM t ORDER BY a")
         told(rows(cursor))
-
-
-PROGRAMS = [blocks, autocommit, sql_text, settings, cursors, types, copies, large_objects, forgotten]
 
 
 TRANSACTIONS = [blocks, autocommit, sql_text, settings, forgotten]

@@ -31,22 +31,6 @@ _TAGS = {
     "release": b"RELEASE",
 }
 _ENCODING, _DEFAULT_READ_ONLY = b"client_encoding", b"default_transaction_read_only"
-_READ_ONLY = b"client_encoding", b"default_transaction_read_only"
-_REPORTED = (
-    b"server_version server_encoding client_encoding application_name default_transaction_read_only in_hot_standby is_superuser "
-    b"session_authorization DateStyle IntervalStyle TimeZone integer_datetimes standard_conforming_strings scram_iterations "
-    b"search_path"
-).split()
-_READ_ONLY = b"client_encoding", b"default_transaction_read_only"
-_REPORTED = (
-    b"server_version server_encoding client_encoding application_name default_transaction_read_only in_hot_standby is_superuser "
-    b"session_authorization DateStyle IntervalStyle TimeZone integer_datetimes standard_conforming_strings scram_iterations "
-    b"search_path"
-).split()
-_NEEDS_BLOCK = re.compile(r"\s*(DECLARE\b(?!.*\bWITH\s+HOLD\b)|LOCK\b)[^;]*;?\s*\Z", re.I | re.S)
-_DISCARD = re.compile(rb"\s*DISCARD\s+ALL\s*;?\s*\Z", re.I)
-# The server refuses to discard all in a transaction; and temporary tables, locks and prepared statements may be others' here.
-_RESET = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
 _READ_ONLY = b"SET TRANSACTION READ ONLY"
 _ACTIVE, _INERROR = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.INERROR
 
@@ -162,7 +146,8 @@ class Backend:
                     self._known[name] = value
                     self._answer.append(wire.parameter(name, value))
             status = self._connection.status if mine or not self._in_block else pq.TransactionStatus.INTRANS
-            self._answer.append(wire.ready(status))
+            if self.alive:
+                self._answer.append(wire.ready(status))
         return done
 
     @contextlib.contextmanager
@@ -258,8 +243,7 @@ class Backend:
             raise _Refused(wire.fields_of(result, self._shift))
         elif status == pq.ExecStatus.COPY_OUT:
             answer.append(wire.copy_response(b"H", result))
-            data: Any
-            while not hasattr(data := self._real.wait(generators.copy_from(self._pgconn)), "command_status"):
+            while isinstance(data := self._real.wait(generators.copy_from(self._pgconn)), memoryview):
                 answer.append(wire.message(b"d", bytes(data)))
             answer.append(wire.COPY_DONE)
             result = data

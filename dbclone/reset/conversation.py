@@ -36,7 +36,7 @@ class Conversation:
         self._unread = b""
         self._arrival = threading.Condition()
         self._ended = False
-        self.copied = 0  # bytes of COPY data that have arrived
+        self.received = 0  # bytes
         self.thread = threading.Thread(target=self._serve, name="dbclone sandbox", daemon=True)
         self.thread.start()
 
@@ -49,9 +49,9 @@ class Conversation:
         self.thread.join(_PATIENCE)
 
     def arrived(self, count: int) -> None:
-        """Wait until `count` bytes of COPY data have arrived in all, or the conversation has ended."""
+        """Wait until `count` bytes have been received in all, or the conversation has ended."""
         with self._arrival:
-            self._arrival.wait_for(lambda: self.copied >= count or self._ended, _PATIENCE)
+            self._arrival.wait_for(lambda: self.received >= count or self._ended, _PATIENCE)
 
     def _serve(self) -> None:
         try:
@@ -98,12 +98,7 @@ class Conversation:
 
     def _copying(self) -> tuple[bytes, bytes]:
         self._send(self.backend.answer())
-        kind, body = self._message()
-        if kind == b"d":
-            with self._arrival:
-                self.copied += len(body)
-                self._arrival.notify_all()
-        return kind, body
+        return self._message()
 
     def _message(self) -> tuple[bytes, bytes]:
         head = self._read(5)
@@ -118,6 +113,9 @@ class Conversation:
                 raise EOFError
             parts.append(part)
             have += len(part)
+            with self._arrival:
+                self.received += len(part)
+                self._arrival.notify_all()
         whole = b"".join(parts)
         self._unread = whole[size:]
         return whole[:size]

@@ -27,7 +27,8 @@ from .conversation import Conversation
 from .sandbox import Session
 
 _PORT = "5432"
-_MARGIN = 1 << 15  # bytes of COPY data that a socket takes in any case
+_MARGIN = 1 << 15  # bytes that a socket takes in any case, and more than libpq keeps back
+_HEAD = 5  # bytes before the data in each message
 # So that neither the application's parameters nor the environment's lead elsewhere, or ask for what a local socket does not have.
 _PLACE = {"hostaddr": "", "sslmode": "disable", "gssencmode": "disable"}
 _DEMANDS = {"channel_binding": "disable", "require_auth": "", "requirepeer": "", "target_session_attrs": "any"}
@@ -57,13 +58,18 @@ class _Drained:
     could not, and both would wait for ever.
     """
 
-    def __init__(self, file: Any, conversation: Conversation) -> None:
-        self._file, self._conversation, self._given = file, conversation, conversation.copied
+    def __init__(self, file: Any, connection: Any) -> None:
+        self._file, self._conversation = file, connection._conversation
+        self._encoding = extensions.encodings[connection.encoding]
+        self._given: int | None = None
 
     def read(self, *size: int) -> Any:
+        if self._given is None:  # whatever came before the COPY has been answered
+            self._given = self._conversation.received
         self._conversation.arrived(self._given - _MARGIN)
         data = self._file.read(*size)
-        self._given += len(data.encode(errors="replace") if isinstance(data, str) else data or b"")
+        if data:
+            self._given += _HEAD + len(data.encode(self._encoding, "replace") if isinstance(data, str) else data)
         return data
 
     def __getattr__(self, name: str) -> Any:
@@ -74,7 +80,7 @@ class _Cursor(extensions.cursor):  # type: ignore[misc]  # psycopg2 has no types
     """What is mixed into the application's cursor class."""
 
     def _drained(self, file: Any) -> Any:
-        return _Drained(file, self.connection._conversation) if hasattr(file, "read") else file
+        return _Drained(file, self.connection) if hasattr(file, "read") else file
 
     def copy_from(self, file: Any, *arguments: Any, **keywords: Any) -> Any:
         return super().copy_from(self._drained(file), *arguments, **keywords)

@@ -17,7 +17,12 @@ VERSION_3 = 3 << 16
 AUTHENTICATION_OK = b"R" + struct.pack("!ii", 8, 0)
 EMPTY_QUERY = b"I" + struct.pack("!i", 4)
 COPY_DONE = b"c" + struct.pack("!i", 4)
-
+# Parameters that a server tells of unasked, whenever they change.
+REPORTED = (
+    b"server_version server_encoding client_encoding application_name default_transaction_read_only in_hot_standby is_superuser "
+    b"session_authorization DateStyle IntervalStyle TimeZone integer_datetimes standard_conforming_strings scram_iterations "
+    b"search_path"
+).split()
 STATUS = {
     pq.TransactionStatus.IDLE: b"I",
     pq.TransactionStatus.INTRANS: b"T",
