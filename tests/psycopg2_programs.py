@@ -225,7 +225,13 @@ def settings(connect: Connect, told: Told) -> None:
     told(rows(cursor))
     connection.reset()
     told(connection.encoding, connection.status, connection.get_transaction_status())
-    latin = connect(client_encoding="latin1")
+    reader, latin = connect(), connect(client_encoding="latin1")
+    for _ in range(2):
+        for each in (reader, latin, connect()):
+            cursor = each.cursor()
+            cursor.execute("SELECT b, 'ü' FROM t")
+            told(each.encoding, rows(cursor))
+            each.commit()
     cursor = latin.cursor()
     cursor.execute("SELECT b FROM t")
     told(latin.encoding, rows(cursor), latin.server_version, latin.protocol_version, latin.info.user)

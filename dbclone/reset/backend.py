@@ -54,15 +54,17 @@ class Backend:
     """One client's session as it sees it.
 
     Arguments: `connection`, a sandboxed connection in autocommit mode that nobody else uses: the client's commands say when
-    transactions begin; `listen`, sends the client what has been answered so far and returns its next message, during a COPY.
+    transactions begin; `listen`, sends the client what has been answered so far and returns its next message, during a COPY;
+    `encoding`, which the client begins with if it does not say another.
     """
 
-    def __init__(self, connection: SandboxConnection, listen: Callable[[], tuple[bytes, bytes]]) -> None:
+    def __init__(self, connection: SandboxConnection, listen: Callable[[], tuple[bytes, bytes]], encoding: bytes | None) -> None:
         self._connection = connection
         self._listen = listen
         self._real: psycopg.Connection[Any] = connection._session.real
         self._pgconn = self._real.pgconn
         self._answer: list[bytes] = []
+        self._encoding = encoding  # which the client believes in
         self._known: dict[bytes, bytes] = {}  # parameters that the client has been told
         self._shift = 0  # characters before the running statement in the client's string
         self._functions: dict[int, bytes] = {}
@@ -146,6 +148,7 @@ class Backend:
                     self._known[name] = value
                     self._answer.append(wire.parameter(name, value))
             status = self._connection.status if mine or not self._in_block else pq.TransactionStatus.INTRANS
+            self._encoding = self._known.get(_ENCODING)
             if self.alive:
                 self._answer.append(wire.ready(status))
         return done
@@ -176,7 +179,7 @@ class Backend:
         status = self._pgconn.transaction_status
         if status == _ACTIVE:
             raise _busy("a COPY or a stream of another connection is", "It has to be finished first.")
-        wanted = self._known.get(_ENCODING)
+        wanted = self._encoding
         if wanted and wanted != self._pgconn.parameter_status(_ENCODING) and status != _INERROR:
             self._real.wait(self._connection._send([_encoding(wanted.decode())]))
 

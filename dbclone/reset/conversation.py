@@ -26,11 +26,12 @@ _PATIENCE = 60.0  # seconds to wait for data that are on their way
 class Conversation:
     """Serves one client from `listener`, which is closed when the client is there.
 
-    Arguments: `connection`, a sandboxed connection in autocommit mode that nobody else uses.
+    Arguments: `connection`, a sandboxed connection in autocommit mode that nobody else uses; `encoding`, which the client begins
+    with if it does not say another.
     """
 
-    def __init__(self, connection: SandboxConnection, listener: socket.socket) -> None:
-        self.backend = Backend(connection, self._copying)
+    def __init__(self, connection: SandboxConnection, listener: socket.socket, encoding: bytes | None = None) -> None:
+        self.backend = Backend(connection, self._copying, encoding)
         self._listener = listener
         self._socket: socket.socket | None = None
         self._unread = b""

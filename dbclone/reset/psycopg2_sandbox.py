@@ -147,6 +147,7 @@ class Gate:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._pid = os.getpid()
+        self._encoding = session.real.pgconn.parameter_status(b"client_encoding")
         self._folder: Path | None = None
         self._conversations: list[Conversation] = []
         self._classes: dict[tuple[Any, Any], Any] = {}
@@ -192,7 +193,7 @@ class Gate:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(folder / f".s.PGSQL.{_PORT}"))
         listener.listen(1)
-        conversation = Conversation(self._session.connect(autocommit=True), listener)
+        conversation = Conversation(self._session.connect(autocommit=True), listener, self._encoding)
         self._conversations = [other for other in self._conversations if other.thread.is_alive()]
         self._conversations.append(conversation)
         try:
