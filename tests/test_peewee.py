@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from playhouse.postgres_ext import PostgresqlExtDatabase
 from dbclone import adapters
 from dbclone.adapters.peewee import bound, with_test_db
 from dbclone.clone import Clone
-from dbclone.errors import SandboxLimit, SettingsError
+from dbclone.errors import SettingsError
 from dbclone.server import Server
 from dbclone.settings import Settings
 from dbclone.template import Template
@@ -211,24 +210,6 @@ def test_parameters_of_the_connection_stay_and_come_back(clone: Clone) -> None:
             assert db.execute_sql("SELECT current_database()").fetchone() == (clone.name,)
     assert (db.database, db.connect_params["host"], db.connect_params["port"]) == ("elsewhere", "nowhere", 1)
     assert db.is_closed()
-
-
-def test_psycopg2_is_isolated_by_rollback_where_it_can_be(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Unix sockets it is refused with a remedy, and works under auto."""
-    db = psycopg2_plain()
-    with bound(db, clone.url), db.bind_ctx(MODELS):
-        clone.handle = db
-        for expected in ("rollback", "truncate"):
-            with clone.isolated("auto", "test") as isolation:
-                assert isolation.reset == expected
-                Person.create(name="a")
-                assert isolation.execute("SELECT count(*) FROM person").fetchone() == (1,)
-            assert names() == []
-            db.close()
-            monkeypatch.delattr(socket, "AF_UNIX", raising=False)
-        with pytest.raises(SandboxLimit, match="prefer_psycopg3=True"), clone.isolated("rollback", "test"):
-            pass
-        clone.handle = None
 
 
 def decorated(style: str) -> Callable[..., Any]:

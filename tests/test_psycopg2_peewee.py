@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from playhouse.postgres_ext import ArrayField, BinaryJSONField, PostgresqlExtDat
 from dbclone import adapters
 from dbclone.adapters.peewee import bound
 from dbclone.clone import Clone
+from dbclone.errors import SandboxLimit
 from dbclone.server import Server
 from dbclone.settings import Settings
 from dbclone.template import Template
@@ -174,3 +176,21 @@ def test_a_program_sees_the_same_under_rollback_and_for_real(clone: Clone, kind:
     assert seen["truncate"]
     for there, here in zip(seen["truncate"], seen["rollback"], strict=True):
         assert here == there
+
+
+def test_psycopg2_is_isolated_by_rollback_where_it_can_be(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Unix sockets it is refused with a remedy, and works under auto."""
+    db = peewee.PostgresqlDatabase(None)
+    with bound(db, clone.url), db.bind_ctx(MODELS):
+        clone.handle = db
+        for expected in ("rollback", "truncate"):
+            with clone.isolated("auto", "test") as isolation:
+                assert isolation.reset == expected
+                Item.create(name="a")
+                assert isolation.execute("SELECT count(*) FROM item").fetchone() == (1,)
+            assert names() == []
+            db.close()
+            monkeypatch.delattr(socket, "AF_UNIX", raising=False)
+        with pytest.raises(SandboxLimit, match="prefer_psycopg3=True"), clone.isolated("rollback", "test"):
+            pass
+        clone.handle = None

@@ -167,16 +167,18 @@ def test_what_is_given_up_is_rolled_back_at_once(connect: Connect, session: Sess
 
     monkeypatch.setattr(Conversation, "_message", slow)
     left = {}
-    for way in ("closed", "dropped", "in a cycle"):
-        connection = connect()
-        insert(connection, 1)
-        if way == "closed":
-            connection.close()
-            left[way] = count(session)
-        elif way == "in a cycle":
-            connection.notices = [connection]
-        del connection
-        gc.collect()
-        left[way] = left.get(way, count(session))
-    late.set()
+    try:
+        for way in ("closed", "dropped", "in a cycle"):
+            connection = connect()
+            insert(connection, 1)
+            if way == "closed":
+                connection.close()
+                left[way] = count(session)
+            elif way == "in a cycle":
+                connection.notices = [connection]
+            del connection
+            gc.collect()
+            left[way] = left.get(way, count(session))
+    finally:
+        late.set()
     assert left == {"closed": 0, "dropped": 0, "in a cycle": 0}
