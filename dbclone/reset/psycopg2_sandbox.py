@@ -15,7 +15,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import psycopg2.extensions as extensions
@@ -24,7 +24,9 @@ from psycopg2._psycopg import sqlstate_errors
 from ..errors import SandboxLimit
 from .backend import LIMIT
 from .conversation import Conversation
-from .sandbox import Session
+
+if TYPE_CHECKING:
+    from .sandbox import Session
 
 _PORT = "5432"
 _MARGIN = 1 << 15  # bytes that a socket takes in any case, and more than libpq keeps back

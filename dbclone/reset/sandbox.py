@@ -161,12 +161,16 @@ class SandboxConnection(psycopg.Connection[Any]):
         self._check_connection_ok()
         if self._leading:
             return
-        if not self._pipeline and self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-            raise psycopg.OperationalError("another command of this session is in progress: a COPY or a stream has not ended")
+        self._refuse_busy()
         if not self._autocommit and not self._session.stack.in_block(self._owner):
             yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
         else:
             yield from self._before_statement()
+
+    def _refuse_busy(self) -> None:
+        """Refuse what the session could not be asked now, before the stack of savepoints takes it for done."""
+        if not self._pipeline and self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            raise psycopg.OperationalError("another command of this session is in progress: a COPY or a stream has not ended")
 
     def _modes(self) -> str:
         return "READ ONLY" if self._read_only else ""
@@ -177,6 +181,7 @@ class SandboxConnection(psycopg.Connection[Any]):
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> Gen:
         self._check_connection_ok()
+        self._refuse_busy()
         text = command if isinstance(command, str) else command.decode() if isinstance(command, bytes) else command.as_string(self)
         pieces = controls(text)
         if not pieces:
