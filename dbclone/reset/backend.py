@@ -7,7 +7,7 @@ message to the one real session.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .sandbox import SandboxConnection
 
 LIMIT = "DBC01"  # the SQLSTATE under which a SandboxLimit travels
-_PATIENCE = 60.0  # seconds to wait for another thread's statement: longer than one in a test takes, and not for ever
 _TAGS = {
     "begin": b"BEGIN",
     "commit": b"COMMIT",
@@ -42,14 +41,6 @@ class _Refused(Exception):
         self.fields = fields
 
 
-def _busy(who: str, detail: str) -> SandboxLimit:
-    return SandboxLimit(
-        f"{who} still running in the sandbox",
-        f"{detail} All connections of a sandbox share one session, which does one thing at a time.",
-        'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
-    )
-
-
 class Backend:
     """One client's session as it sees it.
 
@@ -68,7 +59,7 @@ class Backend:
         self._known: dict[bytes, bytes] = {}  # parameters that the client has been told
         self._shift = 0  # characters before the running statement in the client's string
         self._functions: dict[int, bytes] = {}
-        self._running = False
+        self._running = self._copying = False
         self._read_only = False  # whether this client's transactions are, unless they say otherwise
 
     def answer(self) -> bytes:
@@ -117,59 +108,69 @@ class Backend:
     def _session(self, do: Callable[[], None]) -> bool:
         """Do something with the real session, tell the client what went wrong, and that we are ready again.
 
-        Returns whether nothing went wrong.
+        Returns whether nothing went wrong. The client of a COPY is waited for without the lock: it may be asking something else of
+        the sandbox in order to go on, and must get an answer.
         """
-        done = False
-        with self._exclusively() as mine:
+        self._shift = 0
+        done = self._attempt(do)
+        while self._copying:
+            kind, body = b"f", b"the client is gone"
             try:
-                if not mine:
-                    raise _busy("another thread's statement is", f"It has been for {_PATIENCE:g} s.")
-                self._shift = 0
-                self._prepare()
-                default = self._pgconn.parameter_status(_DEFAULT_READ_ONLY)
-                do()
-                done = True
-                if self._pgconn.parameter_status(_DEFAULT_READ_ONLY) != default:
-                    self._read_only = default == b"off"
-            except _Refused as error:
-                self._answer.append(wire.told(b"E", error.fields))
-            except SandboxLimit as error:
-                self._answer.append(wire.error(LIMIT, error.message, error.detail, error.hint))
-            except psycopg.Error as error:
-                if error.pgresult is not None:
-                    self._answer.append(wire.told(b"E", wire.fields_of(error.pgresult, self._shift)))
-                elif error.sqlstate is not None:
-                    self._answer.append(wire.error(error.sqlstate, str(error)))
-                else:
-                    raise
-            for name in wire.REPORTED if mine else ():
-                value = self._pgconn.parameter_status(name)
-                if value is not None and self._known.get(name) != value:
-                    self._known[name] = value
-                    self._answer.append(wire.parameter(name, value))
-            status = self._connection.status if mine or not self._in_block else pq.TransactionStatus.INTRANS
-            self._encoding = self._known.get(_ENCODING)
-            if self.alive:
-                self._answer.append(wire.ready(status))
+                kind, body = self._listen()
+            finally:
+                done = self._attempt(lambda kind=kind, body=body: self._copy(kind, body))  # type: ignore[misc]
         return done
 
-    @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[bool]:
-        """Have the real session for the block, unless another thread does not let it go: then yield False."""
-        lock = self._connection.lock
-        if not lock.acquire(timeout=_PATIENCE):
-            yield False
-            return
-        before, self._pgconn.notice_handler = self._pgconn.notice_handler, self._notice
-        self._running = True
+    def _attempt(self, do: Callable[[], None]) -> bool:
         try:
-            if self._connection._closed:
-                raise EOFError
-            yield True
-        finally:
-            self._running = False
-            self._pgconn.notice_handler = before
-            lock.release()
+            with self._connection.lock:
+                if self._connection._closed:
+                    raise EOFError
+                before, self._pgconn.notice_handler = self._pgconn.notice_handler, self._notice
+                self._running = True
+                try:
+                    return self._told(do)
+                finally:
+                    self._running = False
+                    self._pgconn.notice_handler = before
+                    if self.alive and not self._copying:
+                        self._tell_parameters()
+                        self._answer.append(wire.ready(self._connection.status))
+        except SandboxLimit as error:  # of the lock
+            self._answer.append(wire.error(LIMIT, error.message, error.detail, error.hint))
+            status = pq.TransactionStatus.INTRANS if self._in_block else pq.TransactionStatus.IDLE
+            self._answer.append(wire.ready(status))
+            return False
+
+    def _told(self, do: Callable[[], None]) -> bool:
+        try:
+            if not self._copying:
+                self._prepare()
+            default = self._pgconn.parameter_status(_DEFAULT_READ_ONLY)
+            do()
+            if self._pgconn.parameter_status(_DEFAULT_READ_ONLY) != default:
+                self._read_only = default == b"off"
+            return True
+        except _Refused as error:
+            self._answer.append(wire.told(b"E", error.fields))
+        except SandboxLimit as error:
+            self._answer.append(wire.error(LIMIT, error.message, error.detail, error.hint))
+        except psycopg.Error as error:
+            if error.pgresult is not None:
+                self._answer.append(wire.told(b"E", wire.fields_of(error.pgresult, self._shift)))
+            elif error.sqlstate is not None:
+                self._answer.append(wire.error(error.sqlstate, str(error)))
+            else:
+                raise
+        return False
+
+    def _tell_parameters(self) -> None:
+        for name in wire.REPORTED:
+            value = self._pgconn.parameter_status(name)
+            if value is not None and self._known.get(name) != value:
+                self._known[name] = value
+                self._answer.append(wire.parameter(name, value))
+        self._encoding = self._known.get(_ENCODING)
 
     def _notice(self, result: pq.abc.PGresult) -> None:
         self._answer.append(wire.told(b"N", wire.fields_of(result, self._shift)))
@@ -178,7 +179,11 @@ class Backend:
         """See that the real session is free, and set to the encoding that this client believes in."""
         status = self._pgconn.transaction_status
         if status == _ACTIVE:
-            raise _busy("a COPY or a stream of another connection is", "It has to be finished first.")
+            raise SandboxLimit(
+                "a COPY or a stream of another connection is still running in the sandbox",
+                "All connections of a sandbox share one session, which does one thing at a time.",
+                'Finish it first, or isolate this test with @pytest.mark.dbclone(reset="truncate").',
+            )
         wanted = self._encoding
         if wanted and wanted != self._pgconn.parameter_status(_ENCODING) and status != _INERROR:
             self._real.wait(self._connection._send([_encoding(wanted.decode())]))
@@ -209,10 +214,9 @@ class Backend:
     def _control(self, text: str, control: Control) -> None:
         """Run what a statement that controls transactions means here."""
         inside, failed = self._in_block, self._connection.status == _INERROR
-        commands = self._connection._translate(text, control)
+        self._real.wait(self._connection._exec_command(text))
         if self._read_only and (control.verb == "begin" or control.chain) and "READ WRITE" not in control.modes:
-            commands.append(_READ_ONLY)
-        self._real.wait(self._connection._send(commands))
+            self._real.wait(self._connection._send([_READ_ONLY]))
         if not inside and control.verb in ("commit", "rollback"):
             self._answer.append(wire.NO_TRANSACTION)
         tag = b"ROLLBACK" if failed and control.verb == "commit" else _TAGS[control.verb]
@@ -227,7 +231,7 @@ class Backend:
             self._relay(result)
 
     def _guard(self) -> None:
-        self._real.wait(self._connection._before_statement())
+        self._real.wait(self._connection._start_query())
         if self._read_only and not self._in_block:
             self._real.wait(self._connection._send([_READ_ONLY]))
 
@@ -236,7 +240,7 @@ class Backend:
         return self._connection._session.stack.in_block(self._connection._owner)
 
     def _relay(self, result: pq.abc.PGresult) -> None:
-        status, answer = result.status, self._answer  # which a COPY empties
+        status, answer = result.status, self._answer
         if status == pq.ExecStatus.TUPLES_OK:
             answer += wire.rows(result)
         elif status == pq.ExecStatus.EMPTY_QUERY:
@@ -252,25 +256,18 @@ class Backend:
             result = data
         elif status == pq.ExecStatus.COPY_IN:
             answer.append(wire.copy_response(b"G", result))
-            result = self._copy_in()
-        self._answer.append(wire.complete(result.command_status or b""))
+            self._copying = True
+            return
+        answer.append(wire.complete(result.command_status or b""))
 
-    def _copy_in(self) -> pq.abc.PGresult:
-        """Take data from the client until it says that it is done. It is waited for without the lock: it may be asking something
-        else of the sandbox in order to go on, and must get an answer."""
-        while True:
-            kind, body = b"", b""
-            self._connection.lock.release()
-            try:
-                kind, body = self._listen()
-            finally:
-                self._connection.lock.acquire()
-                if not kind:
-                    self._real.wait(generators.copy_end(self._pgconn, b"the client is gone"))
-            if kind == b"d":
-                self._real.wait(generators.copy_to(self._pgconn, body, True))
-            elif kind in (b"c", b"f"):
-                return self._real.wait(generators.copy_end(self._pgconn, body.rstrip(b"\0") if kind == b"f" else None))
+    def _copy(self, kind: bytes, body: bytes) -> None:
+        """Go on with a COPY by a message of the client."""
+        if kind == b"d":
+            self._real.wait(generators.copy_to(self._pgconn, body, True))
+        elif kind in (b"c", b"f"):
+            self._copying = False
+            result = self._real.wait(generators.copy_end(self._pgconn, body.rstrip(b"\0") if kind == b"f" else None))
+            self._answer.append(wire.complete(result.command_status or b""))
 
     def _call(self, call: wire.Call) -> None:
         self._guard()
