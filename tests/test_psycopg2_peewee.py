@@ -22,6 +22,8 @@ from dbclone.server import Server
 from dbclone.settings import Settings
 from dbclone.template import Template
 
+from .conftest import Project
+
 
 class Item(peewee.Model):  # type: ignore[misc]
     name = peewee.CharField(unique=True)
@@ -194,3 +196,37 @@ def test_psycopg2_is_isolated_by_rollback_where_it_can_be(clone: Clone, monkeypa
         with pytest.raises(SandboxLimit, match="prefer_psycopg3=True"), clone.isolated("rollback", "test"):
             pass
         clone.handle = None
+
+
+def test_a_project_over_psycopg2_under_pytest(project: Project) -> None:
+    """With a layer of the class, another thread, and two workers; auto isolates it by rollback."""
+    models = (project.folder / "models.py").read_text().replace(", prefer_psycopg3=True", "")
+    assert "psycopg3" not in models
+    project.write(
+        models=models,
+        test_a="""
+        import threading
+        import psycopg2
+        import pytest
+        from models import User, db
+        @pytest.fixture(scope="class")
+        def ann(dbclone_class):
+            return User.create(name="ann")
+        @pytest.mark.parametrize("i", range(4))
+        class TestLayer:
+            def test_it(self, dbclone, ann, i):
+                assert dbclone.reset == "rollback"
+                assert isinstance(db.connection(), psycopg2.extensions.connection)
+                thread = threading.Thread(target=lambda: User.create(name="bob"))
+                thread.start()
+                thread.join()
+                assert dbclone.execute('SELECT count(*) FROM "user"').fetchone() == (2,)
+                db.begin()
+                User.create(name="left in an open block")
+        def test_alone(dbclone):
+            assert User.select().count() == 0
+        """,
+    )
+    for workers in ("0", "2"):
+        done = project.pytest("-q", "-n", workers)
+        assert "5 passed" in done.stdout, done.stdout + done.stderr

@@ -15,6 +15,7 @@ import pytest
 from dbclone.errors import SandboxLimit
 from dbclone.reset.conversation import Conversation
 from dbclone.reset.psycopg2_sandbox import Gate
+from dbclone.reset.rollback import Rollback
 from dbclone.reset.sandbox import Session
 from dbclone.server import Server
 
@@ -182,3 +183,20 @@ def test_what_is_given_up_is_rolled_back_at_once(connect: Connect, session: Sess
     finally:
         late.set()
     assert left == {"closed": 0, "dropped": 0, "in a cycle": 0}
+
+
+def test_a_block_left_open_when_a_test_ended_is_another_one_in_the_next(connect: Connect, session: Session) -> None:
+    """psycopg2 goes on believing that it is in a transaction, and so says no BEGIN."""
+    connection = connect()
+    for _ in range(2):
+        level = Rollback(session)
+        level.before()
+        insert(connection, 1)
+        level.after()
+        assert count(session) == 0
+    insert(connection, 1)
+    connection.rollback()
+    assert count(session) == 0
+    insert(connection, 1)
+    connection.commit()
+    assert count(session) == 1

@@ -60,6 +60,7 @@ class Backend:
         self._shift = 0  # characters before the running statement in the client's string
         self._functions: dict[int, bytes] = {}
         self._running = self._copying = False
+        self._believes = False  # to be in a block
         self._read_only = False  # whether this client's transactions are, unless they say otherwise
 
     def answer(self) -> bytes:
@@ -135,6 +136,7 @@ class Backend:
                     self._pgconn.notice_handler = before
                     if self.alive and not self._copying:
                         self._tell_parameters()
+                        self._believes = self._in_block
                         self._answer.append(wire.ready(self._connection.status))
         except SandboxLimit as error:  # of the lock
             self._answer.append(wire.error(LIMIT, error.message, error.detail, error.hint))
@@ -146,6 +148,8 @@ class Backend:
         try:
             if not self._copying:
                 self._prepare()
+                if self._believes and not self._in_block:  # the end of a level has undone what was open in it
+                    self._real.wait(self._connection._exec_command("BEGIN"))
             default = self._pgconn.parameter_status(_DEFAULT_READ_ONLY)
             do()
             if self._pgconn.parameter_status(_DEFAULT_READ_ONLY) != default:
