@@ -125,13 +125,14 @@ class Undo:
             self.clone_seconds,
             self._spared,
             lambda: self._connected_sibling(given),
+            self._layered,
         )
         if self._baseline is None and not self.tainted and (self._filled or nothing_committed(self._control, self.witness)):
             self._truncate = Truncate.here(self._control, where, self.witness, settings.keep, self.positions)
             self._baseline = self._truncate.baseline
             if self._filled and self.created is not None:
                 self._filled = self._truncate.newer(Since(self.created))  # others may have been busy, in other databases
-            self.moved = False
+            self.moved = self.moved and self._layered()
             return self._truncate
         if self._baseline is None:
             self._baseline = self._learned_elsewhere(where, given)
@@ -148,6 +149,11 @@ class Undo:
     def _connected_sibling(self, given: str) -> Iterator[Connection]:
         with self.sibling() as name, contextlib.closing(self.server.connect(name, f"baseline {self.owner}", given)) as connection:
             yield _plain(connection)
+
+    def _layered(self) -> bool:
+        """Return whether data of a class or module are in the sandbox, not committed: they have numbers from sequences, which must
+        not give them again."""
+        return self._session is not None and not self._session.real.closed and self._session.stack.levels > 0
 
     def _spared(self) -> list[int]:
         """Return the process ids of our own sessions."""

@@ -190,3 +190,22 @@ def test_a_snapshot_that_cannot_be_says_why(clone: Clone) -> None:
             isolation.snapshot("inside")
         with pytest.raises(SandboxLimit, match="restore"):
             isolation.restore("inside")
+
+
+def test_an_audit_inside_a_layer_leaves_the_sequences_alone(clone: Clone) -> None:
+    """The layer's rows have numbers that must not be given again."""
+
+    def escape() -> None:
+        with clone.isolated("rollback", "test") as isolation:
+            with clone.connect("elsewhere", autocommit=True) as elsewhere:
+                elsewhere.execute("INSERT INTO parent (name) VALUES ('escaped')")
+            isolation.execute("INSERT INTO parent (name) VALUES ('test')")
+            assert isolation.execute("SELECT count(*) FROM parent WHERE name = 'layer'").fetchone() == (1,)
+
+    with clone.layer("class") as layer:
+        layer.execute("INSERT INTO parent (name) VALUES ('layer')")
+        for _ in range(3):
+            with pytest.warns(UserWarning, match="outside its sandbox"):
+                escape()
+    with clone.isolated("truncate", "next") as isolation:
+        assert isolation.execute("INSERT INTO parent (name) VALUES ('first') RETURNING id").fetchone() == (1,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -129,11 +130,11 @@ def parameters(handle: Any) -> dict[str, str]:
 
 
 def refusal(handle: Any) -> str:
-    """Return why this handle cannot be sandboxed: it speaks psycopg2."""
+    """Return why this handle cannot be sandboxed: it speaks psycopg2 where there are no local sockets to lead it elsewhere."""
     database = _database(handle)
-    if database is None or _is_psycopg3(database):
+    if database is None or _is_psycopg3(database) or hasattr(socket, "AF_UNIX"):
         return ""
-    return f"{type(database).__name__} connects with psycopg2, and only psycopg 3 connections can be sandboxed"
+    return f"{type(database).__name__} connects with psycopg2, which can be sandboxed only where there are Unix sockets"
 
 
 @contextlib.contextmanager
@@ -150,6 +151,25 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
     names = ("closed", "conn", "ctx", "transactions", "commit_callbacks")
     before = {name: getattr(state, name) for name in names if hasattr(state, name)}
     pool = {name: getattr(database, name) for name in ("_connections", "_in_use") if hasattr(database, name)}
+    state.reset()
+    for name, value in pool.items():
+        setattr(database, name, type(value)())
+    try:
+        with _led(database, session) if _is_psycopg3(database) else _led_psycopg2(database, session):
+            if not before["closed"]:
+                database.connect()
+            yield
+    finally:
+        for name, value in pool.items():
+            setattr(database, name, value)
+        state.reset()
+        for name, value in before.items():
+            setattr(state, name, value)
+
+
+@contextlib.contextmanager
+def _led(database: Any, session: Session) -> Iterator[None]:
+    """Have peewee open its psycopg connections in the sandbox."""
     place = database._adapter if hasattr(database, "_adapter") else database
     patches: dict[str, Any] = {"_connect": lambda: session.connect(autocommit=True)}
     if place is not database:
@@ -157,23 +177,27 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
             "connect": lambda _, **options: session.connect(**options),
             "txn_status": lambda connection: connection.info.transaction_status,
         }
-    state.reset()
-    for name, value in pool.items():
-        setattr(database, name, type(value)())
     for name, value in patches.items():
         setattr(place, name, value)
     try:
-        if not before["closed"]:
-            database.connect()
         yield
     finally:
         for name in patches:
             delattr(place, name)
-        for name, value in pool.items():
-            setattr(database, name, value)
-        state.reset()
-        for name, value in before.items():
-            setattr(state, name, value)
+
+
+@contextlib.contextmanager
+def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
+    """Have peewee open its psycopg2 connections as it always does, of a class that leads into the sandbox."""
+    from ..reset.psycopg2_sandbox import Gate
+
+    before = database.connect_params
+    with Gate(session) as gate:
+        database.connect_params = {**before, "connection_factory": gate.factory(before.get("connection_factory"))}
+        try:
+            yield
+        finally:
+            database.connect_params = before
 
 
 @contextlib.contextmanager

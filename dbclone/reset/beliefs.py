@@ -11,6 +11,17 @@ from psycopg import pq
 from ..errors import SandboxLimit
 
 Gen = Generator[Any, Any, Any]
+TAGS = {
+    "begin": "BEGIN",
+    "start": "START TRANSACTION",
+    "modes": "SET",
+    "constraints": "SET CONSTRAINTS",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+    "rollback_to": "ROLLBACK",
+    "savepoint": "SAVEPOINT",
+    "release": "RELEASE",
+}
 
 
 class Info(psycopg.ConnectionInfo):

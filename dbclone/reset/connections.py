@@ -20,7 +20,7 @@ from psycopg import pq
 
 from ..errors import SandboxLimit
 from ..statements import Control, controls
-from .beliefs import Info, Seen, never, two_phase
+from .beliefs import TAGS, Info, Seen, never, two_phase
 from .blocks import Command
 from .cursors import Gen, close_portals, exchange, render, sandboxed
 from .prepared import Prepared
@@ -36,17 +36,6 @@ else:
     _Base = object
 
 Status = pq.TransactionStatus
-_TAGS = {
-    "begin": "BEGIN",
-    "start": "START TRANSACTION",
-    "modes": "SET",
-    "constraints": "SET CONSTRAINTS",
-    "commit": "COMMIT",
-    "rollback": "ROLLBACK",
-    "rollback_to": "ROLLBACK",
-    "savepoint": "SAVEPOINT",
-    "release": "RELEASE",
-}
 
 
 class Shared(Protocol):
@@ -55,6 +44,7 @@ class Shared(Protocol):
     stack: Savepoints
     turns: Turns
     limited: str
+    real: psycopg.Connection[Any]
     pgconn: pq.abc.PGconn
     gone: pq.abc.PGconn
     speaker: int
@@ -184,12 +174,18 @@ class Sandboxed(_Base):
 
     def _start_query(self) -> Gen:
         self._speak()
+        self._refuse_busy()
         if self._session.stack.ready(self._owner):
             return
         if not self._autocommit and not self._session.stack.in_block(self._owner):
             yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
         if not self._leading:
             yield from self._before_statement(self._upcoming)
+
+    def _refuse_busy(self) -> None:
+        """Refuse what the session could not be asked now, before the stack of savepoints takes it for done."""
+        if not self._pipeline and self.pgconn.transaction_status == Status.ACTIVE:
+            raise psycopg.OperationalError("another command of this session is in progress: a COPY or a stream has not ended")
 
     def _modes(self) -> str:
         level = self._isolation_level.name.replace("_", " ") if self._isolation_level is not None else ""
@@ -221,6 +217,7 @@ class Sandboxed(_Base):
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> Gen:
         self._speak()
+        self._refuse_busy()
         text = command if isinstance(command, str) else command.decode() if isinstance(command, bytes) else command.as_string(self)
         pieces = controls(text)
         if not pieces:
@@ -276,7 +273,10 @@ class Sandboxed(_Base):
         if control.verb in ("modes", "constraints") and not inside:
             return stack.settle(owner, failed)
         if not inside:
-            raise psycopg.errors.NoActiveSqlTransaction(f"{text.split()[0].upper()} can only be used in transaction blocks")
+            what = {"release": "RELEASE SAVEPOINT", "rollback_to": "ROLLBACK TO SAVEPOINT", "savepoint": "SAVEPOINT"}
+            raise psycopg.errors.NoActiveSqlTransaction(
+                f"{what.get(control.verb, f'{control.verb.upper()} AND CHAIN')} can only be used in transaction blocks"
+            )
         if control.chain:
             modes = "" if stack.has_failed(owner, failed) else stack.modes_of(owner)
             return [*stack.end(owner, failed, keep=control.verb == "commit"), *stack.begin(owner, False, modes)]
@@ -290,4 +290,4 @@ class Sandboxed(_Base):
         """Return the command tag with which production would answer a statement that controls transactions."""
         if control.verb == "commit" and self._failed:
             return "ROLLBACK"
-        return _TAGS.get("start" if text[:5].upper() == "START" else control.verb, "")
+        return TAGS.get("start" if text[:5].upper() == "START" else control.verb, "")

@@ -23,7 +23,8 @@ class Circumstances:
 
     `name` of the database; `superuser`, `durable`, of the server; `lock_timeout` in seconds; `terminate`, end sessions that are in
     the way; `clone_seconds`, what a fresh clone costs; `spared`, returns the process ids of our own sessions; `sibling`, makes
-    another copy of the template for a block and connects to it.
+    another copy of the template for a block and connects to it; `layered`, whether there are rows that are not committed but stay,
+    with numbers from sequences, which therefore must not be put back.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Circumstances:
     clone_seconds: float = 0.1
     spared: Callable[[], list[int]] = field(default=lambda: [])
     sibling: Callable[[], AbstractContextManager[psycopg.Connection[Any]]] | None = None
+    layered: Callable[[], bool] = field(default=lambda: False)
 
 
 def options(superuser: bool, lock_timeout: float) -> str:

@@ -63,7 +63,8 @@ class Truncate:
         """Return the reset of a database that is equal to its template now, sequences excepted: theirs are in `known`, if something
         has moved them. Raises KeptTableReferenced and SettingsError about `keep`."""
         asked = question(control, where.superuser, keep, known)
-        sequences.restore(control, asked.facts.sequences, used=True)
+        if not where.layered():
+            sequences.restore(control, asked.facts.sequences, used=True)
         moment = now(control)
         witness.settle(Since(moment), moment)
         return cls(asked, Baseline.remember(asked, witness.since), where, witness)
@@ -72,7 +73,8 @@ class Truncate:
     def like(cls, other: Baseline, control: psycopg.Connection[Any], where: Circumstances, witness: Witness) -> Truncate:
         """Return the reset of a database that may not be equal to its template any more, from what is known of another copy."""
         found = cls(Question(control, other.facts, where.superuser), other, where, witness)
-        sequences.restore(control, other.facts.sequences, used=True)
+        if not where.layered():
+            sequences.restore(control, other.facts.sequences, used=True)
         found._before = replace(other.answer, stamps=())  # the stamps are those of another session
         found._idle = False
         return found
@@ -134,7 +136,7 @@ class Truncate:
             if self.witness.unchanged(moment):
                 return outcome
         self._see_nothing()  # before anything is asked in vain
-        guessed = self._guess.commands() if not self._idle else []
+        guessed = self._guess.commands() if not (self._idle or self._where.layered()) else []
         since = self.witness.since
         results = self._question.send([*guessed, *self._question.commands(since)])
         hit = self._guess.read(results[0]) if guessed else set()
@@ -221,7 +223,7 @@ class Truncate:
         if made.impossible:
             raise Spoiled(made.impossible)
         commands = [*made.statements, *self._objects(answer, since)]
-        if answer.moved:
+        if answer.moved and not self._where.layered():
             commands.append(sequences.put_back(self._sequences[oid] for oid in answer.moved))
         started = time.perf_counter()
         texts = [command.as_bytes(self._control) for command in commands]

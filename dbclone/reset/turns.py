@@ -47,6 +47,11 @@ class Turns:
         self._writer: _Hold | None = None  # whoever has written in a block that was open when its turn ended
         self._waiting: deque[_Hold] = deque()
 
+    @property
+    def free(self) -> bool:
+        """Whether it is nobody's turn."""
+        return self._hold is None and self._claim is None
+
     def holds(self, turn: Turn) -> bool:
         """Return whether it is this one's turn."""
         return self._hold is not None and self._hold.turn is turn
@@ -165,12 +170,12 @@ class Turns:
         return hold is not None and hold.turn is turn and (hold.task is task or not turn.lost)
 
     def _may(self, hold: _Hold) -> bool:
-        """Return whether nobody keeps the session for itself, by a pipeline or by a transaction that has written, and will end it
-        while `hold` waits: in the same thread it could not, and then the savepoints say what is the matter."""
+        """Return whether nobody keeps the session for itself, by a pipeline or by a transaction that has written. In the same
+        thread that one could not end while `hold` waits, and then the savepoints say what is the matter."""
         writer = self._writer
-        if writer is not None and hold.turn.patient and writer.turn is not hold.turn and writer.turn.writing():
-            both = writer.task is not _MINE and hold.task is not _MINE and writer.task is not hold.task
-            if both or writer.thread != hold.thread:
+        if writer and hold.turn.patient and writer.turn is not hold.turn and writer.turn.writing():
+            tasks = writer.task is not hold.task and _MINE not in (writer.task, hold.task)
+            if tasks or (writer.turn.home or writer.thread) != (hold.turn.home or hold.thread):
                 return False
         return self._claim is None or self._claim.turn is hold.turn
 
@@ -258,6 +263,7 @@ class Turn:
         self.turns = turns
         self.patient = writing is not None
         self.writing = writing or bool
+        self.home = 0  # the application's thread, where another one works for it
         self.last = _Hold(self)  # of a thread, to be used again
         self.lost = 0  # how many tasks have yet to find that the turn was taken from them
 
