@@ -36,8 +36,8 @@ def lines(data: Mapping[str, Any]) -> list[str]:
         f"PostgreSQL {data['server']['server_version']}, fsync {data['server']['fsync']};"
         f" {data['runs']} runs of {data['tests']} tests, by turns",
         "",
-        f"{'':{wide}}{'set-up + tear-down, ms':^30}{'whole test':>12}{'suite, s':>22}{'over auto':>18}",
-        f"{'':{wide}}{'median':>10}{'p95':>10}{'p99':>10}{'median, ms':>12}{'median (min .. max)':>22}{'(min .. max)':>18}",
+        f"{'':{wide}}{'set-up + tear-down, ms':^30}{'whole test':>12}{'suite, s':>22}{'over auto':>24}",
+        f"{'':{wide}}{'median':>10}{'p95':>10}{'p99':>10}{'median, ms':>12}{'median (min .. max)':>22}{'median (min .. max)':>24}",
     ]
     for row in rows:
         if row["per_test_ms"] is None:
@@ -48,7 +48,7 @@ def lines(data: Mapping[str, Any]) -> list[str]:
         seconds = f"{suite['median']:.2f} ({suite['min']:.2f} .. {suite['max']:.2f})"
         found.append(
             f"{row['name']:{wide}}{cost['median']:10.2f}{cost['p95']:10.2f}{cost['p99']:10.2f}"
-            f"{row['whole_test_ms']['median']:12.2f}{seconds:>22}{times:>18}"
+            f"{row['whole_test_ms']['median']:12.2f}{seconds:>22}{times:>24}"
         )
     names = (*PROBES, *ALLOWED)
     found += ["", f"{'':{wide}}{'undone before the next test':^{_width(PROBES)}}  {'possible':^{_width(ALLOWED)}}".rstrip()]

@@ -71,7 +71,9 @@ PROBES = {
         "SELECT count(*) FROM pg_attribute WHERE attrelid = 'payment'::regclass AND attname = 'added'",
         0,
     ),
-    "DDL of a second connection": Probe(("CREATE TABLE added (id int)",), "SELECT to_regclass('added') IS NULL", True, True),
+    "DDL of a second connection": Probe(
+        ("CREATE TABLE added (id int)",), "SELECT count(*) FROM pg_class WHERE relname = 'added'", 0, True
+    ),
     "large objects": Probe(("SELECT lo_from_bytea(0, 'left')",), "SELECT count(*) FROM pg_largeobject_metadata", 0),
     "SET": Probe(("SET work_mem = '12345kB'",), "SELECT current_setting('work_mem') <> '12345kB'", True),
     "advisory locks": Probe(
