@@ -77,7 +77,7 @@ def test_without_isolation_every_probe_finds_what_was_left(measured: dict[str, A
 
 
 def test_auto_undoes_all_that_it_promises(measured: dict[str, Any]) -> None:
-    """Sequences are for the setting reset_sequences, a LISTEN waits for a commit, and of prepared statements nothing is promised."""
+    """Sequences are for the setting reset_sequences, a LISTEN waits for a commit, and prepared statements nobody promised."""
     row = _row(measured, AUTO.name)
     undoes = {name: verdict for name, verdict in row["undoes"].items() if name != "prepared statements"}
     assert undoes == dict.fromkeys(undoes, True) | {"sequences": False, "LISTEN": None}
