@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from benchmarks.peers import METHOD, run
-from benchmarks.peers.contenders import ALL, AUTO, FLOOR, OURS, Contender
+from benchmarks.peers.contenders import ALL, AUTO, FLOOR, FLOORS, OURS, Contender
 from benchmarks.peers.environments import Environment, Installed, NotInstalled
 from benchmarks.peers.processes import Place, Project
 from benchmarks.peers.table import SHORT, lines
-from benchmarks.peers.verdicts import ALLOWED, PROBES, judged, percentiles, ratios, undone
+from benchmarks.peers.verdicts import ALLOWED, PROBES, judged, percentiles, ratios, surplus, undone
 from dbclone.server import Server
 
 HERE = Installed(sys.executable, {one.metadata["Name"].lower(): one.version for one in distributions()})
@@ -37,7 +37,7 @@ class Unavailable(Environment):
         raise NotInstalled("no matching distribution")
 
 
-LEAKY = replace(FLOOR, name="leaky", isolates=True)
+LEAKY = replace(FLOOR, name="leaky", floor=FLOOR.name, counts=True)
 ABSENT = replace(AUTO, name="absent", environment=Unavailable("absent", ("absent==1",)))
 
 
@@ -112,6 +112,7 @@ def test_costs_are_those_of_all_runs(measured: dict[str, Any]) -> None:
         assert row["suite_s"] == {"median": sum(walls) / 2, "min": min(walls), "max": max(walls)}
         assert 0 < row["per_test_ms"]["median"] <= row["per_test_ms"]["p95"] <= row["per_test_ms"]["p99"]
     assert _row(measured, AUTO.name)["over_auto"] == {"median": 1, "min": 1, "max": 1}
+    assert _row(measured, AUTO.name)["over_floor_ms"].keys() == {"median", "min", "max"}
     assert _row(measured, AUTO.name)["version"] == HERE.packages["dbclone"]
 
 
@@ -173,6 +174,9 @@ def test_percentiles_are_in_milliseconds_and_ratios_pair_by_pair() -> None:
         {0: {"isolation": [1.0]}, 1: {"isolation": [3.0]}},
     )
     assert ratios(one, other) == {"median": 2.5, "min": 2.0, "max": 3.0}
+    one, other = {1: {"whole": [0.002, 0.003, 0.007]}, 4: {"whole": [0.001]}}, {0: {"whole": [1.0]}, 1: {"whole": [0.001]}}
+    assert surplus(one, other) == pytest.approx({"median": 2.0, "min": 2.0, "max": 2.0})
+    assert surplus(one, {}) is None
 
 
 def _recorded() -> dict[str, Any]:
@@ -183,11 +187,19 @@ def _recorded() -> dict[str, Any]:
         "whole_test_ms": {"median": 2.5, "p95": 3.0, "p99": 4.0},
         "suite_s": {"median": 0.91, "min": 0.85, "max": 1.12},
         "over_auto": {"median": 1.0, "min": 1.0, "max": 1.0},
+        "over_floor_ms": {"median": 0.75, "min": 0.71, "max": 0.99},
         "undoes": dict.fromkeys(PROBES, True) | {"sequences": False, "LISTEN": None},
         "allows": dict.fromkeys(ALLOWED, False),
         "notes": {"LISTEN": "has no effect within the test"},
     }
-    bad = copy.deepcopy(good) | {"name": "other", "error": "not installed: gone", "notes": {}, **judged({}), "over_auto": None}
+    bad = copy.deepcopy(good) | {
+        "name": "other",
+        "error": "not installed: gone",
+        "notes": {},
+        **judged({}),
+        "over_auto": None,
+        "over_floor_ms": None,
+    }
     bad |= {"per_test_ms": None, "whole_test_ms": None, "suite_s": None, "notes": {}}
     return {"server": {"server_version": "18.6", "fsync": "off"}, "runs": 5, "tests": 100, "rows": [good, bad]}
 
@@ -195,7 +207,8 @@ def _recorded() -> dict[str, Any]:
 def test_the_table_shows_each_figure_and_each_verdict() -> None:
     found = "\n".join(lines(_recorded()))
     assert "PostgreSQL 18.6, fsync off; 5 runs of 100 tests, by turns" in found
-    assert re.search(r"^dbclone auto +0.51 +0.62 +1.24 +2.50 +0.91 \(0.85 \.\. 1.12\) +1.0 \(1.0 \.\. 1.0\)$", found, re.M)
+    figures = "0.51 0.62 1.24 1.0 (1.0 .. 1.0) 2.50 0.75 (0.71 .. 0.99) 0.91 (0.85 .. 1.12)"
+    assert f"dbclone auto {figures}" in [" ".join(line.split()) for line in found.splitlines()]
     assert re.search(r"^other +not measured$", found, re.M)
     (heading,) = [line for line in found.splitlines() if line.split()[:2] == ["rows", "rows"]]
     (verdicts,) = [line for line in found.splitlines() if re.match(r"dbclone auto +yes", line)]
@@ -212,7 +225,8 @@ def test_every_contender_is_pinned_and_says_how_it_isolates() -> None:
     for contender in ALL:
         assert all("==" in requirement for requirement in contender.environment.requirements)
         assert len(contender.how) > 10
-        assert contender.package in ("", "dbclone") or any(
+        assert (contender.floor == "") == (contender in FLOORS) == (not contender.counts)
+        assert contender.package == "dbclone" or any(
             requirement.startswith(contender.package) for requirement in contender.environment.requirements
         )
     assert "A B C A B C" in METHOD

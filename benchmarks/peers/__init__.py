@@ -12,7 +12,7 @@ from ..pings import machine
 from .contenders import ALL, AUTO, Contender
 from .environments import Installed, NotInstalled, default_cache
 from .processes import Failed, Place, Project
-from .verdicts import ALLOWED, PROBES, judged, percentiles, ratios, spread
+from .verdicts import ALLOWED, PROBES, judged, percentiles, ratios, spread, surplus
 
 __all__ = ["METHOD", "run"]
 METHOD = """\
@@ -20,10 +20,11 @@ Each contender has a virtual environment of its own with pinned packages, and a 
 documentation says. Schema (11 tables), seeds, statements and server are the same for all. Every second test writes to 2 tables,
 the others to 8, and each compares the number of rows in all 8 before and after, except without isolation. A run is a whole pytest
 process; contenders take turns, A B C A B C. Per-test cost is the time that pytest gives for set-up and tear-down, the first and
-the last test left out, because what is for the whole session happens in them; it is in the suite's time. The whole test includes
-what it does itself, over the library that its isolation is for. Templates of dbclone are found again, as in its users' runs; the
-others build what they need in each run. Nothing is concluded from reading: for each probe one test does the thing, and the next
-one looks."""
+the last test left out, because what is for the whole session happens in them; it is in the suite's time. What isolation costs in
+the test itself (triggers, savepoints, a new connection) shows in the whole test: over its floor is the difference from the same
+tests over the same library without isolation. Templates of dbclone are found again, as in its users' runs; the others build what
+they need in each run. Ratios and differences are of medians, round by round. Nothing is concluded from reading: for each probe
+one test does the thing, and the next one looks."""
 _TESTS, _RUNS = {True: 30, False: 100}, {True: 2, False: 5}
 
 
@@ -66,6 +67,7 @@ def run(
             "whole_test_ms": percentiles(measured, "whole"),
             "suite_s": spread([one["wall"] for one in measured]),
             "over_auto": ratios(runs[name], runs.get(AUTO.name, {})),
+            "over_floor_ms": surplus(runs[name], runs.get(row["floor"], {})),
             "runs": measured,
         }
     return {
@@ -92,16 +94,9 @@ def _prepared(
     """Install and probe each contender, fill its row, and return the projects of those that can be measured."""
     projects: dict[str, Project] = {}
     for contender in contenders:
-        row: dict[str, Any] = {
-            "name": contender.name,
-            "package": contender.package,
-            "how": contender.how,
-            "version": "",
-            "error": None,
-        }
-        rows[contender.name] = row | {"packages": {}, **judged({})}
-        row = rows[contender.name]
-        row["notes"] = {}
+        row: dict[str, Any] = {name: getattr(contender, name) for name in ("name", "package", "how", "floor")}
+        row |= {"version": "", "error": None, "packages": {}, **judged({}), "notes": {}}
+        rows[contender.name] = row
         try:
             found = installed or contender.environment.install(cache or default_cache(), progress)
             row |= {"packages": found.packages, "version": found.packages.get(contender.package, "")}

@@ -28,31 +28,51 @@ _SQLALCHEMY = Environment("sqlalchemy", ("sqlalchemy==2.1.9", _PYTEST, _PSYCOPG)
 
 @dataclass(frozen=True)
 class Contender:
-    """Arguments: `how`, how it isolates tests, in words; `environment`, its packages; `project`, its folder below project/;
-    `package`, whose version is told; `environ` and `options` of pytest, its setting; `isolates`, whether suites may compare counts.
+    """Arguments: `how`, how it isolates tests, in words; `environment`, its packages; `projects`, folders below project/ that make
+    its project, later ones on top; `floor`, the contender that reaches the database over the same library and isolates nothing,
+    or empty if it is one; `package`, whose version is told; `environ` and `options` of pytest, its setting; `counts`, whether
+    suites compare counts, which no contender but a floor is spared.
     """
 
     name: str
     how: str
     environment: Environment
-    project: str
+    projects: tuple[str, ...]
+    floor: str = ""
     package: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
-    isolates: bool = True
+    counts: bool = True
+
+
+def _floor(library: str, environment: Environment, *projects: str, options: tuple[str, ...] = (), **environ: str) -> Contender:
+    how = f"nothing is undone: the floor of what goes over {library}"
+    return Contender(
+        f"no isolation, {library}", how, environment, projects, package=library, environ=environ, options=options, counts=False
+    )
+
+
+FLOOR = _floor("peewee", _OURS, "kept", options=("-p", "no:dbclone"))
+FLOORS = (
+    FLOOR,
+    _floor("psycopg", _PGTESTDBPY, "kept_psycopg"),
+    _floor("django", _DJANGO, "django", "kept_django", PEERS_MARK="{}"),
+    _floor("sqlalchemy", _SQLALCHEMY, "sqlalchemy", "kept_sqlalchemy"),
+)
+_PEEWEE, _PSYCOPG_FLOOR, _DJANGO_FLOOR, _SQLALCHEMY_FLOOR = (floor.name for floor in FLOORS)
 
 
 def _dbclone(reset: str, how: str, **settings: str) -> Contender:
     name = ", ".join([f"dbclone {reset}", *settings])
     environ = {f"DBCLONE_{key.upper()}": value for key, value in {"reset": reset, **settings}.items()}
-    return Contender(name, how, _OURS, "dbclone", "dbclone", environ)
+    return Contender(name, how, _OURS, ("kept", "dbclone"), _PEEWEE, "dbclone", environ)
 
 
 def _django(name: str, how: str, **mark: bool) -> Contender:
-    return Contender(f"pytest-django {name}", how, _DJANGO, "django", "pytest-django", {"PEERS_MARK": json.dumps(mark)})
+    environ = {"PEERS_MARK": json.dumps(mark)}
+    return Contender(f"pytest-django {name}", how, _DJANGO, ("django",), _DJANGO_FLOOR, "pytest-django", environ)
 
 
-FLOOR = Contender("no isolation", "nothing is undone: the floor", _OURS, "kept", options=("-p", "no:dbclone"), isolates=False)
 AUTO = _dbclone("auto", "the default; here a rollback, because the application has a handle that can be sandboxed")
 OURS = (
     AUTO,
@@ -65,17 +85,24 @@ PEERS = (
         "pytest-postgresql",
         "postgresql_noproc and its client fixture: a database from a template for each test",
         _POSTGRESQL,
-        "postgresql",
+        ("postgresql",),
+        _PSYCOPG_FLOOR,
         "pytest-postgresql",
     ),
     Contender(
-        "pgtestdbpy", "templates() and clone(): a database from a template for each test", _PGTESTDBPY, "pgtestdbpy", "pgtestdbpy"
+        "pgtestdbpy",
+        "templates() and clone(): a database from a template for each test",
+        _PGTESTDBPY,
+        ("pgtestdbpy",),
+        _PSYCOPG_FLOOR,
+        "pgtestdbpy",
     ),
     Contender(
         "pytest-clean-database",
         "clean_db_urls: insert triggers tell which tables to truncate after each test; the connection is kept",
         _CLEAN,
-        "clean_database",
+        ("clean_database",),
+        _PSYCOPG_FLOOR,
         "pytest-clean-database",
     ),
     _django("flush", "django_db(transaction=True): a flush after each test", transaction=True),
@@ -91,8 +118,9 @@ PEERS = (
         "SQLAlchemy recipe",
         'a Session in an external transaction, join_transaction_mode="create_savepoint", rolled back',
         _SQLALCHEMY,
-        "sqlalchemy",
+        ("sqlalchemy",),
+        _SQLALCHEMY_FLOOR,
         "sqlalchemy",
     ),
 )
-ALL = (FLOOR, *OURS, *PEERS)
+ALL = (*FLOORS, *OURS, *PEERS)

@@ -95,15 +95,15 @@ class Project:
     def __post_init__(self) -> None:
         self.folder = self.place.folder / f"project{next(_NUMBERS)}"
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(_PROJECT / "shared", self.folder, ignore=ignored)
-        shutil.copytree(_PROJECT / self.contender.project, self.folder, ignore=ignored, dirs_exist_ok=True)
+        for part in ("shared", *self.contender.projects):
+            shutil.copytree(_PROJECT / part, self.folder, ignore=ignored, dirs_exist_ok=True)
         if not (self.folder / "pyproject.toml").exists():
             (self.folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
 
     def suite(self, tests: int) -> dict[str, Any]:
         """Run so many tests and return `wall`, the process's seconds, and those of each test but the first and the last, which
         set up and tear down what is for the whole session: `isolation` (its set-up and tear-down) and `whole`. Raises Failed."""
-        wall, found, told = self._run(["tests/test_shop.py"], tests, self.contender.isolates)
+        wall, found, told = self._run(["tests/test_shop.py"], tests, self.contender.counts)
         failed = [test for test in found if "failed" in test]
         if failed or len(found) != tests:
             raise Failed(f"{len(failed)} of {len(found)} tests failed: {told}" if found else told)

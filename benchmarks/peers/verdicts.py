@@ -72,10 +72,16 @@ def percentiles(runs: Sequence[Mapping[str, Any]], what: str) -> dict[str, float
 
 
 def ratios(runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]]) -> dict[str, float] | None:
-    """Return how many times what a test of the others costs one of these costs, round by round: the medians' ratio."""
-    pairs = [
-        statistics.median(runs[number]["isolation"]) / statistics.median(others[number]["isolation"])
-        for number in sorted(runs)
-        if number in others
-    ]
-    return spread(pairs)
+    """Return how many times the set-up and tear-down of the others these take, round by round: ratios of medians."""
+    return spread([one / other for one, other in _pairs(runs, others, "isolation")])
+
+
+def surplus(runs: Mapping[int, Mapping[str, Any]], floor: Mapping[int, Mapping[str, Any]]) -> dict[str, float] | None:
+    """Return how many milliseconds a whole test takes longer than one of the floor, round by round: differences of medians."""
+    return spread([(one - other) * 1000 for one, other in _pairs(runs, floor, "whole")])
+
+
+def _pairs(runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]], what: str) -> list[tuple[float, float]]:
+    """Return the medians of both for each round in which both ran."""
+    numbers = [number for number in sorted(runs) if number in others]
+    return [(statistics.median(runs[number][what]), statistics.median(others[number][what])) for number in numbers]

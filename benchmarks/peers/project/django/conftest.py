@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 
 import place
 import pytest
 from django.db import connection, transaction
-from handles import Handle
+from handles import Django
 
 MARKS = [pytest.mark.django_db(**json.loads(os.environ["PEERS_MARK"]))]
 
 
-class Django(Handle):
-    """Over django.db.connection."""
-
-    def execute(self, query, parameters=()):
-        with connection.cursor() as cursor:
-            cursor.execute(query, parameters or None)
-            return cursor.fetchall() if cursor.description else []
-
-    @contextlib.contextmanager
-    def transaction(self):
-        with transaction.atomic():
-            yield
-
-
 @pytest.fixture
 def handle():
-    return Django(place.url(place.NAME))
+    return Django(connection, transaction.atomic, place.url(place.NAME))

@@ -75,3 +75,43 @@ class Peewee(Handle):
     def transaction(self) -> Iterator[None]:
         with self.database.atomic():
             yield
+
+
+class Sessioned(Handle):
+    """Over a Session of SQLAlchemy."""
+
+    def __init__(self, session: Any, url: str) -> None:
+        super().__init__(url)
+        self.session = session
+
+    def execute(self, query: str, parameters: Sequence[Any] = ()) -> Rows:
+        result = self.session.connection().exec_driver_sql(query, tuple(parameters))
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.session.rollback()
+            raise
+        self.session.commit()
+
+
+class Django(Handle):
+    """Over Django's connection; `atomic` is its django.db.transaction.atomic."""
+
+    def __init__(self, connection: Any, atomic: Any, url: str) -> None:
+        super().__init__(url)
+        self.connection = connection
+        self.atomic = atomic
+
+    def execute(self, query: str, parameters: Sequence[Any] = ()) -> Rows:
+        with self.connection.cursor() as cursor:
+            cursor.execute(query, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self.atomic():
+            yield

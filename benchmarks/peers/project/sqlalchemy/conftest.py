@@ -3,48 +3,19 @@ Session of each test is bound to a connection with a transaction begun outside o
 
 from __future__ import annotations
 
-import contextlib
-
 import place
 import pytest
-from handles import Handle
-from sqlalchemy import URL, create_engine
+from application import connected
+from handles import Sessioned
 from sqlalchemy.orm import Session
 
 MARKS = []
 
 
-class Sessioned(Handle):
-    """Over a Session."""
-
-    def __init__(self, session, url):
-        super().__init__(url)
-        self.session = session
-
-    def execute(self, query, parameters=()):
-        result = self.session.connection().exec_driver_sql(query, tuple(parameters))
-        return [tuple(row) for row in result] if result.returns_rows else []
-
-    @contextlib.contextmanager
-    def transaction(self):
-        try:
-            yield
-        except BaseException:
-            self.session.rollback()
-            raise
-        self.session.commit()
-
-
 @pytest.fixture(scope="session")
 def engine():
-    with place.own_database() as name:
-        parts = place.target(name)
-        where = {"username": parts["user"], "password": parts.get("password"), "database": name}
-        # A folder is no host of a URL.
-        query = {"host": place.HOST, "port": str(place.PORT)}
-        made = create_engine(URL.create("postgresql+psycopg", **where, query=query))
+    with place.own_database() as name, connected(name) as made:
         yield made
-        made.dispose()
 
 
 @pytest.fixture

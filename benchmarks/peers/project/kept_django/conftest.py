@@ -1,0 +1,16 @@
+"""No isolation, over Django: tests may use the test database, and nothing is undone."""
+
+from __future__ import annotations
+
+import place
+import pytest
+from django.db import connection, transaction
+from handles import Django
+
+MARKS = []
+
+
+@pytest.fixture
+def handle(django_db_setup, django_db_blocker):
+    with django_db_blocker.unblock():
+        yield Django(connection, transaction.atomic, place.url(place.NAME))
