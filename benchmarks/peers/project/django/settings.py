@@ -5,7 +5,7 @@ import place
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
-        "NAME": place.MAINTENANCE,
+        "NAME": place.NAME,  # nothing that exists: Django makes its test database over a connection to another one
         "USER": place.USER,
         "PASSWORD": place.PASSWORD,
         "HOST": place.HOST,

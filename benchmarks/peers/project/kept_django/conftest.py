@@ -1,4 +1,4 @@
-"""No isolation, over Django: tests may use the test database, and nothing is undone."""
+"""No isolation, over Django: one database for the whole run, instead of Django's test database, and nothing is undone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from django.db import connection, transaction
 from handles import Django
 
 MARKS = []
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_blocker):
+    with place.own_database(), django_db_blocker.unblock():
+        yield
+        connection.close()
 
 
 @pytest.fixture
