@@ -26,7 +26,7 @@ from benchmarks.peers.verdicts import ALLOWED, PROBES, judged, percentiles, rati
 from dbclone.server import Server
 
 HERE = Installed(sys.executable, {one.metadata["Name"].lower(): one.version for one in distributions()})
-WITH_SEQUENCES, TRUNCATE, CLONE = OURS[1:]
+OVER_SQLALCHEMY, WITH_SEQUENCES, TRUNCATE, CLONE = OURS[1:]
 SESSION = {"SET", "advisory locks", "temporary tables", "prepared statements", "LISTEN"}
 
 
@@ -82,6 +82,10 @@ def test_auto_undoes_all_that_it_promises(measured: dict[str, Any]) -> None:
     undoes = {name: verdict for name, verdict in row["undoes"].items() if name != "prepared statements"}
     assert undoes == dict.fromkeys(undoes, True) | {"sequences": False, "LISTEN": None}
     assert row["notes"] == {"LISTEN": "has no effect within the test"}
+
+
+def test_auto_undoes_the_same_over_sqlalchemy(measured: dict[str, Any], server: Server, tmp_path: Path) -> None:
+    assert _probed(server, tmp_path, OVER_SQLALCHEMY)["undoes"] == _row(measured, AUTO.name)["undoes"]
 
 
 def test_auto_puts_sequences_back_where_that_is_asked_for(server: Server, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .environments import Environment
 
 _PYTEST, _PSYCOPG = "pytest==9.2.0", "psycopg[binary]==3.3.9"
 _OURS = Environment("dbclone", (_PYTEST, _PSYCOPG, "peewee==4.5.3", "pytest-xdist==3.8.0", "filelock==4.2.11"), checkout=True)
+_OURS_SQLALCHEMY = replace(_OURS, name="dbclone-sqlalchemy", requirements=(*_OURS.requirements, "sqlalchemy==2.1.9"))
 _POSTGRESQL = Environment("pytest-postgresql", ("pytest-postgresql==10.0.0", _PYTEST, _PSYCOPG))
 _PGTESTDBPY = Environment("pgtestdbpy", ("pgtestdbpy==0.0.1", _PYTEST, _PSYCOPG))
 _CLEAN = Environment("pytest-clean-database", ("pytest-clean-database[psql]==1.0.0", "pytest==8.4.2", _PSYCOPG))
@@ -74,8 +75,17 @@ def _django(name: str, how: str, **mark: bool) -> Contender:
 
 
 AUTO = _dbclone("auto", "the default; here a rollback, because the application has a handle that can be sandboxed")
+_OVER_SQLALCHEMY = replace(
+    AUTO,
+    name="dbclone auto, sqlalchemy",
+    how="the default, over SQLAlchemy's engine instead of peewee: beside the SQLAlchemy recipe",
+    environment=_OURS_SQLALCHEMY,
+    projects=("dbclone_sqlalchemy",),
+    floor=_SQLALCHEMY_FLOOR,
+)
 OURS = (
     AUTO,
+    _OVER_SQLALCHEMY,
     _dbclone("auto", "the same, and sequences are put back too", reset_sequences="true"),
     _dbclone("truncate", "tests commit; what differs from the template is put back"),
     _dbclone("clone", "a fresh clone for each test, made while the one before it runs"),
