@@ -55,9 +55,6 @@ class Place:
                 "DBCLONE_NAME": self.token,
                 "DBCLONE_CACHE_DIR": str(self.folder / "cache"),
             }
-            self.superuser = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchall() == [
-                (True,)
-            ]
 
     def settings(self) -> dict[str, str]:
         """Return the server's version, and those of its settings that decide what databases and commits cost."""
