@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psycopg
 import pytest
 
+from dbclone.reset.control import now
 from dbclone.reset.rollback import Rollback
 from dbclone.reset.sandbox import Session
+from dbclone.reset.sequences import ask, restore
+from dbclone.reset.witness import Verdict, Witness
 from dbclone.server import Server
 
 
@@ -56,3 +60,25 @@ def test_session_locks_do_not_outlive_the_test(url: str) -> None:
         session.connect(autocommit=True).execute("SELECT pg_advisory_lock(42)")
         level.after()
         assert real.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42").fetchone() == (0,)
+
+
+def test_putting_sequences_back_leaves_nothing_for_the_next_audit_to_look_for(url: str) -> None:
+    """Or else every second test would pay for a look at all tables."""
+    with psycopg.connect(url, autocommit=True) as real:
+        real.execute("CREATE SEQUENCE counter")
+        session, positions, witness = Session(real), ask(real), Witness(now(real))
+        for _ in range(3):
+            level = Rollback(session, positions, witness)
+            level.before()
+            session.connect(autocommit=True).execute("SELECT nextval('counter')")
+            assert level.after().verdict is Verdict.NOTHING
+            assert real.execute("SELECT last_value, is_called FROM counter").fetchone() == (1, False)
+
+
+def test_sequences_that_cannot_be_put_back_leave_no_transaction_open(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as real:
+        real.execute("CREATE SEQUENCE short MAXVALUE 9")
+        positions = [replace(one, last=99) for one in ask(real) if one.name == "short"]
+        with pytest.raises(psycopg.errors.NumericValueOutOfRange):
+            restore(real, positions)
+        assert real.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
