@@ -130,12 +130,8 @@ class Question:
                 dirty[int(oid)] = int(size)
             else:
                 moved.add(-int(oid))
-        seeds = {}
-        for entry in filter(None, seeded.split(",")):
-            oid, old, count = entry.split(":")
-            seeds[int(oid)] = (int(old), int(count))
         moment = Moment.of((first[0], first[1]))
-        return Answer(moment, dirty, seeds, frozenset(moved), tuple(stamps), first[5], (first[6], *first[7].split(":")))
+        return Answer(moment, dirty, _seeds(seeded), frozenset(moved), tuple(stamps), first[5], (first[6], *first[7].split(":")))
 
     def send(self, commands: list[bytes]) -> list[Any]:
         """Send commands in one message and return all results."""
@@ -145,6 +141,18 @@ class Question:
     def ask(self, since: Since) -> Answer:
         """Ask, in one round trip."""
         return self.read(self.send(self.commands(since)), since)
+
+    def count(self, tables: list[Table], since: Since) -> dict[int, tuple[int, int]]:
+        """Return what an answer's `seeds` would be of tables that are ignored."""
+        if not tables:
+            return {}
+        (result,) = self.send([sql.SQL("SELECT {}").format(_counts(tables, since.newer())).as_bytes(self.connection)])
+        return _seeds((result.get_value(0, 0) or b"").decode().strip("{}"))
+
+
+def _seeds(text: str) -> dict[int, tuple[int, int]]:
+    entries = (entry.split(":") for entry in filter(None, text.split(",")))
+    return {int(oid): (int(old), int(count)) for oid, old, count in entries}
 
 
 _STAMP = sql.SQL("timestamptz 'now'")

@@ -135,7 +135,7 @@ class Truncate:
             moment = self.now()
             if self.witness.unchanged(moment):
                 return outcome
-        self._see_nothing()  # before anything is asked in vain
+        self._see_nothing([table.shown for table in self._blind])  # before anything is asked in vain
         guessed = self._guess.commands() if not (self._idle or self._where.layered()) else []
         since = self.witness.since
         results = self._question.send([*guessed, *self._question.commands(since)])
@@ -155,10 +155,14 @@ class Truncate:
     def dirty(self, begun: Moment | None = None) -> tuple[dict[str, int], str]:
         """Return what differs from the template, without changing it: rows by table, and what else, in words.
 
-        Arguments: `begun`, count only rows that are newer, where they can be told.
+        Arguments: `begun`, count only rows that are newer, where they can be told. Raises Spoiled if something was committed on
+        this server, and there are tables that may not be looked at.
         """
+        if hidden := [table.shown for table in self._blind if table.opaque]:
+            self._see_nothing(hidden)
         since = self.witness.since
         answer = self._question.ask(since)
+        answer.seeds.update(self._question.count([table for table in self._blind if not table.opaque], since))
         rows = {}
         newer = sql.SQL((Since(begun) if begun else since).newer())
         for oid in answer.dirty:
@@ -203,13 +207,12 @@ class Truncate:
                 raise Spoiled(f"it changed the schema: {changed}")
             # Only statistics, sizes or files: what was counted is still right, the tables were only analysed anew.
             self._before = replace(self._before, stamps=answer.stamps)
-        self._see_nothing()  # again: this is about all that was committed before the answer
+        self._see_nothing([table.shown for table in self._blind])  # again: this is about all that was committed before the answer
 
-    def _see_nothing(self) -> None:
+    def _see_nothing(self, tables: list[str]) -> None:
         """Raise Spoiled if something was committed and there are tables that are not looked at."""
-        if self._blind and not nothing_committed(self._control, self.witness):
-            names = ", ".join(table.shown for table in self._blind)
-            raise Spoiled(f"something was committed, and looking for it in {names} is dearer than a new clone")
+        if tables and not nothing_committed(self._control, self.witness):
+            raise Spoiled(f"something was committed, and looking for it in {', '.join(tables)} is dearer than a new clone")
 
     def _put_right(self, answer: Answer, changed: list[int], since: Since) -> None:
         """Run the plan for an answer, in one round trip, and one more for each table of which seeds were changed."""

@@ -48,6 +48,11 @@ CASES: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         [("truncate", "0 DO $$BEGIN EXECUTE format('GRANT TEMP ON DATABASE %I TO pg_monitor', current_database()); END$$")],
     ),
     "a trigger behind ON DELETE SET DEFAULT": (_SET_DEFAULT, [("truncate", "0 INSERT INTO p VALUES (1)")]),
+    "an escape into rows that may not be read": (
+        "CREATE TABLE a (k int); INSERT INTO a VALUES (1); ALTER TABLE a ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+        " CREATE POLICY p ON a USING (true)",
+        [("rollback", "2 INSERT INTO a VALUES (2)")],
+    ),
     "statements lost to a prepared transaction": (
         "CREATE TABLE a (k serial)",
         [
