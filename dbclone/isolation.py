@@ -11,6 +11,7 @@ import psycopg
 
 from . import adapters
 from .errors import SandboxLimit
+from .reset.connections import Sandboxed
 from .reset.rollback import Rollback
 from .reset.sandbox import Session
 
@@ -34,7 +35,9 @@ class Isolation:
     _take: Callable[[str], None]
     _come_back: Callable[[str], None]
     _session: Session | None = None
+    _own: Connection | None = None
     _opened: list[Connection] = field(default_factory=list)
+    _opened_async: list[psycopg.AsyncConnection[Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"<dbclone {self.name} reset={self.reset}>"
@@ -48,13 +51,21 @@ class Isolation:
         self._opened.append(connection)
         return connection
 
+    async def aconnect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
+        """As `connect`, for asyncio: return a new psycopg.AsyncConnection that sees what the test sees."""
+        if self._session is not None:
+            connection: psycopg.AsyncConnection[Any] = await self._session.aconnect(**options)
+        else:
+            connection = await psycopg.AsyncConnection.connect(self.url, **options)
+        self._opened_async.append(connection)
+        return connection
+
     @property
     def connection(self) -> Connection:
         """The test's own connection, in autocommit mode, opened at its first use."""
-        if not self._opened or self._opened[0].closed:
-            self.connect(autocommit=True)
-            self._opened.insert(0, self._opened.pop())
-        return self._opened[0]
+        if self._own is None or self._own.closed:
+            self._own = self.connect(autocommit=True)
+        return self._own
 
     def execute(self, query: Any, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Run one query on `connection` and return its cursor."""
@@ -94,7 +105,10 @@ class Isolation:
 
     def close(self) -> None:
         """Close the connections that were opened here."""
-        for connection in self._opened:
-            with contextlib.suppress(psycopg.Error):
-                connection.close()
+        for connection in (*self._opened, *self._opened_async):
+            if isinstance(connection, Sandboxed):
+                connection.shut()
+            else:
+                connection.pgconn.finish()  # what close() does, without an event loop
         self._opened.clear()
+        self._opened_async.clear()

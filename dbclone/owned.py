@@ -41,7 +41,7 @@ def application_name(worker: str, test: str) -> str:
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class Owned:
     """A database copied from a template, owned by one worker of one run for as long as its lease is held.
 
@@ -66,7 +66,7 @@ class Owned:
     _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
 
     def __post_init__(self) -> None:
-        self._undo = Undo(self.server, self.name, self.owner, lambda: self.connect(autocommit=True), self._sibling)
+        self._undo = Undo(self.server, self.name, self.owner, self._connect_sandbox, self._sibling)
         self._snapshots = Snapshots(self.server, self.name, self.mark)
         self._drop = Drop(lambda: self.connect("drop", autocommit=True), self._build)
 
@@ -99,6 +99,9 @@ class Owned:
             raise
         return clone
 
+    def __repr__(self) -> str:
+        return f"<dbclone {self.name} of {self.owner}>"
+
     @property
     def dsn(self) -> Dsn:
         return self.server.database(self.name)
@@ -129,6 +132,10 @@ class Owned:
         """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
         arguments = {**self.dsn.kwargs, "application_name": application_name(self.owner, test), **options}
         return psycopg.connect(**arguments)
+
+    def _connect_sandbox(self) -> Connection:
+        """Return the connection that becomes the sandbox, which begins as the application's own would."""
+        return self.connect(autocommit=True, **{**adapters.parameters(self.handle), **self.dsn.kwargs})
 
     def _build(self) -> None:
         assert self.schema is not None, "a clone made without its schema cannot be built again"

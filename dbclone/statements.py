@@ -38,8 +38,8 @@ _ROUTINE = re.compile(r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE) ")
 # A server with an encoding of several bytes folds the letters of ASCII and no others.
 _UPPER, _LOWER = str.maketrans(ascii_lowercase, ascii_uppercase), str.maketrans(ascii_uppercase, ascii_lowercase)
 _LONG = 10_000  # characters: of longer texts only the last one is remembered
-_VERBS = ("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE")
-_MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS)})\b", re.I)
+_VERBS = ("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE", "SET")
+_MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Statement:
 class Control:
     """A statement that controls transactions.
 
-    `verb` is begin, commit, rollback, savepoint, release, rollback_to or two_phase; `name` the savepoint's name as the server
-    folds it; `modes` the transaction modes of BEGIN in upper case; `chain` whether AND CHAIN was said.
+    `verb` is begin, modes, constraints, commit, rollback, savepoint, release, rollback_to or two_phase; `name` the savepoint's
+    name as the server folds it; `modes` the transaction modes of BEGIN and SET TRANSACTION in upper case; `chain` whether AND
+    CHAIN was said.
     """
 
     verb: str
@@ -237,6 +238,10 @@ def control(text: str) -> Control | None:
     verb, rest = words[0], words[1:]
     if verb == "START" and rest[:1] == ["TRANSACTION"]:
         return Control("begin", modes=" ".join(rest[1:]))
+    if verb == "SET" and rest[:1] == ["TRANSACTION"] and rest[1:2] != ["SNAPSHOT"]:
+        return Control("modes", modes=" ".join(rest[1:]))
+    if verb == "SET" and rest[:1] == ["CONSTRAINTS"]:
+        return Control("constraints")
     if verb == "PREPARE" and rest[:1] == ["TRANSACTION"]:
         return Control("two_phase")
     if verb in ("COMMIT", "ROLLBACK") and rest[:1] == ["PREPARED"]:

@@ -62,7 +62,7 @@ class Undo:
     def sandbox(self) -> Session:
         """Return the session that sandboxed tests share, opened if it is not."""
         if self._session is None or self._session.real.closed:
-            self._session = Session(self._learning(self.connect()))
+            self._session = Session(self._learning(self.connect()), self.server.settings.lock_timeout)
             if self._filled and self._baseline is None:
                 self.truncating()
         return self._session

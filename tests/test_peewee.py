@@ -208,6 +208,10 @@ def test_parameters_of_the_connection_stay_and_come_back(clone: Clone) -> None:
         with db:
             assert db.execute_sql("SHOW work_mem").fetchone() == ("7MB",)
             assert db.execute_sql("SELECT current_database()").fetchone() == (clone.name,)
+        for clone.handle, work_mem in ((db, "7MB"), (None, "4MB")):
+            clone.replace("a handle with other parameters", quiet=True)
+            with clone.isolated("rollback", "test") as isolation:
+                assert isolation.execute("SHOW work_mem").fetchone() == (work_mem,)
     assert (db.database, db.connect_params["host"], db.connect_params["port"]) == ("elsewhere", "nowhere", 1)
     assert db.is_closed()
 

@@ -35,7 +35,7 @@ def shop(project: Project) -> Project:
     """The README's example project: the demo's shop, configured as the README says."""
     shutil.copytree(Path(dbclone.__file__).parent / "demo" / "shop", project.folder / "shop")
     shutil.copy(Path(dbclone.__file__).parent / "demo" / "conftest.py", project.folder / "conftest.py")
-    (toml,) = blocks("toml")
+    toml = blocks("toml")[0]
     project.write(pyproject=f"{toml}name = {project.name!r}\n")
     return project
 

@@ -200,7 +200,7 @@ def test_every_way_to_send_a_statement(connection: SandboxConnection, count: Cou
             cursor.execute("SELECT %s::int", [number], prepare=True)
         assert list(cursor.stream("SELECT a FROM t ORDER BY a")) == [(1,), (2,), (4,)]
     psycopg.ClientCursor(connection).execute("INSERT INTO t VALUES (%s)", [5])
-    with connection.cursor("named") as named:
+    with connection.transaction(), connection.cursor("named") as named:
         assert len(named.execute("SELECT * FROM t").fetchall()) == 4
     with connection.pipeline():
         insert(connection, 6, 7)
@@ -219,22 +219,14 @@ def test_a_read_only_block_is_one(connection: SandboxConnection, count: Count) -
 def test_two_phase_commit_is_refused(connection: SandboxConnection) -> None:
     with pytest.raises(SandboxLimit, match="two-phase"):
         connection.execute("PREPARE TRANSACTION 'x'")
+    with pytest.raises(SandboxLimit, match="two-phase"):
+        connection.tpc_begin("x")
 
 
 def test_reserved_savepoint_names_are_refused(connection: SandboxConnection) -> None:
     connection.execute("BEGIN")
     with pytest.raises(SandboxLimit, match="reserved"):
         connection.execute("ROLLBACK TO dbclone_level_0")
-
-
-def test_transactions_that_interleave_are_refused(session: Session) -> None:
-    first, second = session.connect(), session.connect()
-    insert(first, 1)
-    insert(second, 2)
-    with pytest.raises(SandboxLimit, match="interleave"):
-        first.commit()
-    second.commit()
-    first.commit()
 
 
 def test_another_thread_sees_what_the_test_wrote(session: Session, connection: SandboxConnection) -> None:

@@ -8,6 +8,7 @@ An adapter is a module with these functions:
     lent(handle, connect)          context manager: the handle takes its connections from `connect(**options)`
     refusal(handle)                why the handle cannot be lent a sandbox (empty: it can)
     closed(handle)                 close the handle's connections, because their database is about to be replaced
+    parameters(handle)             libpq parameters that the real connection of a sandbox has to have, as the application's do
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from ..reset.sandbox import Session
 from ..schema import Command, Function, Schema, SqlFiles, Steps
 from ..settings import Settings
 
-_BY_PACKAGE = {"peewee": "peewee", "playhouse": "peewee"}
+_BY_PACKAGE = {
+    "peewee": "peewee",
+    "playhouse": "peewee",
+    "psycopg_pool": "psycopg",
+    "sqlalchemy": "sqlalchemy",
+    "flask_sqlalchemy": "sqlalchemy",
+    "sqlmodel": "sqlalchemy",
+}
 _OBJECT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 
@@ -44,13 +52,16 @@ class Adapter(Protocol):
 
     def closed(self, handle: Any) -> None: ...
 
+    def parameters(self, handle: Any) -> dict[str, str]: ...
+
 
 def adapter_of(thing: Any) -> Adapter | None:
     """Return the adapter for an object: a model, a handle, a collection or module of models; None if no library is recognised."""
     if isinstance(thing, (list, tuple, set)):
         return next((found for item in thing if (found := adapter_of(item)) is not None), None)
     if isinstance(thing, types.ModuleType):
-        return adapter_of([value for value in vars(thing).values() if isinstance(value, type)])
+        classes = [value for value in vars(thing).values() if isinstance(value, type)]
+        return adapter_of(classes) or adapter_of([v for v in vars(thing).values() if not isinstance(v, types.ModuleType)])
     for base in (thing if isinstance(thing, type) else type(thing)).__mro__:
         name = _BY_PACKAGE.get(base.__module__.partition(".")[0])
         if name is not None:
@@ -75,7 +86,8 @@ def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
     raise settings.error(
         "schema",
         f"{spec} is {type(thing).__name__!r}, which is not a schema",
-        "Name peewee models (a list, tuple, module or base class), a callable taking a URL, SQL files, or a command.",
+        "Name peewee models (a list, tuple, module or base class), SQLAlchemy metadata, a callable taking a URL, SQL files, or a"
+        " command.",
     )
 
 
@@ -122,7 +134,9 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
         handle = settings.load_object("bind", settings.bind)
         if adapter_of(handle) is None:
             raise settings.error(
-                "bind", f"{type(handle).__name__!r} is not a database handle that dbclone knows", "Name a peewee database."
+                "bind",
+                f"{type(handle).__name__!r} is not a database handle that dbclone knows",
+                "Name a peewee database, a SQLAlchemy engine or a pool of psycopg_pool.",
             )
     else:
         handle = next((h for t in things for h in [adapter_of(t).handle(t)] if h is not None), None)  # type: ignore[union-attr]
@@ -155,3 +169,9 @@ def refusal(handle: Any) -> str:
     """Return why the handle cannot work in a sandbox, or an empty string."""
     adapter = adapter_of(handle) if handle is not None else None
     return adapter.refusal(handle) if adapter is not None else ""
+
+
+def parameters(handle: Any) -> dict[str, str]:
+    """Return how the application's connections begin: their `options`, such as a search_path, if they have any."""
+    adapter = adapter_of(handle) if handle is not None else None
+    return adapter.parameters(handle) if adapter is not None else {}

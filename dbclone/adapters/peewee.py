@@ -18,7 +18,7 @@ from ..schema import Schema
 from ..settings import Settings
 from .peewee_schema import PeeweeSchema, models_of, open_database
 
-__all__ = ["bound", "closed", "handle", "lent", "refusal", "schema", "with_test_db"]
+__all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema", "with_test_db"]
 _TARGET = ("host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "conninfo")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -121,6 +121,12 @@ def closed(handle: Any) -> None:
     if hasattr(database, "close_all"):
         with contextlib.suppress(Exception):
             database.close_all()
+
+
+def parameters(handle: Any) -> dict[str, str]:
+    """Return the `options` that the application's connections begin with, if there are any."""
+    found = getattr(_database(handle), "connect_params", None) or {}
+    return {"options": found["options"]} if found.get("options") else {}
 
 
 def refusal(handle: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from .drift import Drift
-from .facts import Facts
+from .facts import Facts, Table
 from .question import Answer, Question
 from .seeds import Remembered, remember
 from .sequences import Sequence
@@ -42,10 +42,10 @@ class Baseline:
         seeds, fixed = remember(connection, [t for t in facts.tables if t.seeded and not t.opaque], counts)
         return cls(facts, answer, counts, Drift(), seeds, fixed)
 
-    def blind(self, clone_seconds: float) -> list[str]:
+    def blind(self, clone_seconds: float) -> list[Table]:
         """Return the seeded tables that cannot be looked at, or not for less than a fresh clone costs."""
         return [
-            table.shown
+            table
             for table in self.facts.tables
             if table.seeded and (table.opaque or self.counts[table.oid] * _SCAN > clone_seconds / 2)
         ]

@@ -72,8 +72,6 @@ _CATALOGUES = (
     ("pg_publication_rel", "", ""), ("pg_event_trigger", "evtname", ""), ("pg_default_acl", "", ""),
     ("pg_foreign_server", "srvname", ""), ("pg_foreign_data_wrapper", "fdwname", ""), ("pg_foreign_table", "", ""),
     ("pg_transform", "", ""), ("pg_am", "amname", ""), ("pg_seclabel", "", ""), ("pg_init_privs", "", ""),
-    ("pg_database", "", "datname = current_database()"),
-    ("pg_db_role_setting", "", "setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"),
 )  # fmt: skip
 # What a TRUNCATE or VACUUM changes in pg_class is left out: file, sizes, freezing, and flags that VACUUM corrects later.
 _RELATION = """pg_catalog.hashtextextended(ROW(relname, relnamespace, reloftype, relowner, relam, reltablespace, relkind,
@@ -82,6 +80,10 @@ _RELATION = """pg_catalog.hashtextextended(ROW(relname, relnamespace, reloftype,
 _RELATIONS = f"""SELECT oid::int8, relname::text, {_RELATION}
     FROM pg_catalog.pg_class WHERE oid >= {_USER} AND relpersistence <> 't' AND relkind <> 't'
     AND relnamespace <> 'pg_toast'::regnamespace"""
+# The same for the database itself, whose own row and settings are new in every copy, and so can only be compared by what they say.
+_ITSELF = """SELECT 1262::int8, 'the database itself', pg_catalog.hashtextextended(ROW(datdba, datistemplate, datallowconn,
+    datconnlimit, datacl::text, (SELECT array_agg(ROW(setrole, setconfig)::text ORDER BY setrole) FROM pg_catalog.pg_db_role_setting
+    WHERE setdatabase = d.oid))::text, 0) FROM pg_catalog.pg_database AS d WHERE datname = current_database()"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Drift:
         with connection.cursor(row_factory=tuple_row) as cursor:
             rows = cursor.execute(" UNION ALL ".join(parts).encode()).fetchall()
             counts = [(count, new, ", ".join(filter(None, names))) for _, count, new, names in sorted(rows, key=lambda row: row[0])]
-            return counts, cursor.execute(_RELATIONS.encode()).fetchall()
+            return counts, cursor.execute(f"{_RELATIONS} UNION ALL {_ITSELF}".encode()).fetchall()
 
     def look(self, connection: psycopg.Connection[Any], since: Since) -> str:
         """Return what has changed in the schema, in words; an empty string if nothing has."""

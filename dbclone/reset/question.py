@@ -54,6 +54,14 @@ class Question:
         self._superuser = superuser
         self._probes = Probes.of(connection, [table.oid for table in facts.tables if table.opaque])
         self._variants: dict[bool, list[tuple[str, bool]]] = {}
+        self._ignored: list[int] = []
+
+    def ignore(self, oids: list[int]) -> None:
+        """Do not look at some seeded tables any more: what else is known of them decides."""
+        if oids:
+            self._ignored = oids
+            self._seeds = [table for table in self._seeds if table.oid not in oids]
+            self._variants.clear()
 
     def _variant(self, running: bool) -> list[tuple[str, bool]]:
         """Return the prepared statements, as (name, whether it takes arguments); `running`, for moments at which other transactions
@@ -67,7 +75,7 @@ class Question:
         found: list[tuple[str, bool]] = []
 
         def prepare(types: bool, columns: list[sql.Composable]) -> None:
-            found.append((f"dbclone_{'running' if running else 'still'}_{len(found)}", types))
+            found.append((f"dbclone_{'running' if running else 'still'}_{len(self._ignored)}_{len(found)}", types))
             statement = sql.SQL("PREPARE {} {} AS SELECT {}").format(
                 sql.Identifier(found[-1][0]), sql.SQL(TYPES if types else ""), sql.SQL(", ").join(columns)
             )

@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 
-from ..errors import SandboxLimit
 from . import Outcome
 from .cursors import exchange, render
 from .sandbox import Session
@@ -39,7 +38,7 @@ class Rollback:
         outermost = session.stack.levels == 0
         with session.lock:
             commands = session.stack.enter_level(session.failed)
-            self._level = commands[-1][1]
+            self._level = session.stack.entries[-1].name
             sent = [render(command) for command in commands]
             if self._witness is None:
                 self._send([b"BEGIN", *sent] if outermost else sent)
@@ -55,23 +54,26 @@ class Rollback:
         a lost connection, shows here: the savepoint is gone."""
         session, started = self._session, time.perf_counter()
         spoiled, verdict = "", Verdict.NOTHING
-        with session.lock:
-            try:
-                commands = [render(command) for command in session.stack.leave_level(self._level)]
-                outermost = bool(commands) and not session.stack.levels
-                if outermost:
-                    commands = [commands[0], b"ROLLBACK"]
-                verdict = self._audited(commands, outermost)
-            except _LOST:
-                spoiled = "the test ended the outer transaction, so what it wrote was committed"
-                session.stack.entries.clear()
-                self._send([b"ROLLBACK"])
-            except psycopg.OperationalError as error:
-                spoiled = f"the connection of the test was lost: {str(error).strip().splitlines()[0]}"
-                session.stack.entries.clear()
+        blocked = session.turns.seize(session.lock)
+        try:
+            commands = [render(command) for command in session.stack.leave_level(self._level)]
+            outermost = bool(commands) and not session.stack.levels
+            if outermost:
+                commands = [commands[0], b"ROLLBACK"]
+            verdict = self._audited(commands, outermost)
+        except _LOST:
+            spoiled = "the test ended the outer transaction, so what it wrote was committed"
+            session.stack.entries.clear()
+            self._send([b"ROLLBACK"])
+        except psycopg.OperationalError as error:
+            spoiled = f"the connection of the test was lost: {blocked or str(error).strip().splitlines()[0]}"
+            session.stack.entries.clear()
+        finally:
+            session.turns.give(session.lock)
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(session.real, self._positions)
-        return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled, verdict=verdict, begun=self._begun)
+        notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
+        return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
 
     def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
         """Send the commands that undo, and in the same message the question of what was committed meanwhile."""
@@ -99,10 +101,4 @@ class Rollback:
 
     def _send(self, commands: list[bytes]) -> list[Any]:
         connection: psycopg.Connection[Any] = self._session.real
-        if connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-            raise SandboxLimit(
-                "a statement of the application is still running at the end of the test",
-                "A thread, or a cursor that streams or copies, has not finished.",
-                'Wait for it in the test, or isolate the test with @pytest.mark.dbclone(reset="truncate").',
-            )
         return list(connection.wait(exchange(connection.pgconn, commands)))

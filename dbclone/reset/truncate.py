@@ -44,6 +44,7 @@ class Truncate:
         self._where = where
         self._before = baseline.answer
         self._blind = baseline.blind(where.clone_seconds)
+        question.ignore([table.oid for table in self._blind])
         self._costs = Costs.start(where.durable)
         self._sequences = {sequence.oid: sequence for sequence in facts.sequences}
         self._gate = all(sequence.logged for sequence in facts.sequences)
@@ -132,6 +133,7 @@ class Truncate:
             moment = self.now()
             if self.witness.unchanged(moment):
                 return outcome
+        self._see_nothing()  # before anything is asked in vain
         guessed = self._guess.commands() if not self._idle else []
         since = self.witness.since
         results = self._question.send([*guessed, *self._question.commands(since)])
@@ -199,8 +201,13 @@ class Truncate:
                 raise Spoiled(f"it changed the schema: {changed}")
             # Only statistics, sizes or files: what was counted is still right, the tables were only analysed anew.
             self._before = replace(self._before, stamps=answer.stamps)
+        self._see_nothing()  # again: this is about all that was committed before the answer
+
+    def _see_nothing(self) -> None:
+        """Raise Spoiled if something was committed and there are tables that are not looked at."""
         if self._blind and not nothing_committed(self._control, self.witness):
-            raise Spoiled(f"something was committed, and looking for it in {', '.join(self._blind)} is dearer than a new clone")
+            names = ", ".join(table.shown for table in self._blind)
+            raise Spoiled(f"something was committed, and looking for it in {names} is dearer than a new clone")
 
     def _put_right(self, answer: Answer, changed: list[int], since: Since) -> None:
         """Run the plan for an answer, in one round trip, and one more for each table of which seeds were changed."""

@@ -1,0 +1,205 @@
+"""SQLAlchemy: metadata becomes a schema; an Engine, or what leads to one, is pointed at a clone and given sandboxed connections.
+
+Every connection of an engine passes through two places: its pool's creator, and the `connect` of its dialect, of which each engine
+has its own. Both are replaced on the instance, so the engine stays the same object, with its events and options; what listens to
+`do_connect` still may change the arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import Engine
+
+from ..dsn import Dsn, parse
+from ..errors import SandboxLimit, SettingsError
+from ..reset.sandbox import Session
+from ..schema import Schema
+from ..settings import Settings
+from .sqlalchemy_engine import TARGET, each, engines_of, finish, idle, pointed, restored, roll_back, sessions_of
+from .sqlalchemy_schema import MetadataSchema, metadata_of
+
+__all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema"]
+
+
+def schema(settings: Settings, spec: str, thing: Any) -> Schema:
+    """Return the schema of SQLAlchemy metadata."""
+    found = [metadata for metadata in metadata_of(thing) if metadata.tables]
+    if not found:
+        raise settings.error(
+            "schema",
+            f"there are no tables in the SQLAlchemy metadata of {spec}",
+            "Import the modules that define the models where that metadata is defined, or name a module that imports them.",
+        )
+    return MetadataSchema(tuple(found))
+
+
+def handle(thing: Any) -> Any:
+    """Return the handle that models use: a Flask-SQLAlchemy extension is its own; metadata knows no engine."""
+    return thing if hasattr(thing, "_app_engines") else None
+
+
+class _Creator:
+    """The creator of a pool whose engine leads elsewhere: SQLAlchemy's own, which asks the dialect, or instead of a project's own
+    one the dialect itself. It lets nothing pass but what the dialect's `connect` of the moment has opened."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.before: Any = engine.pool._creator
+        self.opened: set[int] = set()
+        self.real: weakref.WeakSet[Any] = weakref.WeakSet()  # the driver's connections to the database that the engine is bound to
+        self._engine = weakref.ref(engine)
+
+    def __call__(self, connection_record: Any) -> Any:
+        engine = self._engine()
+        assert engine is not None
+        if getattr(self.before, "__module__", "") == "sqlalchemy.engine.create":
+            made = self.before(connection_record)
+        else:
+            made = engine.dialect.connect(**engine.dialect.create_connect_args(engine.url)[1])
+        if id(made) in self.opened:
+            self.opened.discard(id(made))
+            return made
+        with contextlib.suppress(Exception):
+            made.close()
+        raise SettingsError(
+            "an event listener of the engine opens connections of its own",
+            "A function that listens to do_connect returned a connection, which cannot be led to the clone.",
+            "Let it change the arguments that it is given, and return None.",
+        )
+
+
+def _leading(engine: Engine, connect: Callable[..., Any], real: bool = False) -> Any:
+    """Let the engine's connections be opened by `connect`, and remember those that are `real`; return what `dialect.connect` was on
+    the instance."""
+    if not isinstance(engine.pool._creator, _Creator):
+        engine.pool._creator = _Creator(engine)  # type: ignore[assignment]
+    creator: Any = engine.pool._creator
+    dialect = engine.dialect  # which caches of the ORM hold on to: nothing that it refers to may refer to the engine
+    before = vars(dialect).get("connect")
+
+    def recorded(*arguments: Any, **parameters: Any) -> Any:
+        made = connect(*arguments, **parameters)
+        creator.opened.add(id(made))
+        if real:
+            creator.real.add(dialect.get_driver_connection(made))
+        return made
+
+    dialect.connect = recorded  # type: ignore[method-assign]
+    return before
+
+
+@contextlib.contextmanager
+def bound(handle: Any, url: str) -> Iterator[None]:
+    """Point `handle` at `url` for the block; host, user and database change, all other parameters and the pool's options stay."""
+    dsn = parse(url)
+    with each(handle, lambda engine: _point(engine, dsn), _point_back):
+        yield
+
+
+def _close(engine: Engine) -> None:
+    """Close the engine's real connections, wherever they are, and give it a new pool."""
+    idle(engine)
+    for connection in list(getattr(engine.pool._creator, "real", ())):
+        finish(connection)
+    engine.pool = engine.pool.recreate()
+
+
+def _point(engine: Engine, dsn: Dsn) -> Any:
+    _close(engine)
+    before, dialect = engine.url, engine.dialect
+    plain = dialect.connect
+    engine.url = pointed(before, dsn)
+    arguments, placed = dialect.create_connect_args(engine.url)
+
+    def connect(*_: Any, **parameters: Any) -> Any:
+        return plain(*arguments, **{**{key: value for key, value in parameters.items() if key not in TARGET}, **placed})
+
+    was = _leading(engine, connect, real=True)
+    if getattr(dialect, "server_version_info", None) is not None and not dialect.is_async:
+        # What it learned of another server or database, such as the number of the type hstore, is not true here.
+        with engine.connect() as connection:
+            dialect.initialize(connection)
+        _close(engine)
+    return before, was
+
+
+def _point_back(engine: Engine, before: Any) -> None:
+    _close(engine)
+    engine.url = before[0]
+    restored(engine.dialect, "connect", before[1])
+    if isinstance(engine.pool._creator, _Creator):
+        engine.pool._creator = engine.pool._creator.before
+
+
+def closed(handle: Any) -> None:
+    """Close the connections of all engines behind a handle."""
+    for engine in engines_of(handle):
+        _close(engine)
+
+
+def parameters(handle: Any) -> dict[str, str]:
+    """Return the `options` that the application's connections begin with, if there are any: what the dialect would be asked for."""
+    asked: dict[str, Any] = {}
+    for engine in engines_of(handle)[:1]:
+        before = vars(engine.dialect).get("connect")
+
+        def note(*_: Any, **given: Any) -> Any:
+            asked.update(given)
+            raise InterruptedError
+
+        engine.dialect.connect = note  # type: ignore[method-assign]
+        try:
+            with contextlib.suppress(Exception):
+                engine.pool._creator(None)  # type: ignore[call-arg, arg-type]
+        finally:
+            restored(engine.dialect, "connect", before)
+    return {"options": asked["options"]} if asked.get("options") else {}
+
+
+def _reason(engine: Engine) -> str:
+    if engine.dialect.is_async:
+        return "it is an AsyncEngine, whose connections cannot be sandboxed"
+    if engine.dialect.driver != "psycopg":
+        return f"it connects with {engine.dialect.driver}, and only psycopg 3 connections can be sandboxed"
+    return ""
+
+
+def refusal(handle: Any) -> str:
+    """Return why this handle cannot be sandboxed: another driver than psycopg 3."""
+    return next((reason for engine in engines_of(handle) if (reason := _reason(engine))), "")
+
+
+@contextlib.contextmanager
+def lent(handle: Any, session: Session) -> Iterator[None]:
+    """Give `handle` sandboxed connections for the block, in every thread; its own pool waits and comes back afterwards."""
+    with each(handle, lambda engine: _lend(engine, session), _take_back):
+        yield
+
+
+def _lend(engine: Engine, session: Session) -> Any:
+    if reason := _reason(engine):
+        raise SandboxLimit(
+            "this project's SQLAlchemy engine cannot be isolated by rollback",
+            f"{reason[0].upper()}{reason[1:]}.",
+            'Set reset = "truncate", which is what auto does here.'
+            if engine.dialect.is_async
+            else 'Create it with a URL that begins with postgresql+psycopg://, or set reset = "truncate".',
+        )
+    for open_session, connection in sessions_of(engine):
+        roll_back(open_session, connection)
+    pool = engine.pool
+    engine.pool = pool.recreate()
+    engine.pool.dispatch = pool.dispatch  # not a copy: what a test listens to stays listened to
+    return pool, _leading(engine, lambda *_, **parameters: session.connect(**parameters))
+
+
+def _take_back(engine: Engine, before: Any) -> None:
+    idle(engine)
+    pool, was = before
+    pool.dispatch, engine.pool = engine.pool.dispatch, pool
+    restored(engine.dialect, "connect", was)
+    if was is None and isinstance(pool._creator, _Creator):
+        pool._creator = pool._creator.before
