@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,17 +13,15 @@ import peewee
 import pytest
 from playhouse.flask_utils import FlaskDB
 from playhouse.pool import PooledPostgresqlDatabase
-from playhouse.postgres_ext import PostgresqlExtDatabase
+from playhouse.postgres_ext import PostgresqlExtDatabase, ServerSide
 
 from dbclone import adapters
-from dbclone.adapters.peewee import bound, with_test_db
+from dbclone.adapters.peewee import bound
 from dbclone.clone import Clone
-from dbclone.errors import SettingsError
+from dbclone.errors import SandboxLimit
 from dbclone.server import Server
 from dbclone.settings import Settings
 from dbclone.template import Template
-
-from .conftest import Project
 
 
 class Person(peewee.Model):  # type: ignore[misc]
@@ -148,6 +145,69 @@ def test_every_way_to_hold_a_transaction(handle: Any, clone: Clone, reset: str) 
         assert names() == ["a", "c", "f"]
 
 
+def test_sessions_batches_callbacks_and_iterators(handle: Any, clone: Clone, reset: str) -> None:
+    """What runs after a COMMIT runs when production would run it: once, and not after a rollback."""
+    db, seen = database(handle), []
+    with db.bind_ctx(MODELS), clone.isolated(reset, "test"):
+        db.session_start()
+        Person.create(name="a")
+        db.session_rollback()
+        db.session_start()
+        Person.create(name="b")
+        db.session_commit()
+        for name in db.batch_commit(["c", "d", "e"], 2):
+            Person.create(name=name)
+        if hasattr(db, "after_commit"):
+            with db.atomic():
+                db.after_commit(lambda: seen.append(len(names())))
+                Person.create(name="f")
+                assert seen == []
+            with contextlib.suppress(ZeroDivisionError), db.atomic():
+                db.after_commit(lambda: seen.append(-1))
+                raise ZeroDivisionError
+            assert seen == [5]
+        else:
+            Person.create(name="f")
+        assert [person.name for person in Person.select().order_by(Person.name).iterator()] == ["b", "c", "d", "e", "f"]
+        with db.atomic():
+            query = Person.select().order_by(Person.name)
+            rows = ServerSide(query) if isinstance(db, PostgresqlExtDatabase) else query.iterator()
+            assert [person.name for person in rows] == ["b", "c", "d", "e", "f"]
+        db.commit()
+        db.rollback()
+        assert len(names()) == 5
+
+
+def test_a_second_database_takes_part(clone: Clone) -> None:
+    """Two handles of one application, one of them lent for the block: each sees what the other has committed."""
+    first, second = plain(), plain()
+    with bound(first, clone.url), bound(second, clone.url):
+        clone.handle = first
+        with clone.isolated("rollback", "test") as isolation, isolation.lend(second):
+            with first.bind_ctx(MODELS):
+                Person.create(name="a")
+            with second.bind_ctx(MODELS), second.atomic():
+                assert names() == ["a"]
+                Person.create(name="b")
+            with first.bind_ctx(MODELS):
+                assert names() == ["a", "b"]
+        with clone.isolated("rollback", "test"), first.bind_ctx(MODELS):
+            assert names() == []
+        clone.handle = None
+
+
+def test_peewee_over_asyncpg_is_not_taken_for_another_driver(clone: Clone) -> None:
+    pwasyncio = pytest.importorskip("playhouse.pwasyncio")
+    handle = pwasyncio.AsyncPostgresqlDatabase(None)
+    with bound(handle, clone.url):
+        clone.handle = handle
+        assert clone.choose("auto", "test") == "truncate"
+        with pytest.raises(SandboxLimit, match="cannot be isolated by rollback") as caught, clone.isolated("rollback", "test"):
+            pass
+        assert "asyncpg" in caught.value.detail
+        clone.handle = None
+
+
 def test_closing_and_opening_in_the_middle(handle: Any, clone: Clone, reset: str) -> None:
     """D9: what a request's teardown does."""
     db = database(handle)
@@ -214,78 +274,3 @@ def test_parameters_of_the_connection_stay_and_come_back(clone: Clone) -> None:
                 assert isolation.execute("SHOW work_mem").fetchone() == (work_mem,)
     assert (db.database, db.connect_params["host"], db.connect_params["port"]) == ("elsewhere", "nowhere", 1)
     assert db.is_closed()
-
-
-def decorated(style: str) -> Callable[..., Any]:
-    @with_test_db(MODELS)
-    def function(one: int, *rest: int, two: int = 2, **more: int) -> Any:
-        assert names() == []
-        Person.create(name="x")
-        return one, rest, two, more, names()
-
-    @with_test_db(MODELS)
-    async def coroutine(one: int, *rest: int, two: int = 2, **more: int) -> Any:
-        Person.create(name="x")
-        await asyncio.sleep(0)
-        return one, rest, two, more, names()
-
-    class Holder:
-        @with_test_db(MODELS)
-        def method(self, one: int, *rest: int, two: int = 2, **more: int) -> Any:
-            Person.create(name="x")
-            return one, rest, two, more, names()
-
-    if style == "coroutine":
-        return lambda *a, **k: asyncio.run(coroutine(*a, **k))
-    return Holder().method if style == "method" else function
-
-
-@pytest.mark.parametrize("style", ["function", "method", "coroutine"])
-@pytest.mark.parametrize("with_handle", [True, False])
-def test_the_decorator_hands_everything_through_and_leaves_an_empty_database(
-    clone: Clone, reset: str, style: str, with_handle: bool
-) -> None:
-    """The models belong to another database altogether, or to none."""
-    db = plain()
-    with bound(db, clone.url):
-        clone.handle = db if with_handle else None
-        for _ in range(2):
-            with clone.isolated(reset, "test") as isolation:
-                assert decorated(style)(1, 5, 6, two=3, four=4, dbclone=isolation) == (1, (5, 6), 3, {"four": 4}, ["x"])
-        clone.handle = None
-
-
-def test_the_decorator_without_a_clone_says_so() -> None:
-    with pytest.raises(SettingsError, match="there is no clone to bind to"):
-        decorated("function")(1)
-
-
-def test_the_decorator_under_pytest(project: Project) -> None:
-    """With fixtures, parameters, classes, and a dbclone fixture that the test may or may not ask for."""
-    project.write(
-        test_a="""
-        import pytest
-        from dbclone.adapters.peewee import with_test_db
-        from models import Post, User
-        @pytest.fixture
-        def word():
-            return "word"
-        @with_test_db((User, Post))
-        def test_function(word):
-            User.create(name=word)
-            assert User.select().count() == 1
-        @pytest.mark.parametrize("i", [1, 2])
-        @with_test_db([User])
-        def test_parametrised(i, word, dbclone):
-            User.create(name=word)
-            assert dbclone.execute('SELECT count(*) FROM "user"').fetchone() == (1,)
-        class TestClass:
-            @with_test_db((User,))
-            def test_method(self, word):
-                User.create(name=word)
-                assert User.select().count() == 1
-        """
-    )
-    for workers in ("0", "2"):
-        done = project.pytest("-q", "-n", workers)
-        assert "4 passed" in done.stdout, done.stdout + done.stderr

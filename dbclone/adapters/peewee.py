@@ -130,8 +130,10 @@ def parameters(handle: Any) -> dict[str, str]:
 
 
 def refusal(handle: Any) -> str:
-    """Return why this handle cannot be sandboxed: it speaks psycopg2 where there are no local sockets to lead it elsewhere."""
+    """Return why this handle cannot be sandboxed: it speaks asyncpg, or psycopg2 where no local sockets can lead it elsewhere."""
     database = _database(handle)
+    if database is not None and any(base.__module__ == "playhouse.pwasyncio" for base in type(database).__mro__):
+        return f"{type(database).__name__} connects with asyncpg, and only psycopg's connections can be sandboxed"
     if database is None or _is_psycopg3(database) or hasattr(socket, "AF_UNIX"):
         return ""
     return f"{type(database).__name__} connects with psycopg2, which can be sandboxed only where there are Unix sockets"

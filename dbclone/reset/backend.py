@@ -7,23 +7,26 @@ message to the one real session.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import generators, pq, sql
 
 from ..errors import SandboxLimit
 from ..statements import Control, controls
-from . import outside, wire
+from . import wire
 
 if TYPE_CHECKING:
-    from .sandbox import SandboxConnection
+    from .sandbox import Session
 
 LIMIT = "DBC01"  # the SQLSTATE under which a SandboxLimit travels
-_ENCODING, _DEFAULT_READ_ONLY = b"client_encoding", b"default_transaction_read_only"
-_READ_ONLY = b"SET TRANSACTION READ ONLY"
-_ACTIVE, _INERROR = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.INERROR
+_ENCODING, _DEFAULT = b"client_encoding", b"default_transaction_read_only"
+_READ_ONLY = "SET TRANSACTION READ ONLY"
+_DISCARD = re.compile(rb"\s*DISCARD\s+ALL\s*;?\s*\Z", re.I)
+# The server refuses to discard all in a transaction; temporary tables, locks and prepared statements may be others' here.
+_DISCARDED = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
 
 
 class _Refused(Exception):
@@ -36,15 +39,14 @@ class _Refused(Exception):
 class Backend:
     """One client's session as it sees it.
 
-    Arguments: `connection`, a sandboxed connection in autocommit mode that nobody else uses: the client's commands say when
-    transactions begin; `listen`, sends the client what has been answered so far and returns its next message, during a COPY;
-    `encoding`, which the client begins with if it does not say another.
+    Arguments: `session`, the sandbox; `listen`, sends the client what has been answered so far and returns its next message, during
+    a COPY; `encoding`, which the client begins with if it does not say another.
     """
 
-    def __init__(self, connection: SandboxConnection, listen: Callable[[], tuple[bytes, bytes]], encoding: bytes | None) -> None:
-        self._connection = connection
+    def __init__(self, session: Session, listen: Callable[[], tuple[bytes, bytes]], encoding: bytes | None) -> None:
+        self._connection = session.connect(autocommit=True)
         self._listen = listen
-        self._real: psycopg.Connection[Any] = connection._session.real
+        self._real = session.real
         self._pgconn = self._real.pgconn
         self._answer: list[bytes] = []
         self._encoding = encoding  # which the client believes in
@@ -85,14 +87,14 @@ class Backend:
         """Say that something is not done here."""
         self._answer.append(wire.error("0A000", what))
 
+    def speaks_for(self, thread: int) -> None:
+        """Note which thread uses the client (0: none any more): what the client does counts as that thread's."""
+        self._connection.lock.thread = thread
+
     def cancel(self) -> None:
         """Cancel the statement that the client waits for, if it does. For other threads."""
         if self._running:
             self._real.cancel()
-
-    def works_for(self, thread: int) -> None:
-        """Say which thread of the application uses the connection now."""
-        self._connection.lock.home = thread
 
     def finish(self) -> None:
         """Roll back what the client left open, as the server does when a connection ends. May be called again.
@@ -105,8 +107,8 @@ class Backend:
     def _session(self, do: Callable[[], None]) -> bool:
         """Do something with the real session, tell the client what went wrong, and that we are ready again.
 
-        Returns whether nothing went wrong. The client of a COPY is waited for without the lock: it may be asking something else of
-        the sandbox in order to go on, and must get an answer.
+        Returns whether nothing went wrong. While the client of a COPY is waited for, others are told that the session is taken: one
+        of them may be what it waits for itself.
         """
         self._shift = 0
         done = self._attempt(do)
@@ -144,11 +146,9 @@ class Backend:
         try:
             if not self._copying:
                 self._prepare()
-                if self._believes and not self._in_block:  # the end of a level has undone what was open in it
-                    self._real.wait(self._connection._exec_command("BEGIN"))
-            default = self._pgconn.parameter_status(_DEFAULT_READ_ONLY)
+            default = self._pgconn.parameter_status(_DEFAULT)
             do()
-            if self._pgconn.parameter_status(_DEFAULT_READ_ONLY) != default:
+            if self._pgconn.parameter_status(_DEFAULT) != default:
                 self._read_only = default == b"off"
             return True
         except _Refused as error:
@@ -176,50 +176,58 @@ class Backend:
         self._answer.append(wire.told(b"N", wire.fields_of(result, self._shift)))
 
     def _prepare(self) -> None:
-        """See that the real session is free, and set to the encoding that this client believes in."""
-        status = self._pgconn.transaction_status
-        if status == _ACTIVE:
-            raise SandboxLimit(
-                "a COPY or a stream of another connection is still running in the sandbox",
-                "All connections of a sandbox share one session, which does one thing at a time.",
-                'Finish it first, or isolate this test with @pytest.mark.dbclone(reset="truncate").',
-            )
-        wanted = self._encoding
-        if wanted and wanted != self._pgconn.parameter_status(_ENCODING) and status != _INERROR:
+        """Bring the real session to what this client believes: its encoding, and that a block is open which a level has undone."""
+        if self._believes and not self._in_block:
+            self._control("BEGIN")
+        wanted, real = self._encoding, self._pgconn.transaction_status
+        if wanted and wanted != self._pgconn.parameter_status(_ENCODING) and real != pq.TransactionStatus.INERROR:
             self._real.wait(self._connection._send([_encoding(wanted.decode())]))
 
     def _query(self, query: bytes) -> None:
         text = query.decode(errors="surrogateescape")
         pieces = controls(text)
         if not pieces:
-            self._statement(query if self._in_block else self._outside(text))
+            self._statement(_DISCARDED if not self._in_block and _DISCARD.match(query) else query)
             return
-        at = 0
-        for piece, control in pieces:
-            at = text.index(piece, at)
-            if control is None:
-                self._shift = at
-                self._statement(piece.encode(errors="surrogateescape"))
-            else:
-                self._shift = 0
-                self._control(piece, control)
-            at += len(piece)
+        implicit, at = False, 0  # several statements in one string are one transaction, unless a BEGIN among them opens a block
+        try:
+            for piece, control in pieces:
+                verb, self._shift = control.verb if control is not None else "", text.index(piece, at)
+                at = self._shift + len(piece)
+                if verb in ("", "modes", "constraints") and len(pieces) > 1 and not self._in_block:
+                    self._control("BEGIN")
+                    implicit = True
+                if control is None:
+                    self._statement(piece.encode(errors="surrogateescape"))
+                else:
+                    self._shift = 0
+                    implicit = self._controlled(piece, control, implicit and self._in_block)
+        except (_Refused, psycopg.Error):
+            if implicit and self._in_block:
+                self._control("ROLLBACK")
+            raise
+        if implicit and self._in_block:
+            self._control("COMMIT")
 
-    def _outside(self, text: str) -> bytes:
-        """Return what to run for a query string outside any block."""
-        if words := outside.refused(text):
-            raise psycopg.errors.NoActiveSqlTransaction(words)
-        return outside.instead(text).encode(errors="surrogateescape")
-
-    def _control(self, text: str, control: Control) -> None:
-        """Run what a statement that controls transactions means here."""
-        inside, tag = self._in_block, self._connection._tag(text, control)
+    def _control(self, text: str) -> None:
         self._real.wait(self._connection._exec_command(text))
-        if self._read_only and (control.verb == "begin" or control.chain) and "READ WRITE" not in control.modes:
-            self._real.wait(self._connection._send([_READ_ONLY]))
-        if not inside and control.verb in ("commit", "rollback"):
+
+    def _controlled(self, text: str, control: Control, implicit: bool) -> bool:
+        """Run what a statement that controls transactions means here; return whether an implicit one is still open after it."""
+        connection, verb = self._connection, control.verb
+        inside, tag = self._in_block, connection._tag(text, control)
+        if implicit and verb == "begin":
+            self._real.wait(connection._send(connection._translate(text, Control("modes", modes=control.modes))))
+        elif implicit and (verb not in ("commit", "rollback", "modes", "constraints") or control.chain):
+            raise psycopg.errors.NoActiveSqlTransaction(f"{text.split()[0].upper()} can only be used in transaction blocks")
+        else:
+            self._control(text)
+        if self._read_only and (verb == "begin" or control.chain) and "READ WRITE" not in control.modes:
+            self._control(_READ_ONLY)
+        if not inside and verb in ("commit", "rollback"):
             self._answer.append(wire.NO_TRANSACTION)
         self._answer.append(wire.complete(tag.encode()))
+        return implicit and verb not in ("begin", "commit", "rollback")
 
     def _statement(self, query: bytes) -> None:
         """Run one ordinary statement, or several, behind a guard where there is no block."""
@@ -228,14 +236,12 @@ class Backend:
         for result in self._real.wait(generators.execute(self._pgconn)):
             self._relay(result)
 
-    def _guard(self, text: str | None = None) -> None:
-        self._connection._upcoming = text
-        try:
-            self._real.wait(self._connection._start_query())
-        finally:
-            self._connection._upcoming = None
+    def _guard(self, text: str | None) -> None:
+        connection = self._connection
+        connection._upcoming = text
+        self._real.wait(connection._start_query())
         if self._read_only and not self._in_block:
-            self._real.wait(self._connection._send([_READ_ONLY]))
+            self._real.wait(connection._send([_READ_ONLY.encode()]))
 
     @property
     def _in_block(self) -> bool:
@@ -259,6 +265,7 @@ class Backend:
         elif status == pq.ExecStatus.COPY_IN:
             answer.append(wire.copy_response(b"G", result))
             self._copying = True
+            self._connection.lock.turns.claim(self._connection.lock)
             return
         answer.append(wire.complete(result.command_status or b""))
 
@@ -268,21 +275,16 @@ class Backend:
             self._real.wait(generators.copy_to(self._pgconn, body, True))
         elif kind in (b"c", b"f"):
             self._copying = False
+            self._connection.lock.turns.unclaim()
             result = self._real.wait(generators.copy_end(self._pgconn, body.rstrip(b"\0") if kind == b"f" else None))
             self._answer.append(wire.complete(result.command_status or b""))
 
     def _call(self, call: wire.Call) -> None:
-        self._guard()
+        self._guard(None)
         if call.oid not in self._functions:
-            find = sql.SQL(
-                "SELECT nspname, proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace"
-                " WHERE p.oid = {}"
-            ).format(call.oid)
-            self._pgconn.send_query(find.as_bytes(None))
+            self._pgconn.send_query(wire.FIND % call.oid)
             (found,) = self._real.wait(generators.execute(self._pgconn))
-            names = [(found.get_value(0, column) or b"").decode() for column in (0, 1)]
-            places = sql.SQL(", ").join(sql.SQL(f"${number}") for number in range(1, len(call.arguments) + 1))
-            self._functions[call.oid] = sql.SQL("SELECT {}({})").format(sql.Identifier(*names), places).as_bytes(None)
+            self._functions[call.oid] = call.query(found)
         formats = [pq.Format(number) for number in call.formats]
         self._pgconn.send_query_params(
             self._functions[call.oid], call.arguments, param_formats=formats, result_format=pq.Format(call.result_format)

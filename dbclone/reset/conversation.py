@@ -18,7 +18,7 @@ from . import wire
 from .backend import Backend
 
 if TYPE_CHECKING:
-    from .sandbox import SandboxConnection
+    from .sandbox import Session
 
 _PATIENCE = 60.0  # seconds to wait for data that are on their way
 
@@ -26,12 +26,11 @@ _PATIENCE = 60.0  # seconds to wait for data that are on their way
 class Conversation:
     """Serves one client from `listener`, which is closed when the client is there.
 
-    Arguments: `connection`, a sandboxed connection in autocommit mode that nobody else uses; `encoding`, which the client begins
-    with if it does not say another.
+    Arguments: `session`, the sandbox; `encoding`, which the client begins with if it does not say another.
     """
 
-    def __init__(self, connection: SandboxConnection, listener: socket.socket, encoding: bytes | None = None) -> None:
-        self.backend = Backend(connection, self._copying, encoding)
+    def __init__(self, session: Session, listener: socket.socket, encoding: bytes | None = None) -> None:
+        self.backend = Backend(session, self._copying, encoding)
         self._listener = listener
         self._socket: socket.socket | None = None
         self._unread = b""
@@ -68,6 +67,7 @@ class Conversation:
             with self._arrival:
                 self._ended = True
                 self._arrival.notify_all()
+            self.backend.speaks_for(0)
             with contextlib.suppress(SandboxLimit):  # there is nobody left to tell
                 self.backend.finish()
 

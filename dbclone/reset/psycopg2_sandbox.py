@@ -82,7 +82,12 @@ class _Drained:
 class _Cursor(extensions.cursor):  # type: ignore[misc]  # psycopg2 has no types
     """What is mixed into the application's cursor class."""
 
+    def execute(self, *arguments: Any, **keywords: Any) -> Any:
+        self.connection._here()
+        return super().execute(*arguments, **keywords)
+
     def _drained(self, file: Any) -> Any:
+        self.connection._here()
         return _Drained(file, self.connection) if hasattr(file, "read") else file
 
     def copy_from(self, file: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -113,10 +118,20 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         return str(extensions.make_dsn(**self._given))
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, withhold: bool = False, scrollable: Any = None) -> Any:
-        if self._conversation is not None:
-            self._conversation.backend.works_for(threading.get_ident())
         factory = cursor_factory or self.cursor_factory or extensions.cursor
         return super().cursor(name, self._gate._mixed(factory, _Cursor), withhold, scrollable)
+
+    def _here(self) -> None:
+        if self._conversation is not None:
+            self._conversation.backend.speaks_for(threading.get_ident())
+
+    def commit(self) -> None:
+        self._here()
+        super().commit()
+
+    def rollback(self) -> None:
+        self._here()
+        super().rollback()
 
     def cancel(self) -> None:
         """As psycopg2's, which would wait for the answer without letting the thread run that gives it."""
@@ -132,12 +147,12 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
             self._conversation.backend.finish()
 
     def __del__(self) -> None:
-        # Whoever collects the garbage may be in the middle of a statement: then the thread that serves this connection rolls back.
         conversation = self._conversation
         if conversation is None or os.getpid() != self._gate._pid:
             return
         super().close()
-        if self._gate._session.turns.free:
+        # Whoever collects the garbage may be in the middle of a statement: then the thread that serves this connection rolls back.
+        if self._gate._session.turns._hold is None:
             with contextlib.suppress(SandboxLimit):
                 conversation.backend.finish()
 
@@ -197,7 +212,7 @@ class Gate:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(folder / f".s.PGSQL.{_PORT}"))
         listener.listen(1)
-        conversation = Conversation(self._session.connect(autocommit=True), listener, self._encoding)
+        conversation = Conversation(self._session, listener, self._encoding)
         self._conversations = [other for other in self._conversations if other.thread.is_alive()]
         self._conversations.append(conversation)
         try:

@@ -27,7 +27,7 @@ class _Hold:
     __slots__ = ("entered", "statement", "task", "thread", "turn", "wake")
 
     def __init__(self, turn: Turn, task: Any = _MINE) -> None:
-        self.turn, self.task, self.thread = turn, task, threading.get_ident()
+        self.turn, self.task, self.thread = turn, task, turn.thread or threading.get_ident()
         self.statement: Statement | None = None
         self.entered = False  # whether the task knows that it is its turn
         self.wake: Callable[[], object] = bool
@@ -47,11 +47,6 @@ class Turns:
         self._writer: _Hold | None = None  # whoever has written in a block that was open when its turn ended
         self._waiting: deque[_Hold] = deque()
 
-    @property
-    def free(self) -> bool:
-        """Whether it is nobody's turn."""
-        return self._hold is None and self._claim is None
-
     def holds(self, turn: Turn) -> bool:
         """Return whether it is this one's turn."""
         return self._hold is not None and self._hold.turn is turn
@@ -59,7 +54,7 @@ class Turns:
     def take(self, turn: Turn) -> None:
         """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible in time."""
         hold = turn.last
-        if hold.thread != threading.get_ident() or hold is self._hold:
+        if hold.thread != (turn.thread or threading.get_ident()) or hold is self._hold:
             hold = turn.last = _Hold(turn)
         with self._mutex:
             if self._hold is None and self._may(hold):
@@ -170,12 +165,12 @@ class Turns:
         return hold is not None and hold.turn is turn and (hold.task is task or not turn.lost)
 
     def _may(self, hold: _Hold) -> bool:
-        """Return whether nobody keeps the session for itself, by a pipeline or by a transaction that has written. In the same
-        thread that one could not end while `hold` waits, and then the savepoints say what is the matter."""
+        """Return whether nobody keeps the session for itself, by a pipeline or by a transaction that has written, and will end it
+        while `hold` waits: in the same thread it could not, and then the savepoints say what is the matter."""
         writer = self._writer
-        if writer and hold.turn.patient and writer.turn is not hold.turn and writer.turn.writing():
-            tasks = writer.task is not hold.task and _MINE not in (writer.task, hold.task)
-            if tasks or (writer.turn.home or writer.thread) != (hold.turn.home or hold.thread):
+        if writer is not None and hold.turn.patient and writer.turn is not hold.turn and writer.turn.writing():
+            both = writer.task is not _MINE and hold.task is not _MINE and writer.task is not hold.task
+            if both or writer.thread != hold.thread:
                 return False
         return self._claim is None or self._claim.turn is hold.turn
 
@@ -263,7 +258,7 @@ class Turn:
         self.turns = turns
         self.patient = writing is not None
         self.writing = writing or bool
-        self.home = 0  # the application's thread, where another one works for it
+        self.thread = 0  # for which a thread takes turns, if not for itself
         self.last = _Hold(self)  # of a thread, to be used again
         self.lost = 0  # how many tasks have yet to find that the turn was taken from them
 

@@ -10,13 +10,17 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from psycopg import pq
+from psycopg import pq, sql
 
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
 VERSION_3 = 3 << 16
 AUTHENTICATION_OK = b"R" + struct.pack("!ii", 8, 0)
 EMPTY_QUERY = b"I" + struct.pack("!i", 4)
 COPY_DONE = b"c" + struct.pack("!i", 4)
+# Which function a client means that calls it by its oid.
+FIND = (
+    b"SELECT nspname, proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = %d"
+)
 # Parameters that a server tells of unasked, whenever they change.
 REPORTED = (
     b"server_version server_encoding client_encoding application_name default_transaction_read_only in_hot_standby is_superuser "
@@ -148,6 +152,12 @@ class Call:
             at += max(size, 0)
         every = formats * len(arguments) if len(formats) == 1 else formats or [0] * len(arguments)
         return cls(oid, arguments, every, take(_short))
+
+    def query(self, found: pq.abc.PGresult) -> bytes:
+        """Return the query that calls the function, whose schema and name `FIND` has found."""
+        names = [(found.get_value(0, column) or b"").decode() for column in (0, 1)]
+        places = sql.SQL(", ").join(sql.SQL(f"${number}") for number in range(1, len(self.arguments) + 1))
+        return sql.SQL("SELECT {}({})").format(sql.Identifier(*names), places).as_bytes(None)
 
 
 @dataclass
