@@ -52,6 +52,7 @@ class Clone(Owned):
 
     escalated: set[str] = field(default_factory=set)
     _lending: contextlib.ExitStack | None = field(default=None, repr=False)
+    _lost: str = ""  # what has become of the data of a class or module that is still open
 
     @contextlib.contextmanager
     def isolated(self, reset: str = "auto", test: str = "", reset_sequences: bool | None = None) -> Iterator[Isolation]:
@@ -160,8 +161,14 @@ class Clone(Owned):
     @contextlib.contextmanager
     def _layer(self, test: str, sequences: bool = False, auto: bool = False) -> Iterator[Session]:
         """Hold one more level of the sandbox for the block; the outermost lends it to the application's handle."""
-        session = self._undo.sandbox()
         outermost = self._lending is None
+        if self._lost and not outermost:
+            raise SandboxLimit(
+                "the data of this class or module are lost",
+                f"They were in the transaction that ended too early: {self._lost}.",
+                "Find out why, and run these tests again; tests of other classes and modules are not affected.",
+            )
+        session = self._undo.sandbox()
         with contextlib.ExitStack() as stack:
             positions = self._undo.positions if sequences and outermost else None
             level = Rollback(session, positions, self._undo.witness)
@@ -174,7 +181,7 @@ class Clone(Owned):
                 yield session
             finally:
                 if outermost:
-                    self._lending = None
+                    self._lending, self._lost = None, ""
                 outcome = level.after()
                 stack.close()
                 self._undo.moved = self._undo.moved or positions is None
@@ -189,6 +196,7 @@ class Clone(Owned):
             self.report.note(f"{test or 'a block'}: {note}")
         if outcome.spoiled:
             self.replace(f"{test or 'a block'}: {outcome.spoiled}")
+            self._lost = f"{test or 'a block'}: {outcome.spoiled}" if self._lending is not None else ""
         elif outcome.verdict is not Verdict.NOTHING and not self._undo.tainted:
             self._search(outcome, test, auto)
 

@@ -13,9 +13,9 @@ from dbclone.clone import Clone
 from dbclone.errors import SettingsError
 
 from .conftest import Project
-from .test_peewee import MODELS, Person, clone, names, plain
+from .test_peewee import MODELS, Person, clone, names, plain, reset
 
-__all__ = ["clone"]  # a fixture
+__all__ = ["clone", "reset"]  # fixtures
 
 
 def decorated(style: str) -> Callable[..., Any]:
