@@ -56,7 +56,7 @@ def twice(clone: Clone, program: Callable[[Isolation], Any]) -> Any:
         with clone.isolated(reset, "test") as isolation:
             results.append(program(isolation))
         assert rows(clone) == []
-    assert results[0] == results[1]
+    assert results[0] == results[1], f"sandboxed: {results[0]}\nfor real:  {results[1]}"
     return results[0]
 
 

@@ -153,6 +153,7 @@ class _Portal(_Statements):
     def _close_gen(self) -> Gen:
         status = self._conn.status
         if status == pq.TransactionStatus.INTRANS or (status == pq.TransactionStatus.IDLE and self._withhold):
+            yield from self._conn._before_statement("CLOSE")  # psycopg looks at the real status, which a failure may have left
             yield from super()._close_gen()  # type: ignore[misc]
 
 
