@@ -160,8 +160,6 @@ def parameters(handle: Any) -> dict[str, str]:
 
 
 def _reason(engine: Engine) -> str:
-    if engine.dialect.is_async:
-        return "it is an AsyncEngine, whose connections cannot be sandboxed"
     if engine.dialect.driver != "psycopg":
         return f"it connects with {engine.dialect.driver}, and only psycopg 3 connections can be sandboxed"
     return ""
@@ -184,16 +182,26 @@ def _lend(engine: Engine, session: Session) -> Any:
         raise SandboxLimit(
             "this project's SQLAlchemy engine cannot be isolated by rollback",
             f"{reason[0].upper()}{reason[1:]}.",
-            'Set reset = "truncate", which is what auto does here.'
-            if engine.dialect.is_async
-            else 'Create it with a URL that begins with postgresql+psycopg://, or set reset = "truncate".',
+            'Create it with a URL that begins with postgresql+psycopg://, or set reset = "truncate".',
         )
     for open_session, connection in sessions_of(engine):
         roll_back(open_session, connection)
     pool = engine.pool
     engine.pool = pool.recreate()
     engine.pool.dispatch = pool.dispatch  # not a copy: what a test listens to stays listened to
-    return pool, _leading(engine, lambda *_, **parameters: session.connect(**parameters))
+    return pool, _leading(engine, _opening(engine, session))
+
+
+def _opening(engine: Engine, session: Session) -> Callable[..., Any]:
+    """Return what opens a connection into the sandbox, as the dialect's `connect` does: for an AsyncEngine in its own wrapper."""
+    if not engine.dialect.is_async:
+        return lambda *_, **parameters: session.connect(**parameters)
+
+    async def create(*_: Any, **parameters: Any) -> Any:
+        return await session.aconnect(**parameters)
+
+    dbapi: Any = engine.dialect.loaded_dbapi
+    return lambda *_, **parameters: dbapi.connect(async_creator_fn=create, **parameters)
 
 
 def _take_back(engine: Engine, before: Any) -> None:

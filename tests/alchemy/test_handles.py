@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, cast, create_engine, event, func, insert, select, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
@@ -204,24 +205,44 @@ def test_an_engine_over_psycopg2_is_refused_a_rollback_and_works_under_auto(bind
             assert isolation.execute("SELECT count(*) FROM person").fetchone() == (4,)
 
 
-def test_an_asynchronous_engine_works_under_auto(bind: Bind, clone: Clone) -> None:
-    """With a new event loop for each test, and a fresh clone in between."""
+def test_an_asynchronous_engine_sandboxed_and_for_real(bind: Bind, clone: Clone) -> None:
+    """With a new event loop for each test, and a fresh clone in between: commits, rollbacks, savepoints, errors and two tasks."""
     found = bind(create_async_engine("postgresql+psycopg://nobody@nowhere.invalid/elsewhere"))
     make: Any = async_sessionmaker(found)
 
-    async def work() -> list[str]:
+    async def add(name: str) -> str:
+        async with make() as session, session.begin():
+            session.add(Person(name=name))
+        return name
+
+    async def work() -> list[Any]:
+        seen: list[Any] = []
         async with make() as session:
             session.add(Person(name="a"))
             await session.commit()
-            return list(await session.scalars(select(Person.name)))
+            session.add(Person(name="undone"))
+            await session.flush()
+            await session.rollback()
+            async with session.begin():
+                with pytest.raises(IntegrityError):
+                    async with session.begin_nested():
+                        await session.execute(insert(Person).values(id=1, name="twice"))
+                        await session.execute(insert(Person).values(id=1, name="twice"))
+                session.add(Person(name="b"))
+            seen += sorted(await session.scalars(select(Person.name)))
+        seen += sorted(await asyncio.gather(add("c"), add("d")))
+        async with found.connect() as connection:
+            seen.append((await connection.execute(select(func.count()).select_from(Person))).scalar())
+        return seen
 
-    with pytest.raises(SandboxLimit, match=r'(?s)AsyncEngine.*reset = "truncate"'), clone.isolated("rollback", "test"):
-        pass
-    for reset in ("auto", "clone", "auto", "clone"):
+    results = []
+    for reset in ("auto", "truncate", "clone", "auto", "rollback"):
         with clone.isolated(reset, "test") as isolation:
-            assert isolation.reset == {"auto": "truncate"}.get(reset, reset)
-            assert asyncio.run(work()) == ["a"]
+            assert isolation.reset == {"auto": "rollback"}.get(reset, reset)
+            results.append(asyncio.run(work()))
+            assert isolation.execute("SELECT count(*) FROM person").fetchone() == (4,)
             assert found.url.database == clone.name
+    assert results == [["a", "b", "c", "d", 4]] * 5
 
 
 @pytest.mark.parametrize(
