@@ -215,6 +215,11 @@ def test_an_asynchronous_engine_sandboxed_and_for_real(bind: Bind, clone: Clone)
             session.add(Person(name=name))
         return name
 
+    async def twice(session: Any) -> None:
+        async with session.begin_nested():
+            await session.execute(insert(Person).values(id=1000, name="twice"))
+            await session.execute(insert(Person).values(id=1000, name="twice"))
+
     async def work() -> list[Any]:
         seen: list[Any] = []
         async with make() as session:
@@ -225,9 +230,7 @@ def test_an_asynchronous_engine_sandboxed_and_for_real(bind: Bind, clone: Clone)
             await session.rollback()
             async with session.begin():
                 with pytest.raises(IntegrityError):
-                    async with session.begin_nested():
-                        await session.execute(insert(Person).values(id=1, name="twice"))
-                        await session.execute(insert(Person).values(id=1, name="twice"))
+                    await twice(session)
                 session.add(Person(name="b"))
             seen += sorted(await session.scalars(select(Person.name)))
         seen += sorted(await asyncio.gather(add("c"), add("d")))
