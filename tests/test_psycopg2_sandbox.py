@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
+from psycopg2 import extensions
 
 from dbclone.errors import SandboxLimit
 from dbclone.reset.conversation import Conversation
@@ -149,12 +152,9 @@ def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(session:
         kept = gate.connect(url)
         insert(kept, 1)
         kept.rollback()
-        folder = gate._folder
-        assert folder is not None
-        assert folder.exists()
+        assert not Path(kept.info.host).exists()  # nobody else can come in
     with pytest.raises(psycopg2.OperationalError, match="closed"):
         insert(kept, 2)
-    assert not folder.exists()
 
 
 def test_what_is_given_up_is_rolled_back_at_once(connect: Connect, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,3 +206,29 @@ def test_a_block_left_open_when_a_test_ended_is_another_one_in_the_next(connect:
     insert(connection, 1)
     connection.commit()
     assert count(session) == 1
+
+
+def test_a_connection_that_cannot_be_made_leaves_nothing_behind(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor does one that can; the folder for temporary files may have a name too long for a socket."""
+    made: list[str] = []
+    make = tempfile.mkdtemp
+
+    def noted(*arguments: Any, **keywords: Any) -> str:
+        made.append(make(*arguments, **keywords))
+        return made[-1]
+
+    class Failing(extensions.connection):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, nonsense=1)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
+    with pytest.raises(TypeError):
+        connect(connection_factory=Failing)
+    with pytest.raises(psycopg2.OperationalError, match="nonsense"):
+        connect(client_encoding="nonsense")
+    insert(connect(), 1)
+    assert len(made) == 3
+    assert not [folder for folder in made if Path(folder).exists()]

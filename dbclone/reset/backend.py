@@ -224,7 +224,7 @@ class Backend:
             self._control(text)
         if self._read_only and (verb == "begin" or control.chain) and "READ WRITE" not in control.modes:
             self._control(_READ_ONLY)
-        if not inside and verb in ("commit", "rollback"):
+        if (implicit or not inside) and verb in ("commit", "rollback"):
             self._answer.append(wire.NO_TRANSACTION)
         self._answer.append(wire.complete(tag.encode()))
         return implicit and verb not in ("begin", "commit", "rollback")

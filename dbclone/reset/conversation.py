@@ -6,9 +6,12 @@ A thread serves it, because the driver blocks while it waits.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import struct
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -20,18 +23,24 @@ from .backend import Backend
 if TYPE_CHECKING:
     from .sandbox import Session
 
+PORT = "5432"
+_LONGEST = 64  # characters: the path of a socket has room for a hundred or so
 _PATIENCE = 60.0  # seconds to wait for data that are on their way
 
 
 class Conversation:
-    """Serves one client from `listener`, which is closed when the client is there.
+    """Serves one client, which may connect to the socket in `folder` as soon as this is made; the folder lasts until it has.
 
     Arguments: `session`, the sandbox; `encoding`, which the client begins with if it does not say another.
     """
 
-    def __init__(self, session: Session, listener: socket.socket, encoding: bytes | None = None) -> None:
+    def __init__(self, session: Session, encoding: bytes | None = None) -> None:
         self.backend = Backend(session, self._copying, encoding)
-        self._listener = listener
+        parent = tempfile.gettempdir()
+        self.folder = Path(tempfile.mkdtemp(prefix="dbclone-", dir=parent if len(parent) < _LONGEST else "/tmp"))
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self._place)
+        self._listener.listen(1)
         self._socket: socket.socket | None = None
         self._unread = b""
         self._arrival = threading.Condition()
@@ -40,12 +49,18 @@ class Conversation:
         self.thread = threading.Thread(target=self._serve, name="dbclone sandbox", daemon=True)
         self.thread.start()
 
+    @property
+    def _place(self) -> str:
+        return str(self.folder / f".s.PGSQL.{PORT}")
+
     def hang_up(self) -> None:
         """End the conversation from our side, and wait until it has ended: the client finds its connection broken."""
-        for end in (self._listener, self._socket):
+        if self._socket is None:  # nobody has come, and so we do
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as nobody:
+                nobody.connect(self._place)
+        if self._socket is not None:
             with contextlib.suppress(OSError):
-                if end is not None:
-                    end.shutdown(socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)
         self.thread.join(_PATIENCE)
 
     def arrived(self, count: int) -> None:
@@ -57,6 +72,7 @@ class Conversation:
         try:
             with self._listener:
                 self._socket = self._listener.accept()[0]
+            shutil.rmtree(self.folder, ignore_errors=True)
             with self._socket:
                 if self._greet():
                     while self._answer():

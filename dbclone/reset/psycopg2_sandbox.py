@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import socket
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -24,12 +20,11 @@ from psycopg2._psycopg import sqlstate_errors
 
 from ..errors import SandboxLimit
 from .backend import LIMIT
-from .conversation import Conversation
+from .conversation import PORT, Conversation
 
 if TYPE_CHECKING:
     from .sandbox import Session
 
-_PORT = "5432"
 _MARGIN = 1 << 15  # bytes that a socket takes in any case, and more than libpq keeps back
 _HEAD = 5  # bytes before the data in each message
 # So that neither the application's parameters nor the environment's lead elsewhere, or ask for what a local socket does not have.
@@ -107,11 +102,10 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         given = extensions.parse_dsn(dsn)
         self._given = {**given, "password": "xxx"} if "password" in given else given
         demands = {key: value for key, value in _DEMANDS.items() if key in given}
-        with self._gate._opened() as (folder, conversation):
+        with self._gate._opened() as conversation:
             self._conversation = conversation
-            super().__init__(
-                extensions.make_dsn(dsn, **{**_PLACE, **demands, "host": folder, "port": _PORT}), *arguments, **keywords
-            )
+            place = {**_PLACE, **demands, "host": str(conversation.folder), "port": PORT}
+            super().__init__(extensions.make_dsn(dsn, **place), *arguments, **keywords)
 
     @property
     def dsn(self) -> str:
@@ -167,7 +161,6 @@ class Gate:
         self._session = session
         self._pid = os.getpid()
         self._encoding = session.real.pgconn.parameter_status(b"client_encoding")
-        self._folder: Path | None = None
         self._conversations: list[Conversation] = []
         self._classes: dict[tuple[Any, Any], Any] = {}
         sqlstate_errors.setdefault(LIMIT, _Limit)
@@ -179,9 +172,6 @@ class Gate:
         for conversation in self._conversations:
             conversation.hang_up()
         self._conversations.clear()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
 
     def connect(self, *arguments: Any, **keywords: Any) -> Any:
         """As `psycopg2.connect`, for a connection into the sandbox, wherever the arguments lead."""
@@ -204,19 +194,13 @@ class Gate:
         return self._classes[given, ours]
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[str, Conversation]]:
-        """Listen for one connection, which is made in the block; give the folder of the socket."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="dbclone-"))
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(folder / f".s.PGSQL.{_PORT}"))
-        listener.listen(1)
-        conversation = Conversation(self._session, listener, self._encoding)
+    def _opened(self) -> Iterator[Conversation]:
+        """Listen for one connection, which is made in the block."""
+        conversation = Conversation(self._session, self._encoding)
         self._conversations = [other for other in self._conversations if other.thread.is_alive()]
         self._conversations.append(conversation)
         try:
-            yield str(folder), conversation
+            yield conversation
         except BaseException:
             conversation.hang_up()
             raise
