@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from . import adapters
-from .errors import SandboxLimit
+from .errors import SandboxLimit, SettingsError
 from .isolation import Isolation
 from .owned import Owned, application_name
 from .reset import Outcome, pick
@@ -22,6 +22,7 @@ from .reset.control import Spoiled
 from .reset.rollback import Rollback
 from .reset.sandbox import Session
 from .reset.witness import Verdict
+from .settings import RESETS
 
 log = logging.getLogger("dbclone")
 
@@ -151,8 +152,11 @@ class Clone(Owned):
         """Return the reset that will be used for `reset` and a test.
 
         Under auto it is truncate where there is no handle to lend a sandbox to, because then the application has connections of
-        its own which commit for real, and for a test that was seen committing outside its sandbox.
+        its own which commit for real, and for a test that was seen committing outside its sandbox. Raises SettingsError.
         """
+        if reset not in RESETS:
+            choice = ", ".join(RESETS)
+            raise SettingsError(f"{reset!r} is no reset", f"{test or 'A block'} asked for it.", f"Choose one of {choice}.")
         outside = self.handle is None or test in self.escalated or bool(adapters.refusal(self.handle))
         if reset == "auto" and self._lending is None and outside:
             return "truncate"

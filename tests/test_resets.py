@@ -209,3 +209,9 @@ def test_an_audit_inside_a_layer_leaves_the_sequences_alone(clone: Clone) -> Non
                 escape()
     with clone.isolated("truncate", "next") as isolation:
         assert isolation.execute("INSERT INTO parent (name) VALUES ('first') RETURNING id").fetchone() == (1,)
+
+
+def test_a_reset_that_there_is_not_is_refused_by_name(clone: Clone) -> None:
+    with pytest.raises(SettingsError, match="'rolback' is no reset") as caught, clone.isolated("rolback", "test"):
+        pass
+    assert "rollback" in caught.value.hint

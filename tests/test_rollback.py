@@ -62,6 +62,20 @@ def test_session_locks_do_not_outlive_the_test(url: str) -> None:
         assert real.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42").fetchone() == (0,)
 
 
+def test_statements_prepared_by_sql_do_not_outlive_the_test(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as real:
+        session, witness = Session(real), Witness(now(real))
+        for _ in range(3):
+            level = Rollback(session, None, witness)
+            level.before()
+            connection = session.connect(autocommit=True)
+            connection.execute("PREPARE mine AS SELECT 1")
+            assert connection.execute("EXECUTE mine").fetchone() == (1,)
+            level.after()
+            session.disconnect()
+        assert real.execute("SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'").fetchone() == (0,)
+
+
 def test_putting_sequences_back_leaves_nothing_for_the_next_audit_to_look_for(url: str) -> None:
     """Or else every second test would pay for a look at all tables."""
     with psycopg.connect(url, autocommit=True) as real:

@@ -33,7 +33,7 @@ _THROW_AWAY = {
     "autovacuum": "off",
     "checkpoint_timeout": "1h",
     "max_wal_size": "512MB",
-    "max_connections": "200",
+    "max_connections": "400",
     "max_locks_per_transaction": "256",
     "max_files_per_process": "10000",  # a session that looks at 1,000 tables would open and close their files each time
     "max_prepared_transactions": "64",

@@ -44,6 +44,7 @@ class Shared(Protocol):
     stack: Savepoints
     turns: Turns
     limited: str
+    prepares: bool
     real: psycopg.Connection[Any]
     pgconn: pq.abc.PGconn
     gone: pq.abc.PGconn

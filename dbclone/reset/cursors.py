@@ -75,6 +75,8 @@ class _Statements(_Base):
         connection = self._conn
         text = connection._upcoming = _text(query, connection)
         connection._leading = text is not None and bool(controls(text))
+        if text is not None and text.lstrip()[:7].upper() == "PREPARE":
+            connection._session.prepares = True
         try:
             yield from super()._start_query(query)
         finally:

@@ -43,6 +43,7 @@ class Session:
         self.lock = Turn(self.turns)
         self.real.lock = self.lock  # type: ignore[assignment]
         self.limited = ""  # what was refused that a stronger reset allows
+        self.prepares = False  # the application prepares statements by SQL, which no rollback undoes
         self._prepared = 0  # statements that closed connections have left
         self.audits = 0  # how often the statements of the reset had to be prepared
         self.speaker = 0  # whose handlers hear the server's notices
@@ -89,8 +90,8 @@ class Session:
             if connection is not None:
                 connection.shut()
         self._connections.clear()
-        if self._prepared > _MANY and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
-            self._prepared = 0
+        if (self.prepares or self._prepared > _MANY) and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
+            self.prepares, self._prepared = False, 0
             self.real.execute("DEALLOCATE ALL")
 
     def met(self) -> str:
