@@ -47,16 +47,16 @@ _ASKED = (("recipe", "kept", "truncate_all", "truncate", "rollback", "auto", FLO
 _AGAIN = (("truncate", "rollback", "auto", FLOOR), ("recipe", "auto", FLOOR))
 # Seconds in series of 139, 199 and 316 tests, and with 4 workers, as the reference's author gives them.
 PUBLISHED = {"0": (15.0, 20.0, 53.0), "4": (4.5, 7.0, 15.5)}
-_HEAD = """from harness import expect, order, register, with_test_db
-from shop.models import MODELS, Role, User
+_HEAD = """from harness import add_product, expect, order, with_test_db
+from shop.models import MODELS, Category, Product
 """
-_USER = """
+_PRODUCT = """
 
-@with_test_db((User, Role))
-def test_user_{0}(client, names):
-    expect((User, Role))
-    register(client, names)
-    expect((User, Role), 1, 1)
+@with_test_db((Category, Product))
+def test_product_{0}(client, names):
+    expect((Category, Product))
+    add_product(client, names)
+    expect((Category, Product), 1, 1)
 """
 _ORDER = """
 
@@ -79,7 +79,7 @@ def generate(folder: Path, size: int) -> None:
     (folder / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\ntestpaths = ["tests"]\n')
     (folder / "tests").mkdir()
     for start in range(0, size, 20):
-        tests = [(_ORDER if number % 2 else _USER).format(number) for number in range(start, min(start + 20, size))]
+        tests = [(_ORDER if number % 2 else _PRODUCT).format(number) for number in range(start, min(start + 20, size))]
         (folder / "tests" / f"test_{start:03}.py").write_text(_HEAD + "".join(tests))
 
 

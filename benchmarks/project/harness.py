@@ -99,12 +99,12 @@ def expect(models: Sequence[Any], *expected: int) -> None:
     assert CONTENDER == "none" or tuple(found) == (expected or (0,) * len(models))
 
 
-def register(client: FlaskClient, names: Names) -> None:
-    """Register a user: a row in two tables."""
-    body = {"username": names("ann"), "email": f"{names('ann')}@example.org", "role": names("customer")}
-    response = client.post("/users", json=body)
+def add_product(client: FlaskClient, names: Names) -> None:
+    """Add a product in a category: a row in two tables."""
+    body = {"sku": names("LAMP"), "name": "A lamp", "price": "20.00", "category": names("Home")}
+    response = client.post("/products", json=body)
     assert response.status_code == 201, response.text
-    assert response.get_json()["username"] == names("ann")
+    assert response.get_json()["sku"] == names("LAMP")
 
 
 def order(client: FlaskClient, names: Names) -> None:
