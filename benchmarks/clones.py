@@ -84,7 +84,9 @@ class Sized:
                 failed.append(error)
                 barrier.abort()
 
-        threads = [threading.Thread(target=one, args=item, daemon=True) for item in zip(sessions, range(len(sessions)), strict=True)]
+        threads = [
+            threading.Thread(target=one, args=item, daemon=True) for item in zip(sessions, range(len(sessions)), strict=True)
+        ]
         for thread in threads:
             thread.start()
         with contextlib.suppress(threading.BrokenBarrierError):

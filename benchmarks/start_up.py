@@ -75,7 +75,9 @@ class Projects:
             (path / "models.py").write_text(MODELS)
         table = '[tool.dbclone]\nschema = "models:MODELS"\nbind = "models:db"\nname = "startup"\n'
         (self.folder / "pyproject.toml").write_text(table)
-        (self.folder / "test_it.py").write_text("import models\ndef test_it(dbclone):\n    assert models.User.select().count() == 0\n")
+        (self.folder / "test_it.py").write_text(
+            "import models\ndef test_it(dbclone):\n    assert models.User.select().count() == 0\n"
+        )
         (self.bare / "test_it.py").write_text("import psycopg, models\ndef test_it():\n    assert models.User\n")
 
     def run(self, folder: Path, *words: str) -> float:
