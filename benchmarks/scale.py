@@ -32,6 +32,10 @@ RESETS = ("rollback", "truncate")
 _SESSIONS = 3  # that a worker has: one that makes clones, one that controls resets, the application's
 
 
+class Failed(Exception):
+    """A worker ended before its time; the text is the first line of its error."""
+
+
 @dataclass
 class Worker:
     """A process that runs tests when it is told to."""
@@ -48,7 +52,8 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             assert self.process.stderr is not None
-            raise RuntimeError(f"a worker ended: {self.process.stderr.read()[-2000:]}")
+            said = self.process.stderr.read().strip().splitlines()
+            raise Failed(next((line for line in said if line.startswith("dbclone.")), said[-1] if said else "no word"))
         return dict(json.loads(line))
 
 
@@ -100,11 +105,15 @@ def measure(place: Place) -> dict[str, Any]:
                     continue
                 say(f"scale: {count} workers, {reset}")
                 started = time.perf_counter()
-                with crew(server, place, count) as workers:  # a new one for each reset: the sessions of both would be too many
-                    clones = [worker.answer()["clone_s"] * 1000 for worker in workers]
-                    told = {"workers": count, "reset": reset, "ready_s": time.perf_counter() - started}
-                    told |= {"clone_median_ms": statistics.median(clones), "clone_max_ms": max(clones)}
-                    rows += [{**told, "round": number, **_round(workers, reset, seconds)} for number in range(rounds)]
+                try:
+                    with crew(server, place, count) as workers:  # a new one for each reset: the sessions of both would be too many
+                        clones = [worker.answer()["clone_s"] * 1000 for worker in workers]
+                        told = {"workers": count, "reset": reset, "ready_s": time.perf_counter() - started}
+                        told |= {"clone_median_ms": statistics.median(clones), "clone_max_ms": max(clones)}
+                        for number in range(rounds):
+                            rows.append({**told, "round": number, **_round(workers, reset, seconds)})
+                except Failed as error:
+                    left_out.append(f"{count} workers, {reset}: {error}")
         total = 300 if place.quick else 10_000
         wear = [worn(server, template, shop, reset, total, say) for reset in ("truncate", "rollback")]
         found = settings(server)
