@@ -23,7 +23,7 @@ from .pings import machine
 from .places import EMBEDDED, Place, say
 
 _PEERS = "peers"
-# What each part measures, and its seconds at most if it can do less: in full, and quick. The suites come last and take what is left.
+# The module of each part, and its seconds at most if it can do less: in full, and quick. The suites come last, and take the rest.
 PARTS: dict[str, tuple[str, int, int]] = {
     "start-up": ("start_up", 90, 30),
     "reset": ("resets", 150, 30),

@@ -148,7 +148,8 @@ def measure(place: Place) -> dict[str, Any]:
         for where, server in servers.items():
             directory = _directory(server)
             found["servers"][where] = {**settings(server), "file_system": file_system(directory) if directory else ""}
-            most = 64 if place.quick or where != next(iter(servers)) else max(MEGABYTES)
+            second = where != next(iter(servers))
+            most = (8 if second else 64) if place.quick else 64 if second else max(MEGABYTES)
             for megabytes in (m for m in MEGABYTES if m <= most):
                 if directory and free_bytes(directory) < 4 * megabytes * 2**20 + 2**29:
                     found["left_out"].append(f"{megabytes} MB on {where}: there is no room for four times as much")

@@ -142,7 +142,10 @@ def cells(servers: Sequence[str], quick: bool) -> list[Cell]:
     found = []
     for server, size, number, contender in itertools.product(servers, sizes, workers, CONTENDERS):
         small = size == sizes[0] and (server != DURABLE or number == 0)
-        if contender in _ASKED[server == DURABLE] or (small and not (quick and server == DURABLE)):
+        wanted = contender in _ASKED[server == DURABLE] or small
+        if quick and (number or server == DURABLE):
+            wanted = contender in ("recipe", "auto", FLOOR) and not (number and server == DURABLE)
+        if wanted:
             found.append(Cell(server, size, number, contender))
     return found
 
