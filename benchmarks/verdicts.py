@@ -1,4 +1,4 @@
-"""The goals that the figures are held against: for each, what was measured where, and whether that is enough. Nothing is typed in."""
+"""The goals that the figures are held against: what was measured for each, and whether that is enough."""
 
 from __future__ import annotations
 
