@@ -88,7 +88,7 @@ def _measure(name: str, place: Place) -> dict[str, Any]:
         return dict(importlib.import_module(f".{name}", __package__).measure(place))
     peers = importlib.import_module(f".{name}", __package__)
     with place.server() as server:
-        return dict(peers.run(server, place.quick, say))
+        return dict(peers.run(server.dsn.url, place.quick, say))
 
 
 def _measured(measure: Callable[[Place], dict[str, Any]], given: argparse.Namespace, seconds: float) -> dict[str, Any]:

@@ -139,26 +139,27 @@ def start_up(rows: Sequence[Found]) -> list[str]:
     return table(["process", "ms", "runs", "control", "beyond it, ms"], lines)
 
 
-def peers(rows: Sequence[Found]) -> list[str]:
-    """Return the table of other packages: what a test costs, and what is not undone, as a probe found."""
-    probes = list(dict.fromkeys(name for row in rows for name in row.get("undoes") or {}))
+def peers(rows: Sequence[Found]) -> Iterator[str]:
+    """Yield the tables of other packages: what a test costs, and what is undone, as a probe found."""
     lines = []
     for row in rows:
-        times, undoes = row.get("per_test_ms") or {}, row.get("undoes") or {}
-        told = [shown(times[key]) if key in times else "–" for key in ("median", "p95", "p99")]
-        whole = shown(row["suite_s"]) if row.get("suite_s") else "–"
-        marks = ["–" if undoes.get(name) is None else "yes" if undoes[name] else "**no**" for name in probes]
-        lines.append([row["name"], str(row.get("version") or ""), *told, whole, *marks])
-    heads = [
-        "package",
-        "version",
-        "per test, ms",
-        "p95",
-        "p99",
-        "suite, s",
-        *(f"undoes {name.replace('_', ' ')}" for name in probes),
-    ]
-    return table(heads, lines)
+        name = f"{row['name']} {row.get('version') or ''}".strip()
+        if not row.get("per_test_ms"):
+            lines.append([name, "not measured", "", "", "", ""])
+            continue
+        suite, over = {"n": 2, **row["suite_s"]}, row.get("over_auto")
+        times = [shown(row["per_test_ms"][key]) for key in ("median", "p95", "p99")]
+        lines.append([name, *times, spread(suite), spread({"n": 2, **over}) if over else ""])
+    yield from table(["", "a test, ms", "p95", "p99", "whole suite, s", "× dbclone auto, a test"], lines)
+    told = {row["name"]: {**row.get("undoes", {}), **row.get("allows", {})} for row in rows}
+    words = {True: "yes", False: "**no**", None: "?"}
+    probes = list(dict.fromkeys(name for found in told.values() for name in found))
+    lines = [[probe, *(words[found.get(probe)] for found in told.values())] for probe in probes]
+    yield from table(["undone, or possible", *told], lines)
+    for row in rows:
+        if row.get("error"):
+            yield f"{row['name']}: {str(row['error']).strip().splitlines()[0]}"
+            yield ""
 
 
 def scale(rows: Sequence[Found]) -> list[str]:

@@ -115,13 +115,15 @@ def _resets(points: Sequence[Found], tables: int) -> Iterator[tuple[str, Sequenc
 
 
 def _peers(found: Found) -> Iterator[tuple[str, Sequence[float], bool]]:
-    medians = {row["name"]: row["per_test_ms"]["median"] for row in found.get("rows", ()) if row.get("per_test_ms")}
-    own = {name: value for name, value in medians.items() if name.startswith("dbclone")}
-    others = {name: value for name, value in medians.items() if name not in own}
-    auto = next((value for name, value in own.items() if "auto" in name), None)
-    if auto and others:
-        best = min(others, key=lambda name: others[name])
-        yield best, [others[best] / auto], False
+    """The peer that costs a test least, over auto: medians of the same rounds."""
+    rows = {row["name"]: row for row in found.get("rows", ()) if row.get("per_test_ms")}
+    others = [row for row in rows.values() if row.get("package") not in ("", "dbclone")]
+    if "dbclone auto" in rows and others:
+        best = min(others, key=lambda row: row["per_test_ms"]["median"])
+        own, auto = (
+            {n: statistics.median(run["isolation"]) for n, run in enumerate(r["runs"])} for r in (best, rows["dbclone auto"])
+        )
+        yield best["name"], ratios(own, auto), True
 
 
 def _clones(found: Found) -> Iterator[tuple[str, Sequence[float], bool]]:
