@@ -30,6 +30,7 @@ from .shop import Broken
 SIZES = (139, 199, 316)  # tests of the reference's three projects
 WORKERS = (0, 2, 4)
 FLOOR = "none"
+_PATIENCE = 300  # seconds for one process; the slowest takes a quarter of it
 CONTENDERS = {
     "recipe": "reference recipe",
     "kept": "create/drop, kept connection",
@@ -108,9 +109,11 @@ class Cell:
             command += ["-p", "no:dbclone"]
         results.unlink(missing_ok=True)
         started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=folder, env=child_environment(**environ), capture_output=True, text=True
-        )
+        options = {"cwd": folder, "env": child_environment(**environ), "capture_output": True, "text": True, "timeout": _PATIENCE}
+        try:
+            done = subprocess.run([sys.executable, "-m", *command], **options)  # type: ignore[call-overload]
+        except subprocess.TimeoutExpired:
+            raise Broken(f"{self}: it did not end in {_PATIENCE} s") from None
         wall = time.perf_counter() - started
         times = _times(results)
         if done.returncode or len(times) != self.size:
@@ -158,6 +161,7 @@ class Suites:
     servers: dict[str, Server]
     runs: dict[Cell, list[dict[str, float]]]
     folders: dict[int, Path] = field(default_factory=dict)
+    failed: dict[Cell, str] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Write the projects, and run each once, so that byte code is cached and templates are built."""
@@ -179,14 +183,20 @@ class Suites:
         while going:
             going = False
             for (server, size, workers), group in groups.items():
-                chosen = [c for c in group if number == 0 or c.contender in _AGAIN[server == DURABLE]]
+                again = [c for c in group if c.contender in _AGAIN[server == DURABLE] and c not in self.failed]
+                chosen = again if number else group
                 need = sum(self.runs[c][-1]["wall_s"] for c in chosen) if number else 0.0
-                if number and (self.place.quick or self.place.left < need * 1.2):
+                if number and (self.place.quick or not chosen or self.place.left < need * 1.2):
                     continue
                 say(f"suites, round {number + 1}: {size} tests, {workers} workers, {server}")
                 for cell in chosen:
-                    say(f"    {CONTENDERS[cell.contender]}", passing=True)
-                    self.runs[cell].append({"round": number, **self.once(cell)})
+                    say(f"    {cell.contender}", passing=True)
+                    try:
+                        self.runs[cell].append({"round": number, **self.once(cell)})
+                    except Broken as error:  # it has no time, not even the one it may have had before
+                        say(str(error))
+                        self.failed[cell] = str(error)
+                        self.runs[cell].clear()
                 going = True
             number += 1
 
@@ -205,6 +215,10 @@ def measure(place: Place) -> dict[str, Any]:
         "cells": [
             {"server": c.server, "size": c.size, "workers": c.workers, "contender": c.contender, "runs": found}
             for c, found in suites.runs.items()
+        ],
+        "left_out": [
+            f"{CONTENDERS[c.contender]}, {c.size} tests, {c.workers} workers, {c.server}: {text.strip().splitlines()[-1]}"
+            for c, text in suites.failed.items()
         ],
     }
 

@@ -19,7 +19,7 @@ from benchmarks.places import DURABLE, Place
 from benchmarks.scale import Failed, _round, crew
 from benchmarks.shop import Broken
 from benchmarks.start_up import Projects
-from benchmarks.suites import CONTENDERS, SIZES, Cell, cells, generate
+from benchmarks.suites import CONTENDERS, SIZES, Cell, Suites, cells, generate
 from dbclone import databases
 from dbclone.server import Server
 from dbclone.template import Template
@@ -69,6 +69,17 @@ def test_a_contender_that_forgets_to_undo_has_no_time(change: tuple[str, str], s
     harness.write_text(harness.read_text().replace(*change))
     with pytest.raises(Broken):
         Cell("embedded", SIZE, 0, "recipe" if "drop" in change[0] else "truncate_all").run(shop, server, place)
+
+
+def test_a_contender_that_fails_loses_its_times_and_spoils_nobody_elses(shop: Path, place: Place, server: Server) -> None:
+    """In its second round: the time of its first one goes as well."""
+    good, bad = Cell("embedded", SIZE, 0, "none"), Cell("embedded", SIZE, 0, "leaky")
+    suites = Suites(place, {"embedded": server}, {bad: [], good: []}, {SIZE: shop})
+    suites.runs[bad].append({"round": -1, "wall_s": 1.0})
+    suites.rounds()
+    assert suites.runs[bad] == []
+    assert "1 passed" in suites.failed[bad]
+    assert len(suites.runs[good]) == 1
 
 
 def test_tests_that_do_not_run_have_no_time(shop: Path, place: Place, server: Server) -> None:
