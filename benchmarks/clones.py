@@ -179,8 +179,9 @@ def _measured(place: Place, server: Server, where: str, directory: Path | None, 
     """Return all figures of one size: contenders take turns."""
     sized = Sized.make(server, megabytes)
     strategies = [s for s in STRATEGIES if server.facts.major >= 15] or ["auto"]
-    counts = AT_ONCE if megabytes == MEGABYTES[0] and not place.quick else (1, 4)[: 2 if megabytes <= 64 else 1]
-    rounds = 3 if place.quick else {8: 15, 64: 7}.get(megabytes, 3)
+    cheap = not (place.quick or server.facts.durable)  # copies that are written through to a disk take long
+    counts = AT_ONCE if megabytes == MEGABYTES[0] and cheap else (1, 4)[: 2 if megabytes <= 64 else 1]
+    rounds = {8: 15, 64: 7 if cheap else 3}.get(megabytes, 3) if not place.quick else 3
     with contextlib.ExitStack() as stack:
         sessions = {s: [stack.enter_context(_session(sized, place, s)) for _ in range(max(counts))] for s in strategies}
         turns: list[Callable[[], None]] = [lambda: sized.copied(directory)] if directory is not None else []
