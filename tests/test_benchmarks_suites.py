@@ -82,6 +82,14 @@ def test_a_contender_that_fails_loses_its_times_and_spoils_nobody_elses(shop: Pa
     assert len(suites.runs[good]) == 1
 
 
+def test_without_time_only_what_the_goals_need_is_measured(shop: Path, place: Place, server: Server) -> None:
+    place.seconds = -1
+    suites = Suites(place, {"embedded": server}, {Cell("embedded", SIZE, 0, c): [] for c in ("drop", "auto")}, {SIZE: shop})
+    suites.rounds()
+    assert [(cell.contender, len(runs)) for cell, runs in suites.runs.items()] == [("drop", 0), ("auto", 1)]
+    assert [(cell.contender, why) for cell, why in suites.failed.items()] == [("drop", "there was no time left")]
+
+
 def test_tests_that_do_not_run_have_no_time(shop: Path, place: Place, server: Server) -> None:
     with pytest.raises(Broken, match="4 tests"):
         Cell("embedded", SIZE + 1, 0, "none").run(shop, server, place)
