@@ -173,8 +173,11 @@ def _labels(ends: Sequence[tuple[float, float, int, Series]], x: float, lowest: 
     for number in range(len(places) - 1, -1, -1):
         limit = lowest if number == len(places) - 1 else places[number + 1] - 17
         places[number] = min(places[number], limit)
-    parts = []
+    parts, last = [], max(end for _, end, *_ in ends)
     for (y, end, number, one), place in zip(ordered, places, strict=True):
-        parts.append(f'<line class="l{one.colour}" x1="{end + 6:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{place:.1f}" opacity="0.5"/>')
+        if end == last:  # from a line that ends before the others, a link would cross them
+            parts.append(
+                f'<line class="l{one.colour}" x1="{end + 6:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{place:.1f}" opacity="0.5"/>'
+            )
         parts += [_mark(_SHAPES[number % len(_SHAPES)], x + 6, place, one.colour), _text(x + 16, place + 4, one.name)]
     return parts
