@@ -92,8 +92,9 @@ def _clones(rows: Any) -> Iterator[tuple[str, str]]:
 def _peers(rows: Any) -> Iterator[tuple[str, str]]:
     timed = [row for row in rows if row.get("per_test_ms")]
     if timed:
-        found = [(row["name"], row["per_test_ms"]) for row in sorted(timed, key=lambda row: row["per_test_ms"]["median"])]
-        shown = [(name, [Value(t["median"], t["median"], t.get("p95", t["median"]))], False) for name, t in found]
+        ordered = sorted(timed, key=lambda row: row["per_test_ms"]["median"])
+        found = [(row["name"], row["per_test_ms"], not row.get("package")) for row in ordered]
+        shown = [(name, [Value(t["median"], t["median"], t["p95"])], control) for name, t, control in found]
         yield "peers.svg", bars("What a test costs more, by package: median, up to the 95th percentile", "ms", ["per test"], shown)
 
 

@@ -83,7 +83,7 @@ def _mark(shape: str, x: float, y: float, colour: int, size: float = 4.0) -> str
 
 def bars(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[Value | None], bool]]) -> str:
     """Return horizontal bars: `rows` of (label, a figure for each of `names` or None, whether it is a control and so grey)."""
-    left, right, top, bar, gap = 190, 70, 66, 13, 12
+    left, right, top, bar, gap = 20 + 7 * max(len(label) for label, *_ in rows), 80, 66 if len(names) > 1 else 48, 13, 12
     greatest = max(value.high for _, values, _ in rows for value in values if value is not None)
     scale = (_WIDTH - left - right) / greatest
     parts, y = [], float(top)

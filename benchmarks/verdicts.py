@@ -77,6 +77,7 @@ def verdicts(parts: Mapping[str, Found]) -> list[Verdict]:
         verdict("TRUNCATE all over `truncate`, per test, at 30 tables", 30, False, _resets(points, 30)),
         verdict("TRUNCATE all over `truncate`, per test, at 200 tables", 100, False, _resets(points, 200)),
         verdict("best peer over `auto`, per test", 3, False, _peers(parts.get("peers", {}))),
+        verdict("best peer that undoes all that `auto` does, over `auto`", 3, False, _peers(parts.get("peers", {}), equal=True)),
         verdict("clone of an 8 MB template over `cp -r` of it", 1.6, True, _clones(parts.get("clone", {}))),
         verdict("the last of many resets over the first", 1.2, True, _wear(parts.get("scale", {}))),
     ]
@@ -114,10 +115,16 @@ def _resets(points: Sequence[Found], tables: int) -> Iterator[tuple[str, Sequenc
         yield f"3 of {tables} tables written", [medians["truncate all"] / medians["truncate"]], False
 
 
-def _peers(found: Found) -> Iterator[tuple[str, Sequence[float], bool]]:
-    """The peer that costs a test least, over auto: medians of the same rounds."""
+def _peers(found: Found, equal: bool = False) -> Iterator[tuple[str, Sequence[float], bool]]:
+    """The peer that costs a test least, over auto: medians of the same rounds.
+
+    Arguments: `equal`, only of those peers that undid whatever auto undid when both were probed.
+    """
     rows = {row["name"]: row for row in found.get("rows", ()) if row.get("per_test_ms")}
     others = [row for row in rows.values() if row.get("package") not in ("", "dbclone")]
+    if equal and "dbclone auto" in rows:
+        undone = [name for name, told in rows["dbclone auto"]["undoes"].items() if told]
+        others = [row for row in others if all(row["undoes"].get(name) for name in undone)]
     if "dbclone auto" in rows and others:
         best = min(others, key=lambda row: row["per_test_ms"]["median"])
         own, auto = (

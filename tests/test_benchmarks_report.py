@@ -38,8 +38,7 @@ def _walls(found: dict[str, Any], server: str, workers: int, contender: str, wal
 
 
 def _goal(found: dict[str, Any], words: str) -> Verdict:
-    (verdict,) = [verdict for verdict in verdicts(found["parts"]) if words in verdict.goal]
-    return verdict
+    return next(verdict for verdict in verdicts(found["parts"]) if words in verdict.goal)
 
 
 def test_a_goal_is_judged_pair_by_pair(found: dict[str, Any]) -> None:
@@ -82,11 +81,16 @@ def test_the_best_peer_is_held_against_auto(found: dict[str, Any]) -> None:
 
     rows = [row("no isolation", "", [0.1]), row("dbclone auto", "dbclone", [1.0, 2.0]), row("slow", "slow", [90.0, 90.0])]
     found["parts"]["peers"] = {"rows": [*rows, row("good", "good", [4.0, 7.0])]}
+    rows[1]["undoes"]["DDL"] = True
+    rows.append(row("cheap", "cheap", [2.0, 2.0]))
+    found["parts"]["peers"]["rows"].append(rows[-1])
     (measured,) = _goal(found, "best peer").measured
+    assert measured.where == "cheap"
+    (measured,) = _goal(found, "undoes all").measured
     assert measured.where == "good"
     assert list(measured.values) == pytest.approx([4.0, 3.5])
     text = report(found)
-    assert "| DDL | **no** | **no** | **no** | yes |" in text
+    assert "| DDL | **no** | yes | **no** | yes | **no** |" in text
     assert "| sequences | ? |" in text
     assert "good" in plots(found["parts"])["peers.svg"]
 
@@ -148,6 +152,11 @@ def test_plots_are_drawn_within_their_frame(found: dict[str, Any]) -> None:
                 ("cy", height),
             ):
                 assert 0 <= float(shape.attrib.get(key, 0)) <= most
+            if shape.text and shape.tag.endswith("text"):
+                x, long = float(shape.attrib["x"]), 6.5 * len(shape.text)  # about what a letter is wide
+                begin = {"start": x, "middle": x - long / 2, "end": x - long}[shape.attrib["text-anchor"]]
+                assert begin >= 0, shape.text
+                assert begin + long <= width, shape.text
         assert "prefers-color-scheme:dark" in text
 
 
