@@ -69,14 +69,14 @@ class Place:
             with Server.open(self.settings(url=self.url, **more)) as server:
                 yield server
             return
-        with Server.open(self.settings(**more)) as server:
+        with contextlib.ExitStack() as stack:
+            server = Server.open(self.settings(**more))
             assert server.embedded is not None
-            try:
-                yield server
-            finally:
-                server.embedded.cluster.stop()
-        for folder in (server.embedded.home, server.embedded.disk):
-            shutil.rmtree(folder, ignore_errors=True)
+            for folder in (server.embedded.home, server.embedded.disk):
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(server.embedded.cluster.stop)
+            stack.callback(server.close)
+            yield server
 
     @contextlib.contextmanager
     def durable(self) -> Iterator[Server]:

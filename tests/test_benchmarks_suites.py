@@ -148,6 +148,15 @@ def test_a_durable_server_has_the_settings_that_postgres_is_shipped_with(place: 
     assert not Path(folder).parent.exists()
 
 
+def test_nothing_is_left_of_a_private_server_when_a_part_fails(place: Place) -> None:
+    with pytest.raises(ZeroDivisionError), place.server() as server:
+        assert server.embedded is not None
+        assert server.embedded.home.is_dir()
+        raise ZeroDivisionError
+    assert not server.embedded.home.exists()
+    assert server.embedded.cluster.pid() is None
+
+
 def test_copies_are_made_by_all_contenders_and_dropped(server: Server) -> None:
     before = _databases(server)
     sized = Sized.make(server, 8)
