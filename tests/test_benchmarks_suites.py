@@ -149,12 +149,19 @@ def test_a_durable_server_has_the_settings_that_postgres_is_shipped_with(place: 
 
 
 def test_nothing_is_left_of_a_private_server_when_a_part_fails(place: Place) -> None:
-    with pytest.raises(ZeroDivisionError), place.server() as server:
+    def fail(server: Server) -> None:
+        found.append(server)
         assert server.embedded is not None
         assert server.embedded.home.is_dir()
         raise ZeroDivisionError
-    assert not server.embedded.home.exists()
-    assert server.embedded.cluster.pid() is None
+
+    found: list[Server] = []
+    with pytest.raises(ZeroDivisionError), place.server() as opened:
+        fail(opened)
+    private = found[0].embedded
+    assert private is not None
+    assert not private.home.exists()
+    assert private.cluster.pid() is None
 
 
 def test_copies_are_made_by_all_contenders_and_dropped(server: Server) -> None:
