@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,13 @@ def main(words: Sequence[str] | None = None) -> int:
         name, most, quick = PARTS[part]
         seconds = float(quick) if given.quick else LIMIT - (time.monotonic() - began) if part == "suites" else float(most)
         say(f"{part}: at most about {seconds:.0f} s")
-        found["parts"][part] = _measured(lambda place, name=name: _measure(name, place), given, seconds)  # type: ignore[misc]
+        try:
+            for data in _measured(name, given, seconds):
+                found["parts"][part] = data
+        finally:  # also if we are told to end
+            _write(found, given.json)
         found["load_at_end"] = machine()["load"]
-        _write(found, given.json)
+    _write(found, given.json)
     failed = [part for part, data in found["parts"].items() if data.get("error")]
     say(
         f"{len(given.parts)} parts in {time.monotonic() - began:.0f} s"
@@ -91,18 +95,21 @@ def _measure(name: str, place: Place) -> dict[str, Any]:
         return dict(peers.run(server.dsn.url, place.quick, say))
 
 
-def _measured(measure: Callable[[Place], dict[str, Any]], given: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Return what a part measured, how long it took, and what went wrong, if anything did."""
+def _measured(name: str, given: argparse.Namespace, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield what a part measured, how long it took, and what went wrong, if anything did; then whatever ends us, goes on."""
     started = time.monotonic()
-    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         url = "" if given.server == EMBEDDED else given.server
+        place = Place(Path(folder), given.quick, url, given.binaries, seconds)
         try:
-            found = measure(Place(Path(folder), given.quick, url, given.binaries, seconds))
-        except Exception as error:  # whatever it is, the other parts are worth having
+            found = _measure(name, place)
+        except BaseException as error:  # whatever it is, the other parts, and what this one has so far, are worth having
             say(traceback.format_exc())
-            found["error"] = f"{type(error).__name__}: {error}".strip()
-    return {**found, "seconds": time.monotonic() - started}
+            found = {**place.partial, "error": f"{type(error).__name__}: {error}".strip()}
+            if not isinstance(error, Exception):
+                yield {**found, "seconds": time.monotonic() - started}
+                raise
+    yield {**found, "seconds": time.monotonic() - started}
 
 
 def _write(found: dict[str, Any], path: str | None) -> None:

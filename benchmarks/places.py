@@ -40,7 +40,8 @@ class Place:
     """What all parts are given.
 
     `folder`, for files, removed at the end; `quick`, few and small; `url`, of an existing server, or empty; `binaries`, of private
-    servers; `seconds`, what the part may take at most, for parts that go on as long as there is time.
+    servers; `seconds`, what the part may take at most, for parts that go on as long as there is time; `partial`, what a long part has
+    so far, which is kept if it does not come to its end.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Place:
     url: str = ""
     binaries: str = ""
     seconds: float = 3600.0
+    partial: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     @property

@@ -200,7 +200,24 @@ class Suites:
                         self.failed[cell] = str(error)
                         self.runs[cell].clear()
                 going = True
+                self.place.partial = self.data()
             number += 1
+
+    def data(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "servers": {name: {**settings(server), "file_system": _file_system(server)} for name, server in self.servers.items()},
+            "published": PUBLISHED,
+            "contenders": CONTENDERS,
+            "cells": [
+                {"server": c.server, "size": c.size, "workers": c.workers, "contender": c.contender, "runs": list(found)}
+                for c, found in self.runs.items()
+            ],
+            "left_out": [
+                f"{CONTENDERS.get(c.contender, c.contender)}, {c.size} tests, {c.workers} workers, {c.server}: {text.strip().splitlines()[-1]}"
+                for c, text in self.failed.items()
+            ],
+        }
 
 
 def measure(place: Place) -> dict[str, Any]:
@@ -209,20 +226,7 @@ def measure(place: Place) -> dict[str, Any]:
         suites = Suites(place, servers, {cell: [] for cell in cells(list(servers), place.quick)})
         suites.prepare()
         suites.rounds()
-        told = {name: {**settings(server), "file_system": _file_system(server)} for name, server in servers.items()}
-    return {
-        "servers": told,
-        "published": PUBLISHED,
-        "contenders": CONTENDERS,
-        "cells": [
-            {"server": c.server, "size": c.size, "workers": c.workers, "contender": c.contender, "runs": found}
-            for c, found in suites.runs.items()
-        ],
-        "left_out": [
-            f"{CONTENDERS[c.contender]}, {c.size} tests, {c.workers} workers, {c.server}: {text.strip().splitlines()[-1]}"
-            for c, text in suites.failed.items()
-        ],
-    }
+        return suites.data()
 
 
 def _file_system(server: Server) -> str:

@@ -240,6 +240,24 @@ def test_a_part_that_fails_keeps_neither_the_others_nor_the_file(tmp_path: Path,
     assert found["machine"]["cores"] >= 1
 
 
+def test_what_a_part_had_when_it_was_ended_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by SIGTERM in its last minute."""
+
+    def ended(place: Place) -> dict[str, Any]:
+        place.partial = {"rows": [1]}
+        raise SystemExit(143)
+
+    module = types.ModuleType("benchmarks.ended")
+    module.measure = ended  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "benchmarks.ended", module)
+    monkeypatch.setattr("benchmarks.__main__.PARTS", {"first": ("ended", 1, 1)})
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        main(["--json", str(tmp_path / "found.json")])
+    part = json.loads((tmp_path / "found.json").read_text())["parts"]["first"]
+    assert (part["rows"], part["error"]) == ([1], "SystemExit: 143")
+
+
 def test_templates_of_all_sizes_are_as_large_as_they_should_be(server: Server) -> None:
     sized = Sized.make(server, 16)
     assert 14 < sized.megabytes < 19
