@@ -40,7 +40,7 @@ class Place:
     """What all parts are given.
 
     `folder`, for files, removed at the end; `quick`, few and small; `url`, of an existing server, or empty; `binaries`, of private
-    servers; `seconds`, what the part may take at most, for parts that go on as long as there is time; `partial`, what a long part has
+    servers; `seconds`, what the part may take at most, for parts that go on as long as there is time; `partial`, what a part has
     so far, which is kept if it does not come to its end.
     """
 

@@ -93,6 +93,10 @@ class Cell:
     workers: int
     contender: str
 
+    @property
+    def shown(self) -> str:
+        return f"{CONTENDERS.get(self.contender, self.contender)}, {self.size} tests, {self.workers} workers, {self.server}"
+
     def run(self, folder: Path, server: Server, place: Place) -> dict[str, float]:
         """Run the project in `folder` once. Raises Broken if not all tests passed."""
         results = place.folder / "results.xml"
@@ -213,10 +217,7 @@ class Suites:
                 {"server": c.server, "size": c.size, "workers": c.workers, "contender": c.contender, "runs": list(found)}
                 for c, found in self.runs.items()
             ],
-            "left_out": [
-                f"{CONTENDERS.get(c.contender, c.contender)}, {c.size} tests, {c.workers} workers, {c.server}: {text.strip().splitlines()[-1]}"
-                for c, text in self.failed.items()
-            ],
+            "left_out": [f"{cell.shown}: {text.strip().splitlines()[-1]}" for cell, text in self.failed.items()],
         }
 
 
