@@ -19,13 +19,18 @@ from dbclone.template import Template
 
 from .goals import Goal
 from .pings import Ping, Run, quiet
-from .shop import Broken, Shop, inserts, reads, updates
+from .shop import Broken, Shop, Spread, inserts, reads, updates
 
 Write = Callable[[Shop, psycopg.Connection[Any], bool], None]
 TEST = "tests/test_shop.py::test_order"
 FRESH = "fresh"  # instead of a reset: another clone
 _WRITTEN: dict[Write, int] = {reads: 0, inserts: 3, updates: 1}  # rows
-_STATEMENTS = {"truncate all": Shop.truncated, "delete all": Shop.deleted, "recreate all": Shop.recreated}
+_STATEMENTS = {
+    "truncate all": Shop.truncated,
+    "truncate and seed": Shop.reseeded,
+    "delete all": Shop.deleted,
+    "recreate all": Shop.recreated,
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,13 @@ class Case:
     @property
     def written(self) -> int:
         """How many rows the test writes."""
-        return 0 if self.reset == FRESH else _WRITTEN[self.write]
+        if self.reset == FRESH:
+            return 0
+        return self.write.count if isinstance(self.write, Spread) else _WRITTEN[self.write]
+
+    def differing(self, connection: psycopg.Connection[Any]) -> int:
+        """Return how many rows differ from the template where the test writes."""
+        return self.shop.differing(connection, self.write.tables(self.shop) if isinstance(self.write, Spread) else ())
 
     @property
     def refused(self) -> str:
@@ -149,7 +160,7 @@ class _Statement:
     kept: psycopg.Connection[Any]
 
     def __call__(self, run: Run | None) -> float:
-        _test(self.case, self.kept, self.case.reset == "recreate all", run)
+        _test(self.case, self.kept, self.case.reset in ("recreate all", "truncate and seed"), run)
         statement: sql.Composed = _STATEMENTS[self.case.reset](self.case.shop)
         text = statement.as_bytes(self.kept)
         started = time.perf_counter()
@@ -160,10 +171,10 @@ class _Statement:
 def _test(case: Case, connection: psycopg.Connection[Any], fresh: bool, run: Run | None) -> None:
     """Write what the case wants written, and look before and after it if there is a run to note it in."""
     if run is not None:
-        run.looks.append(case.shop.differing(connection))
+        run.looks.append(case.differing(connection))
     case.write(case.shop, connection, fresh)
     if run is not None:
-        run.looks.append(case.shop.differing(connection))
+        run.looks.append(case.differing(connection))
         if run.looks[-2:] != [0, case.written]:
             raise Broken(f"{case.name}: {run.looks[-2]} rows differed before the test wrote, and {run.looks[-1]} after it")
 

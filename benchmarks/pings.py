@@ -74,6 +74,8 @@ class Figures:
 
     median: float
     p95: float
+    p99: float
+    count: int
     lowest: float  # median of a run
     highest: float
     ping: float
@@ -84,8 +86,8 @@ class Figures:
         samples = [sample for run in runs for sample in run.samples]
         medians = [statistics.median(run.samples) for run in runs]
         ping = statistics.median(ping for run in runs for ping in run.pings)
-        numbers = (statistics.median(samples), percentile(samples, 0.95), min(medians), max(medians), ping)
-        return cls(*(number * 1000 for number in numbers))
+        median, p95, p99 = statistics.median(samples) * 1000, percentile(samples, 0.95) * 1000, percentile(samples, 0.99) * 1000
+        return cls(median, p95, p99, len(samples), min(medians) * 1000, max(medians) * 1000, ping * 1000)
 
     @property
     def pings(self) -> float:
@@ -96,6 +98,8 @@ class Figures:
         return {
             "median_ms": self.median,
             "p95_ms": self.p95,
+            "p99_ms": self.p99,
+            "samples": self.count,
             "lowest_median_ms": self.lowest,
             "highest_median_ms": self.highest,
             "ping_ms": self.ping,

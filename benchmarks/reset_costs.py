@@ -25,7 +25,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -37,12 +36,12 @@ from typing import Any
 
 from dbclone import databases
 from dbclone.server import Server
-from dbclone.settings import load
 from dbclone.template import Template
 
 from .cases import FRESH, Case
 from .goals import Cheaper, Goal, Milliseconds, Pings, judged
 from .pings import Figures, Run, cores, machine, settings
+from .places import Place, say
 from .shop import Shop, reads, updates
 from .wear import worn
 
@@ -161,17 +160,6 @@ class Way:
         }
 
 
-_passing = False
-
-
-def say(text: str, passing: bool = False) -> None:
-    """Show progress on stderr; what is `passing` only to a person who watches, in one line."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="" if passing else "\n", file=sys.stderr, flush=True)
-    elif not passing:
-        print(text, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def affinity(wanted: set[int]) -> Iterator[None]:
     """Run this process, and what it starts, on these cores for the block; anywhere if there are none."""
@@ -186,23 +174,16 @@ def affinity(wanted: set[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def prepared(arguments: argparse.Namespace, folder: Path, pinned: bool, chosen: list[Case]) -> Iterator[Way]:
+def prepared(place: Place, pinned: bool, chosen: list[Case]) -> Iterator[Way]:
     """Yield a server with all templates; at the end nothing of it is left."""
-    options = {"cache_dir": str(folder / "cache"), "name": f"benchmark{os.getpid()}", "binaries": arguments.binaries}
-    if arguments.server != "embedded":
-        options["url"] = arguments.server
     core = {max(os.sched_getaffinity(0))} if pinned else set()
     with contextlib.ExitStack() as stack:
         with affinity(core):
-            server = stack.enter_context(Server.open(load(folder, options, {})))
-            if server.embedded is not None:
-                stack.callback(shutil.rmtree, server.embedded.home, ignore_errors=True)
-                stack.callback(server.embedded.cluster.stop)
-            way = Way(pinned, core, server)
+            way = Way(pinned, core, stack.enter_context(place.server()))
             for shop in dict.fromkeys(case.shop for case in chosen):
                 say(f"{way.name}: a template of {shop.tables:,} tables and {shop.seeds:,} rows")
-                way.templates[shop] = Template.ensure(server, shop)
-                stack.callback(databases.drop, server, way.templates[shop].database)
+                way.templates[shop] = Template.ensure(way.server, shop)
+                stack.callback(databases.drop, way.server, way.templates[shop].database)
         yield way
 
 
@@ -263,7 +244,9 @@ def main() -> None:
         for pinned in (False, True) if arguments.pin else (False,):
             folder = Path(place, "pinned" if pinned else "free")
             folder.mkdir()
-            ways.append(stack.enter_context(prepared(arguments, folder, pinned, chosen)))
+            url = "" if arguments.server == "embedded" else arguments.server
+            where = Place(folder, arguments.quick, url, arguments.binaries)
+            ways.append(stack.enter_context(prepared(where, pinned, chosen)))
         for number in range(runs):
             for way in ways:
                 say(f"{way.name}, run {number + 1} of {runs}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,7 @@ class Shop:
         with psycopg.connect(url, autocommit=True) as connection:
             for start in range(0, self.tables, 30):  # each message is one transaction, which locks all that it makes
                 connection.execute(self.created(start, min(start + 30, self.tables)))
-            if self.seeds:
-                filled = "INSERT INTO {} (note) SELECT 'seed ' || n FROM generate_series(1, {}) AS n"
-                connection.execute(sql.SQL(filled).format(self.name(0), sql.Literal(self.seeds)))
+            connection.execute(self.filled())
 
     def created(self, start: int = 0, stop: int | None = None) -> sql.Composed:
         """Return the statements that make the tables with these numbers, by default all."""
@@ -65,6 +63,15 @@ class Shop:
                 )
             )
         return sql.SQL("; ").join(statements)
+
+    def filled(self) -> sql.Composed:
+        """Return the statement that makes the seeds."""
+        statement = "INSERT INTO {} (note) SELECT 'seed ' || n FROM generate_series(1, {}) AS n"
+        return sql.SQL(statement).format(self.name(0), sql.Literal(self.seeds))
+
+    def reseeded(self) -> sql.Composed:
+        """Return the statements, for one message, that truncate all tables and make the seeds again."""
+        return sql.SQL("{} RESTART IDENTITY; {}").format(self.truncated(), self.filled())
 
     def truncated(self) -> sql.Composed:
         """Return the statement that truncates all tables."""
@@ -79,9 +86,10 @@ class Shop:
         dropped = sql.SQL("DROP TABLE {}").format(sql.SQL(", ").join(self.names))
         return sql.SQL("{}; {}").format(dropped, self.created())
 
-    def differing(self, connection: Connection) -> int:
-        """Return how many rows differ from what `build` made, in the tables that tests write to and in the one with seeds."""
-        counts = [sql.SQL("(SELECT count(*) FROM {})").format(name) for name in self.family]
+    def differing(self, connection: Connection, tables: Sequence[sql.Identifier] = ()) -> int:
+        """Return how many rows differ from what `build` made, in the tables that tests write to (`tables`, if not those that all
+        tests do) and in the one with seeds."""
+        counts = [sql.SQL("(SELECT count(*) FROM {})").format(name) for name in tables or self.family]
         if self.seeds:
             for query in (
                 "(SELECT {1} - count(*) FILTER (WHERE id <= {1}) FROM {0})",
@@ -123,3 +131,26 @@ def updates(shop: Shop, connection: Connection, fresh: bool) -> None:
     query = sql.SQL("UPDATE {} SET note = 'changed' WHERE id = %s AND note = %s").format(shop.name(0))
     if connection.execute(query, [key, f"seed {key}"]).rowcount != 1:
         raise Broken(f"seeded row {key} was not what it had been")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a test does that inserts a row in each of the last `count` tables: one message, whatever their number."""
+
+    count: int
+
+    def tables(self, shop: Shop) -> list[sql.Identifier]:
+        """Return the names of these tables."""
+        return [shop.name(number) for number in self._numbers(shop)]
+
+    def _numbers(self, shop: Shop) -> range:
+        first = shop.tables - self.count
+        return range(first - first % 3, first - first % 3 + self.count)  # begins with one that references nobody
+
+    def __call__(self, shop: Shop, connection: Connection, fresh: bool) -> None:
+        statements = []
+        for number in self._numbers(shop):
+            child = sql.SQL("INSERT INTO {0} (parent, note) SELECT max(id), 'a' FROM {1}")
+            statement = child if number % 3 else sql.SQL("INSERT INTO {0} (note) VALUES ('a')")
+            statements.append(statement.format(shop.name(number), shop.name(number - 1)))
+        connection.execute(sql.SQL("; ").join(statements).as_bytes(connection), prepare=False)
