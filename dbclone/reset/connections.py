@@ -79,6 +79,7 @@ class Sandboxed(_Base):
         self._prepared = Prepared(self._owner)
         self.portals: set[bytes] = set()  # server-side cursors that end with the block
         self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
+        session.join(owner, self)
 
     def __del__(self, __warn: Any = None) -> None:
         """Stay silent: what psycopg's warns of is a session left open, and this one is not the application's to close."""
