@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 import psycopg
 
 from . import adapters
-from .errors import SandboxLimit, SettingsError
+from .errors import SandboxLimit, ServerNotFound, SettingsError
 from .isolation import Isolation
 from .owned import Owned, application_name
+from .recovery import twice
 from .reset import Outcome, pick
 from .reset.audit import escaped
 from .reset.control import Spoiled
 from .reset.rollback import Rollback
 from .reset.sandbox import Session
+from .reset.sequences import Sequence
 from .reset.witness import Verdict
 from .settings import RESETS
 
@@ -82,7 +84,7 @@ class Clone(Owned):
                     f"{test or 'It'} would not see the data of dbclone_class or dbclone_module, which are in a transaction.",
                     "Use rollback for this test, or make the data in the test.",
                 )
-            self._prepare(wanted)
+            twice(self.server, "a test began", lambda: self._prepare(wanted), self._begin_anew)
             isolation = self._view(wanted, test, None)
             try:
                 yield isolation
@@ -100,19 +102,26 @@ class Clone(Owned):
         elif wanted == "drop":
             self._drop.before()
 
+    def _begin_anew(self) -> None:
+        """Have a fresh clone, because it has shown that our sessions were lost since the last test."""
+        if self._lending is not None:
+            self._lost = "its connection was lost between two tests"
+            raise self._data_lost()
+        self.replace("its connections were lost between two tests")
+
     def _finish(self, wanted: str) -> Outcome:
-        if wanted == "truncate":
+        if wanted in ("truncate", "drop"):
             try:
-                return self._undo.truncating().after()
-            except psycopg.Error as error:
+                if wanted == "truncate":
+                    return self._undo.truncating().after()
+                adapters.closed(self.handle)
+                self._undo.forget()
+                return self._drop.after()
+            except (psycopg.Error, ServerNotFound) as error:
                 return Outcome(wanted, 0.0, spoiled=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             except BaseException:
                 self.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
                 raise
-        if wanted == "drop":
-            adapters.closed(self.handle)
-            self._undo.forget()
-            return self._drop.after()
         started = time.perf_counter()
         if wanted == "clone":
             self.replace("a test that wanted a fresh clone", quiet=True, often=True)
@@ -166,17 +175,19 @@ class Clone(Owned):
     def _layer(self, test: str, sequences: bool = False, auto: bool = False) -> Iterator[Session]:
         """Hold one more level of the sandbox for the block; the outermost lends it to the application's handle."""
         outermost = self._lending is None
-        if self._lost and not outermost:
-            raise SandboxLimit(
-                "the data of this class or module are lost",
-                f"They were in the transaction that ended too early: {self._lost}.",
-                "Find out why, and run these tests again; tests of other classes and modules are not affected.",
-            )
-        session = self._undo.sandbox()
-        with contextlib.ExitStack() as stack:
+        if not outermost and (self._lost or self._undo.broken):
+            self._lost = self._lost or "its connection was lost"
+            raise self._data_lost()
+
+        def begin() -> tuple[Session, tuple[Sequence, ...] | None, Rollback]:
+            session = self._undo.sandbox()
             positions = self._undo.positions if sequences and outermost else None
             level = Rollback(session, positions, self._undo.witness)
             level.before()
+            return session, positions, level
+
+        with contextlib.ExitStack() as stack:
+            session, positions, level = twice(self.server, "a test began", begin, self._begin_anew)
             try:
                 if outermost:
                     stack.callback(session.disconnect)
@@ -192,6 +203,13 @@ class Clone(Owned):
                 self._escalate(session.met(), test, auto)
                 self._settle(outcome, test, auto)
                 self._undo.keep_small()
+
+    def _data_lost(self) -> SandboxLimit:
+        return SandboxLimit(
+            "the data of this class or module are lost",
+            f"They were in the transaction that ended too early: {self._lost}.",
+            "Find out why, and run these tests again; tests of other classes and modules are not affected.",
+        )
 
     def _settle(self, outcome: Outcome, test: str, auto: bool = False) -> None:
         """Note what a reset cost; replace the clone if it could not make it equal to the template; look for what escaped."""

@@ -18,6 +18,7 @@ from .dsn import Dsn
 from .errors import NotOurs, TemplateError
 from .marks import Database, Mark, clone_name, lock_key
 from .pool import Pool
+from .recovery import recover, twice
 from .report import Report
 from .reset.drop import Drop
 from .reset.witness import NOW, Moment
@@ -175,7 +176,8 @@ class Owned:
         """Put a fresh copy of the template in the place of the database, under the same name, so that every URL stays right.
 
         Arguments: `reason`, for the log and, unless `quiet`, the report; `often`, it will be needed again: from now on copies are
-        made ahead in the background, as they are from the second time on anyway.
+        made ahead in the background, as they are from the second time on anyway. If the connection to the server is lost, it is
+        made anew, once. Raises ServerError, TemplateError, NotOurs, psycopg.Error.
         """
         log.info("replacing clone %s: %s", self.name, reason)
         if not quiet:
@@ -183,6 +185,12 @@ class Owned:
         adapters.closed(self.handle)
         self._undo.forget()
         self._drop.empty = False
+        twice(self.server, "the clone was replaced", lambda: self._renew(often), lambda: recover(self.server))
+        self._replaced = True
+        if lost := self._undo.refill():
+            self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
+
+    def _renew(self, often: bool) -> None:
         try:
             if self._pool is not None or often or self._replaced:
                 self._swap()
@@ -193,9 +201,6 @@ class Owned:
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse) as error:
             self._move(str(error).strip())
             self._make()
-        self._replaced = True
-        if lost := self._undo.refill():
-            self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
 
     def _swap(self) -> None:
         if self._pool is None:
