@@ -35,17 +35,17 @@ def is_lost(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def told(server: Server, doing: str) -> Iterator[None]:
-    """Raise ServerError for a connection that is lost in the block, `doing` something."""
+    """Raise ServerError for a connection that is lost in the block, or for a statement that somebody cancels, `doing` something."""
     try:
         yield
     except psycopg.OperationalError as error:
-        if not is_lost(error):
+        if not (is_lost(error) or isinstance(error, psycopg.errors.QueryCanceled)):
             raise
-        text = server.dsn.mask(str(error).strip())
+        what = "the connection to {} was lost while {}" if is_lost(error) else "{} was told to cancel a statement while {}"
         raise ServerError(
-            f"the connection to {server.where} was lost while {doing}",
-            text,
-            "See whether the server was restarted, and run again: what was left half done is never used, and the next run drops it.",
+            what.format(server.where, doing),
+            server.dsn.mask(str(error).strip()),
+            "Find out who did that, and run again: what was left half done is never used, and the next run drops it.",
         ) from None
 
 
@@ -54,13 +54,13 @@ def twice(server: Server, doing: str, attempt: Callable[[], T], repair: Callable
 
     Arguments: `doing`, for the error if that is in vain too. Raises ServerError then, and whatever else the two raise.
     """
-    try:
-        return attempt()
-    except (psycopg.OperationalError, ServerError) as error:
-        if not is_lost(error):
-            raise
-        log.warning("a connection to %s was lost while %s: %s", server.where, doing, server.dsn.mask(str(error).strip()))
     with told(server, doing):
+        try:
+            return attempt()
+        except (psycopg.OperationalError, ServerError) as error:
+            if not is_lost(error):
+                raise
+            log.warning("a connection to %s was lost while %s: %s", server.where, doing, server.dsn.mask(str(error).strip()))
         repair()
         return attempt()
 

@@ -102,7 +102,12 @@ class Template:
         for again in (True, False):
             try:
                 clone = Clone.create(self.server, self.database, run, owner, self.handle, self.schema)
-                if not self._emptied(clone):
+                try:
+                    emptied = self._emptied(clone)
+                except BaseException:
+                    clone.drop()
+                    raise
+                if not emptied:
                     return clone
                 clone.drop()
                 problem = "lost the rows of its unlogged tables in a crash of the server"
