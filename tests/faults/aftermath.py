@@ -1,4 +1,4 @@
-"""What holds after every fault, whoever died and how: clones equal a reference, nothing of the dead stays, nothing foreign changed."""
+"""What holds after every fault, whoever died: clones equal a reference, nothing of the dead stays, nothing foreign has changed."""
 
 from __future__ import annotations
 

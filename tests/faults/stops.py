@@ -1,6 +1,6 @@
-"""Child processes that stop exactly at a named step: there they say so, and then die of SIGKILL or wait until told to go on.
+"""Steps of builds, clones and resets by name, at which a process stops: it says so, and then dies, or waits until told to go on.
 
-A test calls `start` and talks to the `Child`. The child is this very file, run as a program. No step is a matter of time.
+No step is a matter of time. `nursery` has the processes that stop; `at` is for a test that does something itself at a step.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,85 +57,6 @@ STEPS = {
 LIMIT = 90  # seconds after which a child ends itself: only a broken test comes near
 
 
-@dataclass
-class Child:
-    """A child process and what it has said."""
-
-    process: subprocess.Popen[str]
-    said: list[str] = field(default_factory=list)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def _until(self, mark: str) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line)
-            if line.startswith(mark):
-                return line[len(mark) :].strip()
-        raise AssertionError(f"the child ended before it said {mark!r}:\n{''.join(self.said)}")
-
-    def reaches(self, step: str) -> None:
-        """Wait until the child is at a step."""
-        self._until(f"@ {step}\n")
-
-    def go(self) -> None:
-        """Let a waiting child go on."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def result(self) -> dict[str, Any]:
-        """Wait for what the child's action returned, or for its error."""
-        found = json.loads(self._until("= "))
-        assert isinstance(found, dict)
-        return found
-
-    def end(self) -> str:
-        """Wait until the child has ended by itself; return what it said last."""
-        assert self.process.stdout is not None
-        said = self.process.stdout.read()  # to its end, which LIMIT bounds
-        self.process.wait()
-        return said
-
-    def kill(self) -> None:
-        """End the child by SIGKILL, unless it has done that itself, and wait for its death."""
-        self.process.kill()
-        assert self.process.wait() == -signal.SIGKILL
-
-
-@contextlib.contextmanager
-def children(folder: Path, options: Mapping[str, str]) -> Iterator[Callable[..., Child]]:
-    """Give a function that starts children in a project; at the end none of them lives.
-
-    The function's arguments: `action`, a name of ACTIONS; `stops`, from steps to "die", "wait" or "interrupt"; what else, the action's own
-    arguments; `options`, further settings.
-    """
-    started: list[Child] = []
-
-    def start(action: str, stops: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None, **values: Any) -> Child:
-        plan = {"action": action, "stops": dict(stops or {}), "options": {**options, **(more or {})}, "values": values}
-        process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(plan)],
-            cwd=folder,
-            env={k: v for k, v in os.environ.items() if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(Child(process))
-        return started[-1]
-
-    try:
-        yield start
-    finally:
-        for child in started:
-            child.process.kill()
-            child.process.communicate()
-
-
 def until(condition: Callable[[], bool]) -> None:
     """Ask again and again until the condition holds. How long that takes decides nothing; never is a failure."""
     deadline = time.monotonic() + LIMIT
@@ -156,9 +75,6 @@ def close(closing: Server, server: Server) -> None:
     pid = closing.connection.info.backend_pid
     closing.close()
     ended(server, pid)
-
-
-# What follows runs in the child.
 
 
 def _stop(step: str, act: str) -> None:
@@ -193,13 +109,12 @@ def at(step: str, act: Callable[[], object], put: Callable[[Any, str, Any], None
     put(owner, name, stopping)
 
 
-def main() -> None:
+def main(plan: dict[str, Any]) -> None:
     from dbclone.errors import Error
     from dbclone.server import Server
     from dbclone.settings import load
 
     signal.alarm(LIMIT)
-    plan = json.loads(sys.argv[1])
     stops: dict[str, str] = plan["stops"]
     for step, act in stops.items():
         if STEPS.get(step, ("",))[0]:
@@ -272,6 +187,3 @@ def prune(server: Any, progress: Any, current: str) -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"ensure": ensure, "clone": clone, "live": live, "prune": prune}
-
-if __name__ == "__main__":
-    main()

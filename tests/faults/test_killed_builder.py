@@ -14,21 +14,11 @@ from dbclone.server import Server
 from dbclone.settings import load
 
 from ..conftest import Project
-from .aftermath import SCHEMA, Foreign, all_well, ensure, foreign, reference, write
-from .stops import Child, children, ended, until
+from .aftermath import SCHEMA, Foreign, all_well, ensure, write
+from .nursery import Child, Nursery, children
+from .stops import ended, until
 
 Start = Callable[..., Child]
-
-
-@pytest.fixture(scope="module")
-def truth(server: Server) -> dict[str, str]:
-    return reference(server)
-
-
-@pytest.fixture(scope="module")
-def others(server: Server) -> Iterator[Foreign]:
-    with foreign(server) as found:
-        yield found
 
 
 @pytest.fixture
@@ -40,8 +30,8 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
-    with children(project.folder, options) as starter:
+def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
+    with children(nursery, project.folder, options) as starter:
         yield starter
 
 

@@ -1,4 +1,4 @@
-"""Owners of clones killed by SIGKILL, or interrupted by Ctrl-C, at every step of their lives: making, resetting, dropping, pruning."""
+"""Owners of clones killed by SIGKILL, or interrupted by Ctrl-C, at every step of their lives: making, resetting, dropping."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from dbclone.server import Server
 from dbclone.settings import load
 
 from ..conftest import Project
-from .aftermath import Foreign, all_well, ensure, foreign, nobody_holds, reference, write
-from .stops import Child, children, until
+from .aftermath import Foreign, all_well, ensure, nobody_holds, write
+from .nursery import Child, Nursery, children
+from .stops import until
 
 Start = Callable[..., Child]
 LIVES = {
@@ -26,17 +27,6 @@ LIVES = {
 }
 
 
-@pytest.fixture(scope="module")
-def truth(server: Server) -> dict[str, str]:
-    return reference(server)
-
-
-@pytest.fixture(scope="module")
-def others(server: Server) -> Iterator[Foreign]:
-    with foreign(server) as found:
-        yield found
-
-
 @pytest.fixture
 def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
     """The server as a project sees it whose schema is one SQL file."""
@@ -46,8 +36,8 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
-    with children(project.folder, options) as starter:
+def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
+    with children(nursery, project.folder, options) as starter:
         yield starter
 
 
