@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import psycopg
 
 from . import adapters
-from .errors import SandboxLimit, ServerNotFound, SettingsError
+from .errors import SandboxLimit, ServerError, SettingsError
 from .isolation import Isolation
 from .owned import Owned, application_name
-from .recovery import twice
+from .recovery import is_alive, told, twice
 from .reset import Outcome, pick
 from .reset.audit import escaped
 from .reset.control import Spoiled
@@ -67,8 +67,7 @@ class Clone(Owned):
         """
         wanted = self.choose(reset, test)
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
-        if self._drop.empty and wanted != "drop":
-            self.replace("the reset drop", quiet=True)
+        self._look(wanted)
         with _named(application_name(self.owner, test) if test else ""):
             if wanted == "rollback":
                 with self._layer(test, sequences, reset == "auto") as session:
@@ -91,6 +90,16 @@ class Clone(Owned):
             finally:
                 isolation.close()
                 self._settle(self._finish(wanted), test)
+
+    def _look(self, wanted: str = "") -> None:
+        """Have a fresh clone if this one is known not to be equal to the template before a test begins.
+
+        With the connection that holds the lease, the server may have lost what it committed last: the reset of the last test.
+        """
+        if self._lending is None and not is_alive(self.server.connection):
+            self.replace("the connection to the server was lost between two tests")
+        elif self._drop.empty and wanted != "drop":
+            self.replace("the reset drop", quiet=True)
 
     def _prepare(self, wanted: str) -> None:
         """Make ready for a test that commits for real."""
@@ -117,7 +126,7 @@ class Clone(Owned):
                 adapters.closed(self.handle)
                 self._undo.forget()
                 return self._drop.after()
-            except (psycopg.Error, ServerNotFound) as error:
+            except (psycopg.Error, ServerError) as error:
                 return Outcome(wanted, 0.0, spoiled=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             except BaseException:
                 self.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
@@ -135,8 +144,7 @@ class Clone(Owned):
 
         Arguments: `name`, of the class or module, for reports. Raises SandboxLimit if the handle cannot be sandboxed.
         """
-        if self._drop.empty:
-            self.replace("the reset drop", quiet=True)
+        self._look()
         with self._layer(name) as session:
             isolation = self._view("rollback", name, session)
             try:
@@ -265,13 +273,15 @@ class Clone(Owned):
         SandboxLimit while a test is isolated by rollback.
         """
         self._aside("snapshot")
-        self._snapshots.take(label)
+        with told(self.server, "a snapshot was taken"):
+            self._snapshots.take(label)
 
     def restore(self, label: str) -> None:
         """Come back to the state that `snapshot` put aside, whatever has been committed since. Raises TemplateError if there is
         none of that name."""
         self._aside("restore")
-        self._snapshots.come_back(label)
+        with told(self.server, "a snapshot was restored"):
+            self._snapshots.come_back(label)
 
     def _aside(self, what: str) -> None:
         if self._lending is not None:
