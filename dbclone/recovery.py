@@ -82,9 +82,10 @@ def recover(server: Server) -> None:
     """Give a server a new administrative connection for the one that was lost, with all leases that it had.
 
     Waits for it for `connect_timeout` seconds, and no more if that has been in vain before. Raises ServerError; then the server's
-    connection is closed still.
+    connection is closed still. Does nothing if it was another connection that was lost.
     """
-    server.connection.close()
+    if is_alive(server.connection):
+        return
     deadline = time.monotonic() + (0 if server.gone else server.settings.connect_timeout)
     before, server.gone = server.facts, True
     while True:

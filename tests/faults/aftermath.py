@@ -125,7 +125,10 @@ def all_well(
 
 
 def nobody_holds(project: Project, server: Server) -> None:
-    """Wait until the server has noticed the end of all who had databases of a project, or were making one, but for `server`."""
+    """Wait until the server has noticed the end of all who had databases of a project, or were making one, but for `server`.
+
+    Who holds a template only, shares it.
+    """
 
     def free() -> bool:
         names = project.databases(server)
@@ -134,6 +137,7 @@ def nobody_holds(project: Project, server: Server) -> None:
             [names, f"DATABASE.*dbclone_{project.name}_"],
         )
         mine = {lock_key(name) for name in server.leases._taken}
-        return not busy and not ({lock_key(name) for name in names} & server.leases.held() - mine)
+        owned = {lock_key(name) for name in names if "_t_" not in name}
+        return not busy and not (owned & server.leases.held() - mine)
 
     until(free)
