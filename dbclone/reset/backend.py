@@ -17,6 +17,7 @@ from psycopg import generators, pq, sql
 from ..errors import SandboxLimit
 from ..statements import Control, controls
 from . import wire
+from .prepared import alters
 
 if TYPE_CHECKING:
     from .sandbox import Session
@@ -185,6 +186,8 @@ class Backend:
 
     def _query(self, query: bytes) -> None:
         text = query.decode(errors="surrogateescape")
+        if alters(text):
+            self._connection._session.altered(text)
         pieces = controls(text)
         if not pieces:
             self._statement(_DISCARDED if not self._in_block and _DISCARD.match(query) else query)

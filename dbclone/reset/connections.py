@@ -44,7 +44,6 @@ class Shared(Protocol):
     stack: Savepoints
     turns: Turns
     limited: str
-    prepares: bool
     real: psycopg.Connection[Any]
     pgconn: pq.abc.PGconn
     gone: pq.abc.PGconn
@@ -57,7 +56,11 @@ class Shared(Protocol):
 
     def join(self, number: int, connection: Any) -> None: ...
 
-    def left(self, prepared: int) -> None: ...
+    def altered(self, text: str) -> None: ...
+
+    def prepared(self) -> Prepared: ...
+
+    def left(self, prepared: Prepared) -> None: ...
 
 
 class Sandboxed(_Base):
@@ -76,7 +79,7 @@ class Sandboxed(_Base):
         session = self._session
         owner = self._owner = session.number()
         self.lock = Turn(session.turns, lambda: session.stack.writing(owner))
-        self._prepared = Prepared(self._owner)
+        self._prepared = session.prepared()
         self.portals: set[bytes] = set()  # server-side cursors that end with the block
         self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
         session.join(owner, self)
@@ -127,7 +130,7 @@ class Sandboxed(_Base):
     def shut(self) -> None:
         """Be closed, without a word to the server."""
         if not self._closed:
-            self._session.left(self._prepared.count)
+            self._session.left(self._prepared)
         self._closed = True
         self.pgconn = self._session.gone
 

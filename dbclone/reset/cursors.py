@@ -12,6 +12,7 @@ from psycopg import generators, pq, sql
 from ..errors import SandboxLimit
 from ..statements import Control, controls
 from .blocks import Command
+from .prepared import alters
 
 if TYPE_CHECKING:
     from psycopg._cursor_base import BaseCursor
@@ -75,8 +76,8 @@ class _Statements(_Base):
         connection = self._conn
         text = connection._upcoming = _text(query, connection)
         connection._leading = text is not None and bool(controls(text))
-        if text is not None and text.lstrip()[:7].upper() == "PREPARE":
-            connection._session.prepares = True
+        if text is not None and alters(text):
+            connection._session.altered(text)
         try:
             yield from super()._start_query(query)
         finally:

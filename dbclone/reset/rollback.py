@@ -70,6 +70,7 @@ class Rollback:
             session.stack.entries.clear()
         finally:
             session.turns.give(session.lock)
+        session.undone()
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
