@@ -210,14 +210,18 @@ _PREPARED = "SELECT name FROM pg_prepared_statements WHERE NOT from_sql AND stat
 def test_what_psycopg_prepared_in_one_test_is_still_prepared_in_the_next(clone: Clone) -> None:
     """As with a connection that the application keeps; the plans of a suite's statements are made once."""
     seen = []
-    for _ in range(3):
+    for way in ("kept", "kept", "closed", "forgotten", "kept"):
         with clone.isolated("rollback") as db:
             connection = db.connect(autocommit=True)
             for _ in range(3):
                 connection.execute("SELECT abs(a) FROM t WHERE a = %s", [1])
             seen.append(connection.execute(_PREPARED).fetchall())
-    assert [len(names) for names in seen] == [0, 1, 1]
-    assert seen[1] == seen[2]
+            if way == "closed":
+                connection.close()
+            if way == "forgotten":
+                del connection
+    assert [len(names) for names in seen] == [0, 1, 1, 1, 1]
+    assert len({names[0] for names in seen[1:]}) == 1
 
 
 def test_what_was_prepared_does_not_outlive_the_objects_of_its_test(clone: Clone) -> None:

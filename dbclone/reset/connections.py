@@ -56,7 +56,7 @@ class Shared(Protocol):
 
     def join(self, number: int, connection: Any) -> None: ...
 
-    def altered(self, text: str) -> None: ...
+    def noticed(self, text: str) -> None: ...
 
     def prepared(self) -> Prepared: ...
 
@@ -86,6 +86,8 @@ class Sandboxed(_Base):
 
     def __del__(self, __warn: Any = None) -> None:
         """Stay silent: what psycopg's warns of is a session left open, and this one is not the application's to close."""
+        with contextlib.suppress(AttributeError):  # it may not have been completed
+            self.shut()
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **_: Any) -> Generator[Any, Any, Any]:
@@ -131,8 +133,7 @@ class Sandboxed(_Base):
         """Be closed, without a word to the server."""
         if not self._closed:
             self._session.left(self._prepared)
-        self._closed = True
-        self.pgconn = self._session.gone
+        self._closed, self.pgconn = True, self._session.gone
 
     def _closing(self) -> Gen:
         """Roll an open block back, as the server would if the session ended."""
@@ -175,9 +176,8 @@ class Sandboxed(_Base):
         yield from ()
 
     def _rollback_gen(self) -> Gen:
-        if self.status == Status.IDLE and not (self._pipeline or self._num_transactions):
-            return
-        yield from super()._rollback_gen()
+        if self.status != Status.IDLE or self._pipeline or self._num_transactions:
+            yield from super()._rollback_gen()
 
     def _start_query(self) -> Gen:
         self._speak()

@@ -21,7 +21,7 @@ from psycopg.rows import tuple_row
 from .beliefs import Block, Segments
 from .connections import Sandboxed
 from .pending import Statement
-from .prepared import Prepared
+from .prepared import Prepared, alters
 from .savepoints import CHECK, Savepoints
 from .turns import Claim, Turn, Turns
 from .writes import WRITERS
@@ -118,9 +118,10 @@ class Session:
             self._left.clear()
             self.real.execute("DEALLOCATE ALL")
 
-    def altered(self, text: str) -> None:
-        """Remember that a statement may change objects, or prepare others."""
-        self._alters, self._prepares = True, self._prepares or "PREPARE" in text.upper()
+    def noticed(self, text: str) -> None:
+        """Remember of a statement whether it may change objects, or prepare others."""
+        if alters(text):
+            self._alters, self._prepares = True, self._prepares or "PREPARE" in text.upper()
 
     def undone(self) -> None:
         """Discard what psycopg prepared, if the objects that it uses may be others now that a test has been rolled back."""
