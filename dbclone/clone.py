@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import psycopg
 from . import adapters
 from .errors import SandboxLimit, SettingsError
 from .isolation import Isolation
-from .owned import Owned, application_name
+from .keeping import KEPT, keep
+from .owned import Owned, application_name, named
 from .reset import Outcome, pick
 from .reset.audit import escaped
 from .reset.control import Spoiled
@@ -27,31 +27,19 @@ from .settings import RESETS
 log = logging.getLogger("dbclone")
 
 
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Give a name to every session that libpq opens in this process during the block (PostgreSQL documentation, libpq-envars)."""
-    before = os.environ.get("PGAPPNAME")
-    if name:
-        os.environ["PGAPPNAME"] = name
-    try:
-        yield
-    finally:
-        if name and before is None:
-            os.environ.pop("PGAPPNAME", None)
-        elif name and before is not None:
-            os.environ["PGAPPNAME"] = before
-
-
 @dataclass(repr=False)
 class Clone(Owned):
     """A database copied from a template, owned by one worker of one run for as long as its lease is held, in which tests are
     isolated. Use `Template.clone`.
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `report`, what its resets
-    cost; `escalated`, tests that committed outside a sandbox before, which auto isolates by truncate.
+    cost; `escalated`, tests that committed outside a sandbox before, which auto isolates by truncate; `keep_count`, how many
+    clones that tests left are kept at most, of the whole project.
     """
 
     escalated: set[str] = field(default_factory=set)
+    keep_count: int = KEPT
+    _keeping: str = ""  # what the isolation that ends now is to be kept for
     _lending: contextlib.ExitStack | None = field(default=None, repr=False)
     _lost: str = ""  # what has become of the data of a class or module that is still open
 
@@ -67,7 +55,7 @@ class Clone(Owned):
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
         if self._drop.empty and wanted != "drop":
             self.replace("the reset drop", quiet=True)
-        with _named(application_name(self.owner, test) if test else ""):
+        with named(application_name(self.owner, test) if test else ""):
             if wanted == "rollback":
                 with self._layer(test, sequences, reset == "auto") as session:
                     isolation = self._view(wanted, test, session)
@@ -75,6 +63,7 @@ class Clone(Owned):
                         yield isolation
                     finally:
                         isolation.close()
+                        self._keeping = isolation.kept
                 return
             if self._lending is not None:
                 raise SandboxLimit(
@@ -88,7 +77,8 @@ class Clone(Owned):
                 yield isolation
             finally:
                 isolation.close()
-                self._settle(self._finish(wanted), test)
+                if not (isolation.kept and self._keep_for(isolation.kept)):
+                    self._settle(self._finish(wanted), test)
 
     def _prepare(self, wanted: str) -> None:
         """Make ready for a test that commits for real."""
@@ -186,12 +176,39 @@ class Clone(Owned):
             finally:
                 if outermost:
                     self._lending, self._lost = None, ""
-                outcome = level.after()
+                label, self._keeping = self._keeping, ""
+                outcome = level.after() if not label else self._kept(level, stack, label)
                 stack.close()
                 self._undo.moved = self._undo.moved or positions is None
                 self._escalate(session.met(), test, auto)
                 self._settle(outcome, test, auto)
                 self._undo.keep_small()
+
+    def _kept(self, level: Rollback, stack: contextlib.ExitStack, label: str) -> Outcome:
+        """Commit what a test left in its sandbox, and keep it. Data of a class or module around it go along."""
+        started, failure = time.perf_counter(), level.keep()
+        stack.close()
+        if failure or not self._keep_for(label):
+            why = f"it could not be kept: {failure or 'see above'}"
+            return Outcome("rollback", time.perf_counter() - started, spoiled=why)
+        self._lost = f"{label} failed, and what it left was kept" if self._lending is not None else ""
+        return Outcome("rollback", time.perf_counter() - started)
+
+    def _keep_for(self, label: str) -> bool:
+        """Keep the clone for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
+        try:
+            self._put_by(label)
+        except psycopg.Error as error:
+            self.report.note(f"{label} could not be kept: {str(error).strip().splitlines()[0]}")
+            return False
+        return True
+
+    def _put_by(self, label: str) -> str:
+        self._put_aside()
+        kept = keep(self.server, self.name, self.mark, label, self.keep_count)
+        self.report.kept[kept] = f"what {label} left"
+        self.replace(f"it was kept for {label}", quiet=True, gone=True)
+        return kept
 
     def _settle(self, outcome: Outcome, test: str, auto: bool = False) -> None:
         """Note what a reset cost; replace the clone if it could not make it equal to the template; look for what escaped."""
@@ -239,6 +256,15 @@ class Clone(Owned):
         if self.server.settings.strict:
             raise error
         warnings.warn(str(error), stacklevel=2)
+
+    def keep(self, label: str) -> str:
+        """Keep the committed state in a database of its own, named after `label`, and go on with a fresh clone under the old name.
+
+        Returns the name; `python -m dbclone status` lists it, `prune` drops it after `retain_days`. Raises SandboxLimit while a
+        test is isolated by rollback, and psycopg.errors.ObjectInUse if a session may not be sent away.
+        """
+        self._aside("keep")
+        return self._put_by(label)
 
     def snapshot(self, label: str) -> None:
         """Put the committed state aside as `label`, to `restore` it any number of times; it lasts as long as the clone.

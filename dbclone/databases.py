@@ -166,6 +166,29 @@ def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     return True
 
 
+def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
+    """Give a database of our own run the name `kept` and the mark that goes with it; return False if that name is taken.
+
+    Sessions in it are ended. Raises psycopg.errors.ObjectInUse if one of them may not be; then everything is as it was.
+    """
+    stayed = close_to_others(server, name)
+    try:
+        if stayed:
+            pid, user, _ = stayed[0]
+            raise psycopg.errors.ObjectInUse(f"session {pid} of role {user} is in database {name} and may not be ended")
+        with server.connection.transaction():
+            _run(server, renaming(name, kept))
+            comment(server, kept, mark)
+            _run(server, opening(kept))
+    except _TAKEN:
+        _run(server, opening(name))
+        return False
+    except psycopg.Error:
+        _run(server, opening(name))
+        raise
+    return True
+
+
 def check_ours(server: Server, database: Database) -> None:
     """Raise NotOurs unless dbclone can prove that it made this database."""
     if problem := database.problem(server.facts.system):

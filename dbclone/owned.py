@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,21 @@ def application_name(worker: str, test: str) -> str:
         if len(text) <= 63
         else f"dbclone {worker} …{text[-(62 - len(worker) - 11) :]}".encode("ascii", "replace").decode()[:63]
     )
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Give a name to every session that libpq opens in this process during the block (PostgreSQL documentation, libpq-envars)."""
+    before = os.environ.get("PGAPPNAME")
+    if name:
+        os.environ["PGAPPNAME"] = name
+    try:
+        yield
+    finally:
+        if name and before is None:
+            os.environ.pop("PGAPPNAME", None)
+        elif name and before is not None:
+            os.environ["PGAPPNAME"] = before
 
 
 @dataclass(repr=False)
@@ -175,11 +191,11 @@ class Owned:
                 databases.drop(self.server, database, force=True)
             self.server.leases.give_up(name)
 
-    def replace(self, reason: str, quiet: bool = False, often: bool = False) -> None:
+    def replace(self, reason: str, quiet: bool = False, often: bool = False, gone: bool = False) -> None:
         """Put a fresh copy of the template in the place of the database, under the same name, so that every URL stays right.
 
         Arguments: `reason`, for the log and, unless `quiet`, the report; `often`, it will be needed again: from now on copies are
-        made ahead in the background, as they are from the second time on anyway.
+        made ahead in the background, as they are from the second time on anyway; `gone`, the database has another name already.
         """
         log.info("replacing clone %s: %s", self.name, reason)
         if not quiet:
@@ -188,7 +204,7 @@ class Owned:
         self._undo.forget()
         self._drop.empty = False
         try:
-            if self._pool is not None or often or self._replaced:
+            if not gone and (self._pool is not None or often or self._replaced):
                 self._swap()
             else:
                 if (database := databases.find(self.server, self.name)) is not None:
@@ -197,7 +213,7 @@ class Owned:
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse) as error:
             self._move(str(error).strip())
             self._make()
-        self._replaced = True
+        self._replaced = self._replaced or not gone
         if lost := self._undo.refill():
             self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
 

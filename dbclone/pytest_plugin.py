@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .errors import Error, SettingsError
+from .pytest_failures import add_option, keep_if_failed, noted
 from .pytest_items import arrange, marker_arguments
 from .pytest_state import State
 
@@ -51,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             metavar="VALUE",
             help=f"overrides {name} in [tool.dbclone]",
         )
+    add_option(group)
     group.addoption("--dbclone-rebuild", action="store_true", default=False, help="build the template again even if it is there")
 
 
@@ -124,15 +126,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         f"server from {settings.source('url')}"
         if settings.url
         else "server from PG variables"
-        if _from_libpq()
+        if any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
         else "private server"
     )
     how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
     return f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}"
-
-
-def _from_libpq() -> bool:
-    return any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -182,6 +180,12 @@ def _quietly(state: State) -> None:
         state.held.close()
     except Exception as error:
         state.report.note(f"cleaning up failed and is left to the next run: {type(error).__name__}: {error}")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome: Any = yield
+    noted(item, outcome.get_result())
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -251,6 +255,7 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
                 state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
             clone.escalated.update(state.remembered())
+            clone.keep_count = request.config.option.dbclone_keep_failed or clone.keep_count
         yield clone
 
 
@@ -291,4 +296,5 @@ def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[I
             )
         yield isolation
         with _clear_errors():
+            keep_if_failed(request.node, isolation)
             stack.close()

@@ -27,12 +27,12 @@ FLOORS = {
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
     "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
-    "copying": 11, "prune": 11, "undo": 11, "isolation": 12,
+    "copying": 11, "prune": 11, "keeping": 12, "undo": 11, "isolation": 12,
     "pool": 12, "snapshots": 12, "build": 12,
     "owned": 13, "clone": 14,
     "template": 15,
     "run": 16, "scratch": 16,
-    "cli": 17, "pytest_state": 17, "pytest_items": 17,
+    "cli": 17, "pytest_state": 17, "pytest_items": 17, "pytest_failures": 17,
     "pytest_plugin": 18, "": 19, "__main__": 19,
 }  # fmt: skip
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from psycopg import pq
 
 from . import Outcome
 from .cursors import exchange, render
@@ -75,6 +77,26 @@ class Rollback:
             restore(session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
         return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
+
+    def keep(self) -> str:
+        """Commit what the test left, instead of undoing it, and all levels around it; return why not, if that is impossible.
+
+        Of a block that has failed nothing is left, as ever, but what was there before it is committed.
+        """
+        session = self._session
+        session.turns.seize(session.lock)
+        try:
+            commands = [render(("ROLLBACK TO", session.stack.entries[-1].name))] if session.failed else []
+            session.stack.entries.clear()
+            results = self._send([*commands, b"COMMIT"])
+            return "" if results[-1].command_status == b"COMMIT" else "its transaction had failed"
+        except (psycopg.Error, IndexError) as error:
+            if session.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                with contextlib.suppress(psycopg.Error):
+                    self._send([b"ROLLBACK"])
+            return str(error).strip().splitlines()[0] if str(error) else "its transaction was lost"
+        finally:
+            session.turns.give(session.lock)
 
     def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
         """Send the commands that undo, and in the same message the question of what was committed meanwhile."""
