@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 import psycopg
 
 from . import adapters
-from .errors import SandboxLimit, SettingsError
+from .errors import SandboxLimit, ServerNotFound, SettingsError
 from .isolation import Isolation
-from .keeping import KEPT, keep
 from .owned import Owned, application_name, named
+from .recovery import twice
 from .reset import Outcome, pick
 from .reset.audit import escaped
 from .reset.control import Spoiled
 from .reset.rollback import Rollback
 from .reset.sandbox import Session
+from .reset.sequences import Sequence
 from .reset.witness import Verdict
 from .settings import RESETS
 
@@ -33,12 +34,10 @@ class Clone(Owned):
     isolated. Use `Template.clone`.
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `report`, what its resets
-    cost; `escalated`, tests that committed outside a sandbox before, which auto isolates by truncate; `keep_count`, how many
-    clones that tests left are kept at most, of the whole project.
+    cost; `escalated`, tests that committed outside a sandbox before, which auto isolates by truncate.
     """
 
     escalated: set[str] = field(default_factory=set)
-    keep_count: int = KEPT
     _keeping: str = ""  # what the isolation that ends now is to be kept for
     _lending: contextlib.ExitStack | None = field(default=None, repr=False)
     _lost: str = ""  # what has become of the data of a class or module that is still open
@@ -71,7 +70,7 @@ class Clone(Owned):
                     f"{test or 'It'} would not see the data of dbclone_class or dbclone_module, which are in a transaction.",
                     "Use rollback for this test, or make the data in the test.",
                 )
-            self._prepare(wanted)
+            twice(self.server, "a test began", lambda: self._prepare(wanted), self._begin_anew)
             isolation = self._view(wanted, test, None)
             try:
                 yield isolation
@@ -90,19 +89,26 @@ class Clone(Owned):
         elif wanted == "drop":
             self._drop.before()
 
+    def _begin_anew(self) -> None:
+        """Have a fresh clone, because it has shown that our sessions were lost since the last test."""
+        if self._lending is not None:
+            self._lost = "its connection was lost between two tests"
+            raise self._data_lost()
+        self.replace("its connections were lost between two tests")
+
     def _finish(self, wanted: str) -> Outcome:
-        if wanted == "truncate":
+        if wanted in ("truncate", "drop"):
             try:
-                return self._undo.truncating().after()
-            except psycopg.Error as error:
+                if wanted == "truncate":
+                    return self._undo.truncating().after()
+                adapters.closed(self.handle)
+                self._undo.forget()
+                return self._drop.after()
+            except (psycopg.Error, ServerNotFound) as error:
                 return Outcome(wanted, 0.0, spoiled=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             except BaseException:
                 self.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
                 raise
-        if wanted == "drop":
-            adapters.closed(self.handle)
-            self._undo.forget()
-            return self._drop.after()
         started = time.perf_counter()
         if wanted == "clone":
             self.replace("a test that wanted a fresh clone", quiet=True, often=True)
@@ -156,17 +162,19 @@ class Clone(Owned):
     def _layer(self, test: str, sequences: bool = False, auto: bool = False) -> Iterator[Session]:
         """Hold one more level of the sandbox for the block; the outermost lends it to the application's handle."""
         outermost = self._lending is None
-        if self._lost and not outermost:
-            raise SandboxLimit(
-                "the data of this class or module are lost",
-                f"They were in the transaction that ended too early: {self._lost}.",
-                "Find out why, and run these tests again; tests of other classes and modules are not affected.",
-            )
-        session = self._undo.sandbox()
-        with contextlib.ExitStack() as stack:
+        if not outermost and (self._lost or self._undo.broken):
+            self._lost = self._lost or "its connection was lost"
+            raise self._data_lost()
+
+        def begin() -> tuple[Session, tuple[Sequence, ...] | None, Rollback]:
+            session = self._undo.sandbox()
             positions = self._undo.positions if sequences and outermost else None
             level = Rollback(session, positions, self._undo.witness)
             level.before()
+            return session, positions, level
+
+        with contextlib.ExitStack() as stack:
+            session, positions, level = twice(self.server, "a test began", begin, self._begin_anew)
             try:
                 if outermost:
                     stack.callback(session.disconnect)
@@ -194,21 +202,12 @@ class Clone(Owned):
         self._lost = f"{label} failed, and what it left was kept" if self._lending is not None else ""
         return Outcome("rollback", time.perf_counter() - started)
 
-    def _keep_for(self, label: str) -> bool:
-        """Keep the clone for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
-        try:
-            self._put_by(label)
-        except psycopg.Error as error:
-            self.report.note(f"{label} could not be kept: {str(error).strip().splitlines()[0]}")
-            return False
-        return True
-
-    def _put_by(self, label: str) -> str:
-        self._put_aside()
-        kept = keep(self.server, self.name, self.mark, label, self.keep_count)
-        self.report.kept[kept] = f"what {label} left"
-        self.replace(f"it was kept for {label}", quiet=True, gone=True)
-        return kept
+    def _data_lost(self) -> SandboxLimit:
+        return SandboxLimit(
+            "the data of this class or module are lost",
+            f"They were in the transaction that ended too early: {self._lost}.",
+            "Find out why, and run these tests again; tests of other classes and modules are not affected.",
+        )
 
     def _settle(self, outcome: Outcome, test: str, auto: bool = False) -> None:
         """Note what a reset cost; replace the clone if it could not make it equal to the template; look for what escaped."""

@@ -17,8 +17,10 @@ from . import adapters, databases
 from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, TemplateError
+from .keeping import KEPT, keep
 from .marks import Database, Mark, clone_name, lock_key
 from .pool import Pool
+from .recovery import recover, twice
 from .report import Report
 from .reset.drop import Drop
 from .reset.witness import NOW, Moment
@@ -62,7 +64,8 @@ class Owned:
     """A database copied from a template, owned by one worker of one run for as long as its lease is held.
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `schema`, what the template
-    was built from; `report`, what clones and resets cost; `moved`, is told where the database is if it had to get another name.
+    was built from; `report`, what clones and resets cost; `moved`, is told where the database is if it had to get another name;
+    `keep_count`, how many clones that tests left are kept at most, of the whole project.
     """
 
     server: Server
@@ -77,6 +80,7 @@ class Owned:
     _drop: Drop = field(init=False, repr=False)
     moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
     _pool: Pool | None = field(default=None, repr=False)
+    keep_count: int = KEPT
     _replaced: bool = False
     _place: tuple[str, Dsn] = field(default=("", Dsn(())), repr=False)  # the name, and where it is
     _bound: bool = False
@@ -196,6 +200,7 @@ class Owned:
 
         Arguments: `reason`, for the log and, unless `quiet`, the report; `often`, it will be needed again: from now on copies are
         made ahead in the background, as they are from the second time on anyway; `gone`, the database has another name already.
+        If the connection to the server is lost, it is made anew, once. Raises ServerError, TemplateError, NotOurs, psycopg.Error.
         """
         log.info("replacing clone %s: %s", self.name, reason)
         if not quiet:
@@ -203,6 +208,12 @@ class Owned:
         adapters.closed(self.handle)
         self._undo.forget()
         self._drop.empty = False
+        twice(self.server, "the clone was replaced", lambda: self._renew(often, gone), lambda: recover(self.server))
+        self._replaced = self._replaced or not gone
+        if lost := self._undo.refill():
+            self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
+
+    def _renew(self, often: bool, gone: bool) -> None:
         try:
             if not gone and (self._pool is not None or often or self._replaced):
                 self._swap()
@@ -213,15 +224,28 @@ class Owned:
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse) as error:
             self._move(str(error).strip())
             self._make()
-        self._replaced = self._replaced or not gone
-        if lost := self._undo.refill():
-            self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
 
     def _swap(self) -> None:
         if self._pool is None:
             self._pool = Pool(self.server, self.template, self.server.settings.clone_limit)
         self.report.clone(self._pool.swap(self.name, self.mark))
         self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
+
+    def _keep_for(self, label: str) -> bool:
+        """Keep the clone for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
+        try:
+            self._put_by(label)
+        except psycopg.Error as error:
+            self.report.note(f"{label} could not be kept: {str(error).strip().splitlines()[0]}")
+            return False
+        return True
+
+    def _put_by(self, label: str) -> str:
+        self._put_aside()
+        kept = keep(self.server, self.name, self.mark, label, self.keep_count)
+        self.report.kept[kept] = f"what {label} left"
+        self.replace(f"it was kept for {label}", quiet=True, gone=True)
+        return kept
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the

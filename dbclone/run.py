@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import psycopg
+
 from . import adapters
 from .clone import Clone
 from .dsn import Dsn, bound_environment, child_environment, with_libpq_defaults
 from .embedded import Embedded
+from .errors import Error
 from .marks import clone_name
 from .prune import prune
+from .recovery import recover, told, twice
 from .schema import Progress
 from .server import Server, external
 from .settings import Settings, load
 from .template import Template
+
+log = logging.getLogger("dbclone")
 
 
 def _silent(text: str) -> None:
@@ -33,14 +40,23 @@ def controller(settings: Settings, schema: Any = None, rebuild: bool = False, pr
     """Ensure server and template, clear away what dead runs left, and hold the server for the block.
 
     Arguments: `schema`, an object instead of the setting; `rebuild`, build the template even if it is there; `progress`, told the
-    steps of a build. At the end, what died in this run is cleared away too. Raises any dbclone.Error.
+    steps of a build. At the end, what died in this run is cleared away too, or left to the next one. Raises any dbclone.Error.
     """
     parts, handle = adapters.load(settings, schema)
     with Server.open(settings) as server:
         template = Template.ensure(server, parts, handle, rebuild, progress)
-        prune(server, template.name, budget=10)
+        with told(server, "leftovers were dropped"):
+            prune(server, template.name, budget=10)
         yield template
-        prune(server, template.name, budget=10)
+        _tidy(server, template)
+
+
+def _tidy(server: Server, template: Template) -> None:
+    """Clear away what died in a run that ends. Failing never fails the run."""
+    try:
+        twice(server, "leftovers were dropped", lambda: prune(server, template.name, budget=10), lambda: recover(server))
+    except (psycopg.Error, Error) as error:
+        log.warning("leftovers are left to the next run: %s", str(error).strip())
 
 
 @contextlib.contextmanager

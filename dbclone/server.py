@@ -50,6 +50,13 @@ class Facts(NamedTuple):
     def major(self) -> int:
         return self.version // 10000
 
+    @classmethod
+    def ask(cls, connection: Connection) -> Facts:
+        """Return what the server is that a connection leads to."""
+        row = connection.execute(_FACTS).fetchone()
+        assert row is not None
+        return cls(*row)
+
 
 _FACTS = """
 SELECT current_setting('server_version_num')::int, (SELECT system_identifier::text FROM pg_control_system()),
@@ -70,13 +77,16 @@ class Server:
     """A server that we are connected to. Use `open` and `close`, or a `with` statement.
 
     Attributes: `dsn`, where it is, with what the server itself filled in; `embedded`, our private server or None;
-    `connection`, the administrative connection in the maintenance database, always in autocommit.
+    `connection`, the administrative connection in the maintenance database `maintenance`, always in autocommit; `gone`, whether it
+    was lost and waiting for another was in vain.
     """
 
     settings: Settings
     dsn: Dsn
     connection: Connection
     embedded: Embedded | None = None
+    maintenance: str = MAINTENANCE
+    gone: bool = False
 
     @classmethod
     def open(cls, settings: Settings, dsn: Dsn | None = None) -> Server:
@@ -96,7 +106,7 @@ class Server:
             connection = _connect_maintenance(dsn, settings)
         info = connection.info
         where = {"host": info.host, "port": str(info.port), "user": info.user}
-        server = cls(settings, dsn.with_defaults(where), connection, embedded)
+        server = cls(settings, dsn.with_defaults(where), connection, embedded, info.dbname)
         try:
             server._check()
         except BaseException:
@@ -112,9 +122,7 @@ class Server:
     @cached_property
     def facts(self) -> Facts:
         """What this server is, asked at the first use."""
-        row = self.connection.execute(_FACTS).fetchone()
-        assert row is not None
-        return Facts(*row)
+        return Facts.ask(self.connection)
 
     def _check(self) -> None:
         facts = self.facts
@@ -146,6 +154,12 @@ class Server:
     def database(self, name: str) -> Dsn:
         """Return the Dsn of a database on this server."""
         return self.dsn.replace(dbname=name)
+
+    def connect_again(self) -> Connection:
+        """Return a new administrative connection, because the last one was lost. Raises ServerError."""
+        if self.embedded is not None:
+            return self.embedded.rejoin(lambda dsn: _connect(dsn, self.settings, "admin"))
+        return _connect(self.database(self.maintenance), self.settings, "admin")
 
     def connect(self, database: str, purpose: str, options: str = "") -> Connection:
         """Return a new autocommit connection to a database, named after `purpose` in the server's list of sessions.

@@ -20,6 +20,7 @@ from .build import UNLOGGED, Builder, adoptable, flaws, full_manifest
 from .clone import Clone
 from .errors import TemplateError
 from .marks import Database, template_name
+from .recovery import recover, told, twice
 from .schema import Manifest, Progress, Schema
 from .server import Server
 
@@ -58,8 +59,13 @@ class Template:
 
         Arguments: `handle`, the application's database handle, bound to the database being built while the schema runs; `rebuild`,
         build it again even if it is there; `progress`, told each step of a build or wait. Raises BuildFailed, BuildTimeout,
-        TemplateError; then no template has been left behind.
+        TemplateError, ServerError; then no template has been left behind.
         """
+        with told(server, "the template was looked for or built"):
+            return cls._ensure(server, schema, handle, rebuild, progress)
+
+    @classmethod
+    def _ensure(cls, server: Server, schema: Schema, handle: Any, rebuild: bool, progress: Progress) -> Template:
         started = time.perf_counter()
         manifest = full_manifest(server, schema)
         name = template_name(server.settings.project, manifest.fingerprint)
@@ -86,14 +92,22 @@ class Template:
         """Return a clone for one owner of one run.
 
         Arguments: `owner`, the worker's name; `run`, what tells this run from others (default: a random one). If the template has
-        been dropped since it was found, or has lost rows in a crash of the server, it is built again, once. Raises TemplateError,
-        and what `ensure` raises.
+        been dropped since it was found, or has lost rows in a crash of the server, it is built again, once; if the connection to
+        the server is lost, it is made anew, once. Raises TemplateError, ServerError, and what `ensure` raises.
         """
         run = run or secrets.token_hex(8)
+        return twice(self.server, "a clone was made", lambda: self._clone(owner, run), lambda: recover(self.server))
+
+    def _clone(self, owner: str, run: str) -> Clone:
         for again in (True, False):
             try:
                 clone = Clone.create(self.server, self.database, run, owner, self.handle, self.schema)
-                if not self._emptied(clone):
+                try:
+                    emptied = self._emptied(clone)
+                except BaseException:
+                    clone.drop()
+                    raise
+                if not emptied:
                     return clone
                 clone.drop()
                 problem = "lost the rows of its unlogged tables in a crash of the server"

@@ -67,6 +67,11 @@ class Undo:
                 self.truncating()
         return self._session
 
+    @property
+    def broken(self) -> bool:
+        """Whether the session that sandboxed tests share is known to be lost."""
+        return self._session is not None and bool(self._session.real.closed)
+
     def _learning(self, connection: Connection) -> Connection:
         """Ask for the moment and for the positions of sequences over the first connection, before a test has done anything.
 

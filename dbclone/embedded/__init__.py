@@ -179,6 +179,15 @@ class Embedded:
         self.connection = connection
         return True
 
+    def rejoin(self, connect: Connect) -> psycopg.Connection[tuple[Any, ...]]:
+        """Become a user again after our connection was lost, and return the new one. Raises ServerError if the server is gone."""
+        if not self._join(connect) or self.connection is None:
+            what = "does not answer" if self.cluster.pid() is not None else "has stopped"
+            raise self._refusal or ServerError(
+                f"the private server in {self.cluster.folder} {what}", self.cluster.log_tail(), "Run again: that starts a new one."
+            )
+        return self.connection
+
     def leave(self, keep: bool = False) -> bool:
         """Stop being a user; stop the server if nobody else uses it, unless `keep`. Return whether it was stopped."""
         connection, self.connection = self.connection, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -67,9 +68,15 @@ class Drop:
         self.empty = False
 
     def before(self) -> None:
-        """Build the schema, unless the database still is a copy of its template."""
+        """Build the schema, unless the database still is a copy of its template. Raises what the schema raises; then nothing of it
+        is there."""
         if self.empty:
-            self._build()
+            try:
+                self._build()
+            except BaseException:
+                with contextlib.suppress(psycopg.Error):  # else its next user finds out
+                    self.after()
+                raise
             self.empty = False
 
     def after(self) -> Outcome:
