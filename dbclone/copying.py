@@ -11,6 +11,7 @@ from psycopg import sql
 
 from . import databases
 from .errors import TemplateError
+from .licence import licensed
 from .marks import Database, Mark, spare_name
 from .reset.cursors import exchange
 from .server import Server
@@ -102,6 +103,8 @@ _FREE = sql.SQL(
     "SELECT pg_stat_get_db_numbackends({0}) = 0 AND (pg_identify_object(1262, {0}, 0)).name = {1}"
     " AND NOT EXISTS (SELECT FROM pg_prepared_xact() WHERE dbid = {0})"
 )
+# Fails, and with it the transaction that it begins, unless the warm clone still is the database that was made.
+_SAME = sql.SQL("SELECT 1 / ((pg_identify_object(1262, {}, 0)).name = {})::int")
 
 
 @dataclass(frozen=True)
@@ -127,37 +130,45 @@ class HandOver:
             return sql.SQL("; ").join(parts).as_bytes(server.connection)
 
         put_aside = text(databases.renaming(name, aside)) if aside else b""
-        take_place = text(databases.renaming(spare, name), databases.opening(name), databases.commenting(name, mark))
+        take_place = text(
+            _SAME.format(sql.Literal(oid), sql.Literal(spare)),
+            databases.renaming(spare, name),
+            databases.opening(name),
+            databases.commenting(name, mark),
+        )
         return cls(spare, oid, name, mark, aside, put_aside, take_place, text(_FREE.format(sql.Literal(oid), sql.Literal(name))))
 
     def run(self, server: Server, last: HandOver | None = None) -> None:
         """Do it, in one transaction: under a new name and still with a spare's mark it would look free.
 
         Arguments: `last`, the hand-over that gave the name to what has it now, if this process did. Sessions in what is put aside
-        are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended.
+        are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended, and InvalidCatalogName
+        if the warm clone is gone, also if another database has its name.
         """
         old = bool(self.aside)
         if old and not (last is not None and _comes_free(server, last.is_free)):
             old = self._freed(server, last)
         commands = [self.put_aside, self.take_place] if old else [self.take_place]
         try:
-            _send(server, *commands)
-        except psycopg.errors.ObjectInUse:
-            if not (old and self._freed(server, last, certainly=True)):  # somebody has come in since
-                raise
-            _send(server, *commands)
+            try:
+                _send(server, *commands)
+            except psycopg.errors.ObjectInUse:
+                if not (old and self._freed(server, last, certainly=True)):  # somebody has come in since
+                    raise
+                _send(server, *commands)
+        except psycopg.errors.DivisionByZero:
+            raise psycopg.errors.InvalidCatalogName(f'"{self.spare}" is another database now') from None
 
     def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> bool:
         """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return whether there is one."""
-        old = databases.find(server, self.name)
+        made = last.oid if last is not None else 0  # that we know better than its mark, which a test may have written over
+        old = licensed(server, self.name, made)
         if old is None:
             return False
-        if last is None or last.oid != old.oid:  # otherwise we know better than its mark, which a test may have written over
-            databases.check_ours(server, old)
         is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)
         if certainly or not _comes_free(server, is_free):
             databases.roll_back_prepared(server, self.name)
-            if stayed := databases.close_to_others(server, self.name):
+            if stayed := databases.close_to_others(server, self.name, made=made):
                 _send(server, databases.opening(self.name).as_bytes(server.connection))
                 raise psycopg.errors.ObjectInUse(f'database "{self.name}" is in use by {stayed}, who may not be ended')
         return True

@@ -16,6 +16,7 @@ from . import adapters, databases
 from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, TemplateError
+from .licence import licensed_here
 from .marks import Database, Mark, clone_name, lock_key
 from .pool import Pool
 from .report import Report
@@ -68,7 +69,7 @@ class Owned:
     def __post_init__(self) -> None:
         self._undo = Undo(self.server, self.name, self.owner, self._connect_sandbox, self._sibling)
         self._snapshots = Snapshots(self.server, self.name, self.mark)
-        self._drop = Drop(lambda: self.connect("drop", autocommit=True), self._build)
+        self._drop = Drop(self._connect_drop, self._build)
 
     @classmethod
     def create(
@@ -124,7 +125,7 @@ class Owned:
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
         self._undo.clone_seconds = time.perf_counter() - started
-        self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
+        self._made()
         self.report.clone(self._undo.clone_seconds)
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
 
@@ -136,6 +137,22 @@ class Owned:
     def _connect_sandbox(self) -> Connection:
         """Return the connection that becomes the sandbox, which begins as the application's own would."""
         return self.connect(autocommit=True, **{**adapters.parameters(self.handle), **self.dsn.kwargs})
+
+    def _connect_drop(self) -> Connection:
+        """Return the connection over which everything is dropped."""
+        connection = self.connect("drop", autocommit=True)
+        try:
+            licensed_here(connection, self.server, self.name, self._undo.made)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _made(self) -> None:
+        """Note which database it is that this process has just made, and when."""
+        query = f"SELECT {NOW}, (SELECT oid::int8 FROM pg_database WHERE datname = %s)"
+        ((*moment, self._undo.made),) = self.server.fetch(query, [self.name])
+        self._undo.created = Moment.of(tuple(moment))
 
     def _build(self) -> None:
         assert self.schema is not None, "a clone made without its schema cannot be built again"
@@ -201,7 +218,7 @@ class Owned:
         if self._pool is None:
             self._pool = Pool(self.server, self.template, self.server.settings.clone_limit)
         self.report.clone(self._pool.swap(self.name, self.mark))
-        self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
+        self._made()
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the

@@ -13,7 +13,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "dbclone"
 CEILING = 300
 FLOORS = {
-    "errors": 0, "report": 0, "progress": 0, "statements": 0, "reset.writes": 0, "reset.prepared": 0,
+    "errors": 0, "report": 0, "progress": 0, "statements": 0, "reset.writes": 0, "reset.prepared": 0, "sessions": 0,
     "reset.blocks": 1, "reset.beliefs": 1,
     "dsn": 1, "settings": 2,
     "schema": 3,
@@ -23,7 +23,7 @@ FLOORS = {
     "reset.upkeep": 6,
     "embedded": 7, "reset.cursors": 7, "reset.drop": 7, "reset.backend": 7,
     "server": 8, "reset.question": 8, "reset.connections": 8, "reset.conversation": 8,
-    "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "databases": 9,
+    "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "licence": 9, "databases": 10,
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
     "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
