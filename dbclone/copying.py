@@ -104,7 +104,7 @@ _FREE = sql.SQL(
     " AND NOT EXISTS (SELECT FROM pg_prepared_xact() WHERE dbid = {0})"
 )
 # Fails, and with it the transaction that it begins, unless the warm clone still is the database that was made.
-_SAME = sql.SQL("SELECT 1 / ((pg_identify_object(1262, {}, 0)).name = {})::int")
+_SAME = sql.SQL("SELECT 1 / coalesce(((pg_identify_object(1262, {}, 0)).name = {})::int, 0)")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import sql
 
 from . import adapters, databases
 from .copying import claim_warm, copy
@@ -150,8 +151,8 @@ class Owned:
 
     def _made(self) -> None:
         """Note which database it is that this process has just made, and when."""
-        query = f"SELECT {NOW}, (SELECT oid::int8 FROM pg_database WHERE datname = %s)"
-        ((*moment, self._undo.made),) = self.server.fetch(query, [self.name])
+        query = sql.SQL("SELECT {}, oid::int8 FROM pg_database WHERE datname = %s").format(sql.SQL(NOW))
+        ((*moment, self._undo.made),) = self.server.connection.execute(query, [self.name]).fetchall()
         self._undo.created = Moment.of(tuple(moment))
 
     def _build(self) -> None:
