@@ -9,10 +9,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from . import databases
+from . import databases, privileges
+from .embedded.cluster import free_bytes
 from .errors import TemplateError
 from .licence import licensed
 from .marks import Database, Mark, spare_name
+from .prune import prune
 from .reset.cursors import exchange
 from .server import Server
 
@@ -28,7 +30,7 @@ _LOST = (
 def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool = True) -> None:
     """Create database `name` from a template, few at a time, with the settings and grants that a copy lacks.
 
-    Waits and tries again while somebody is connected to the template. Raises TemplateError, psycopg.Error.
+    Waits and tries again while somebody is connected to the template. Raises TemplateError, PermissionMissing, psycopg.Error.
     """
     settings = server.settings
     options: dict[str, str | bool] = {}
@@ -53,11 +55,31 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
                     ) from None
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise privileges.to_create(server, template, error) from None
             except psycopg.errors.DiskFull as error:
-                raise TemplateError(
-                    f'no space is left on {server.where} to copy "{template}"', str(error).strip(), "Run: python -m dbclone prune"
-                ) from None
+                raise _no_space(server, template, error) from None
     databases.carry_over(server, template, name)
+
+
+def _no_space(server: Server, template: str, error: psycopg.Error) -> TemplateError:
+    """Return the error for a copy that found the disk full: how much it needs, what is free, and what a prune would free."""
+
+    def shown(size: float) -> str:
+        return f"{size / 2**20:.0f} MB"
+
+    ((needed,),) = server.fetch("SELECT coalesce(pg_database_size(oid), 0) FROM pg_database WHERE datname = %s", [template])
+    freed, everything = (
+        sum(database.bytes for database, _ in prune(server, template, everything=all_, dry_run=True, sizes=True))
+        for all_ in (False, True)
+    )
+    free = f"{shown(free_bytes(server.embedded.cluster.data))} are free" if server.embedded is not None else ""
+    return TemplateError(
+        f'no space is left on {server.where} to copy "{template}": that needs {shown(needed)}' + (f", {free}" if free else ""),
+        str(error).strip(),
+        f"python -m dbclone prune would free {shown(freed)}, with --all {shown(everything)}."
+        + ("" if free else " How much is free, a server tells nobody: look at its disk."),
+    )
 
 
 def warm(server: Server, template: Database, count: int) -> int:

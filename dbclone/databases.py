@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import psycopg
 from psycopg import sql
 
-from . import licence
+from . import licence, privileges
 from .errors import NotOurs, ServerError
 from .licence import licensed
 from .marks import LIMIT, Database, Mark, check_name
@@ -156,11 +157,12 @@ def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     return True
 
 
-def drop(server: Server, database: Database, force: bool = False) -> None:
+def drop(server: Server, database: Database, force: bool = False, patience: float = 0.0) -> None:
     """Drop a database that dbclone can prove it made.
 
     Arguments: `database`, as `listed` returned it: it is looked up again on the same connection just before; `force`, end the
-    sessions in it first, for a database of our own run. One that is gone already is no error. Raises NotOurs, psycopg.Error.
+    sessions in it first, for a database of our own run; `patience`, seconds that the server may take (0: as long as it likes).
+    One that is gone already is no error. Raises NotOurs, psycopg.Error; the text of that names the sessions that we may not end.
     """
     now = licensed(server, database.name)
     if now is None or now.oid != database.oid:
@@ -171,12 +173,28 @@ def drop(server: Server, database: Database, force: bool = False) -> None:
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
     statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else ""))
+    with _within(server, patience):
+        try:
+            _run(server, statement)
+        except psycopg.errors.ObjectInUse as error:
+            if not roll_back_prepared(server, now.name):
+                raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
+            _run(server, statement)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
+
+
+@contextlib.contextmanager
+def _within(server: Server, patience: float) -> Iterator[None]:
+    """Let a statement of the block take so many seconds at most. A DROP that is cancelled can be finished by another one."""
+    limit = sql.SQL("SET statement_timeout = {}")
+    if patience:
+        _run(server, limit.format(max(1, round(patience * 1000))))
     try:
-        _run(server, statement)
-    except psycopg.errors.ObjectInUse:
-        if not roll_back_prepared(server, now.name):
-            raise
-        _run(server, statement)
+        yield
+    finally:
+        if patience and not server.connection.closed:
+            _run(server, limit.format(0))
 
 
 def roll_back_prepared(server: Server, name: str) -> bool:

@@ -30,6 +30,7 @@ from .undo import Undo
 
 Self = TypeVar("Self", bound="Owned")
 log = logging.getLogger("dbclone")
+_GOODBYE = 60.0  # seconds that the server may take to drop the clone at the end
 Connection = psycopg.Connection[Any]
 
 
@@ -223,14 +224,14 @@ class Owned:
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
-        next run finds the lease free and drops what was left."""
+        next run finds the lease free and drops what was left. A server that is busy is not waited for longer than a minute."""
         self._undo.disconnect()
         self._snapshots.drop()
         if self._pool is not None:
             self._pool.close()
         try:
             if (database := databases.find(self.server, self.name)) is not None:
-                databases.drop(self.server, database, force=True)
+                databases.drop(self.server, database, force=True, patience=_GOODBYE)
             log.info("dropped clone %s", self.name)
         except (psycopg.Error, NotOurs) as error:
             log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
