@@ -23,7 +23,7 @@ from .conftest import Project
 from .faults.stops import ended
 from .shop import cloned
 
-Run = Callable[[str], None]
+Run = Callable[[str], object]
 SUITE = """
     import pytest
     from models import Post, User, db
@@ -45,7 +45,7 @@ SUITE = """
 @pytest.fixture
 def run(server: Server) -> Run:
     """Run one statement as the superuser."""
-    return lambda statement: server.connection.execute(statement.encode()) and None
+    return lambda statement: server.connection.execute(statement.encode())
 
 
 @pytest.fixture
