@@ -164,11 +164,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if STATE not in config.stash:
         return
     state = config.stash[STATE]
+    _quietly(state)
     if hasattr(config, "workeroutput"):
         config.workeroutput["dbclone"] = state.report.data()
     else:
         state.remember()
-    _quietly(state)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -252,6 +252,7 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
             clone.report = _merged(state.report, clone.report)
             clone.escalated.update(state.remembered())
         yield clone
+        state.held.push(stack.pop_all())  # dropped when the session ends: a busy server takes seconds, which are no test's
 
 
 def _merged(report: Report, other: Report) -> Report:
