@@ -120,19 +120,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if STATE not in config.stash or hasattr(config, "workerinput"):
         return None
     settings = config.stash[STATE].needed()
-    server = (
-        f"server from {settings.source('url')}"
-        if settings.url
-        else "server from PG variables"
-        if _from_libpq()
-        else "private server"
-    )
     how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
-    return f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}"
-
-
-def _from_libpq() -> bool:
-    return any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
+    return f"dbclone: project {ascii(settings.project)[1:-1]}, {settings.server}, {how}"
 
 
 @pytest.hookimpl(tryfirst=True)
