@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, databases
+from . import adapters, databases, privileges
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, masked
 from .marks import Database, Mark, build_name
@@ -156,9 +156,7 @@ class Builder:
             self._publish(name, replaced)
         except psycopg.errors.InsufficientPrivilege as error:
             self._discard(name)
-            raise TemplateError(
-                "a privilege is missing to build the template", str(error).strip(), "Grant it to the role in url."
-            ) from error
+            raise privileges.to_create(server, "template0", error) from error
         except BaseException:
             self._discard(name)
             raise

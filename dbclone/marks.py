@@ -117,12 +117,17 @@ class Database:
         mark = self.mark
         return mark is not None and mark.kind == "template" and self.name == template_name(mark.project, mark.fingerprint)
 
-    def problem(self, system: str) -> str:
-        """Return why dbclone may not destroy this database, or an empty string if it made it."""
+    def problem(self, system: str, made: int = 0) -> str:
+        """Return why dbclone may not destroy this database, or an empty string if it made it.
+
+        Arguments: `system`, the identifier of the server that it is on; `made`, the oid of a database that this process made there.
+        """
         if not _SHAPE.match(self.name) or self.name in _NEVER:
             return "its name is not one that dbclone gives"
         if not self.own:
             return "it belongs to another role"
+        if self.oid == made:
+            return ""
         if self.mark is not None:
             return "" if self.mark.system == system else "its mark is of another server"
         if self.comment:

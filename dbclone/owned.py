@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import sql
 
 from . import adapters, databases
 from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, TemplateError
 from .keeping import KEPT, keep
+from .licence import licensed_here
 from .marks import Database, Mark, clone_name, lock_key
 from .pool import Pool
 from .recovery import recover, twice
@@ -31,6 +33,7 @@ from .undo import Undo
 
 Self = TypeVar("Self", bound="Owned")
 log = logging.getLogger("dbclone")
+_GOODBYE = 60.0  # seconds that the server may take to drop the clone at the end
 Connection = psycopg.Connection[Any]
 
 
@@ -89,7 +92,7 @@ class Owned:
     def __post_init__(self) -> None:
         self._undo = Undo(self.server, self.name, self.owner, self._connect_sandbox, self._sibling)
         self._snapshots = Snapshots(self.server, self.name, self.mark)
-        self._drop = Drop(lambda: self.connect("drop", autocommit=True), self._build)
+        self._drop = Drop(self._connect_drop, self._build)
 
     @classmethod
     def create(
@@ -148,7 +151,7 @@ class Owned:
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
         self._undo.clone_seconds = time.perf_counter() - started
-        self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
+        self._made()
         self.report.clone(self._undo.clone_seconds)
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
 
@@ -160,6 +163,22 @@ class Owned:
     def _connect_sandbox(self) -> Connection:
         """Return the connection that becomes the sandbox, which begins as the application's own would."""
         return self.connect(autocommit=True, **{**adapters.parameters(self.handle), **self.dsn.kwargs})
+
+    def _connect_drop(self) -> Connection:
+        """Return the connection over which everything is dropped."""
+        connection = self.connect("drop", autocommit=True)
+        try:
+            licensed_here(connection, self.server, self.name, self._undo.made)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _made(self) -> None:
+        """Note which database it is that this process has just made, and when."""
+        query = sql.SQL("SELECT {}, oid::int8 FROM pg_database WHERE datname = %s").format(sql.SQL(NOW))
+        ((*moment, self._undo.made),) = self.server.connection.execute(query, [self.name]).fetchall()
+        self._undo.created = Moment.of(tuple(moment))
 
     def _build(self) -> None:
         assert self.schema is not None, "a clone made without its schema cannot be built again"
@@ -229,13 +248,13 @@ class Owned:
         if self._pool is None:
             self._pool = Pool(self.server, self.template, self.server.settings.clone_limit)
         self.report.clone(self._pool.swap(self.name, self.mark))
-        self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
+        self._made()
 
     def _keep_for(self, label: str) -> bool:
         """Keep the clone for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
         try:
             self._put_by(label)
-        except psycopg.Error as error:
+        except (psycopg.Error, NotOurs) as error:
             self.report.note(f"{label} could not be kept: {str(error).strip().splitlines()[0]}")
             return False
         return True
@@ -249,14 +268,14 @@ class Owned:
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
-        next run finds the lease free and drops what was left."""
+        next run finds the lease free and drops what was left. A server that is busy is not waited for longer than a minute."""
         self._undo.disconnect()
         self._snapshots.drop()
         if self._pool is not None:
             self._pool.close()
         try:
             if (database := databases.find(self.server, self.name)) is not None:
-                databases.drop(self.server, database, force=True)
+                databases.drop(self.server, database, force=True, patience=_GOODBYE)
             log.info("dropped clone %s", self.name)
         except (psycopg.Error, NotOurs) as error:
             log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())

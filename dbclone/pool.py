@@ -20,6 +20,7 @@ from .copying import HandOver, copy
 from .errors import NotOurs, TemplateError
 from .marks import Database, Mark, spare_name
 from .server import Server
+from .sessions import Identity
 
 log = logging.getLogger("dbclone")
 IDLE = 10.0  # seconds without a swap after which half as many are kept ready
@@ -47,7 +48,7 @@ class Pool:
         self._target = 0
         self._wanted = False  # whether a swap waits
         self._failure: Exception | None = None
-        self._copying = 0  # the process id of the session that makes a copy right now
+        self._copying: Identity | None = None  # the session that makes a copy right now
         self._closing = False
 
     def swap(self, name: str, mark: Mark) -> float:
@@ -107,10 +108,10 @@ class Pool:
             thread.join(0.05)
         return False
 
-    def _interrupt(self, pid: int) -> None:
+    def _interrupt(self, session: Identity) -> None:
         """End the thread's session, whatever it is copying or waiting for; it cannot go on to anything else meanwhile."""
         with contextlib.suppress(psycopg.Error):
-            self._server.fetch("SELECT pg_terminate_backend(%s)", [pid])
+            session.end(self._server.connection)
 
     def _take(self, name: str, mark: Mark) -> HandOver:
         """Return a warm clone, waiting for it if there is none."""
@@ -161,7 +162,8 @@ class Pool:
             with contextlib.closing(self._server.connect(self._maintenance, "pool")) as connection:
                 # Told of the private server for messages alone: the caller's connection is what keeps it running.
                 server = Server(self._server.settings, self._server.dsn, connection, self._server.embedded)
-                while self._step(server):
+                session = Identity.of(connection)
+                while self._step(server, session):
                     pass
         except Exception as error:
             failure = error
@@ -171,15 +173,15 @@ class Pool:
             # The leases went with the session: whoever finds these may drop them, so nobody is given one.
             self._used.extend(self._ready)
             self._ready.clear()
-            self._copying, self._thread = 0, None
+            self._copying, self._thread = None, None
             self._changed.notify_all()
 
-    def _step(self, server: Server) -> bool:
+    def _step(self, server: Server, session: Identity) -> bool:
         """Do one thing, or wait for one to do; return False when all is done."""
         warm = None
         with self._changed:
             if make := self._due():
-                self._copying = server.connection.info.backend_pid
+                self._copying = session
             elif self._used:
                 warm = self._used.popleft()
             elif len(self._ready) > (0 if self._closing else self._target):
@@ -217,7 +219,7 @@ class Pool:
             (self._used if failure else self._ready).append(warm)
             if server.connection.closed and failure is not None:
                 raise failure
-            self._copying, self._failure = 0, failure
+            self._copying, self._failure = None, failure
             self._changed.notify_all()
 
     def _drop(self, server: Server, warm: HandOver) -> None:

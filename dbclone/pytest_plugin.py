@@ -122,15 +122,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if STATE not in config.stash or hasattr(config, "workerinput"):
         return None
     settings = config.stash[STATE].needed()
-    server = (
-        f"server from {settings.source('url')}"
-        if settings.url
-        else "server from PG variables"
-        if any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
-        else "private server"
-    )
     how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
-    return f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}"
+    return f"dbclone: project {ascii(settings.project)[1:-1]}, {settings.server}, {how}"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -162,11 +155,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if STATE not in config.stash:
         return
     state = config.stash[STATE]
+    _quietly(state)
     if hasattr(config, "workeroutput"):
         config.workeroutput["dbclone"] = state.report.data()
     else:
         state.remember()
-    _quietly(state)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -257,6 +250,7 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
             clone.escalated.update(state.remembered())
             clone.keep_count = request.config.option.dbclone_keep_failed or clone.keep_count
         yield clone
+        state.held.push(stack.pop_all())  # dropped when the session ends: a busy server takes seconds, which are no test's
 
 
 def _merged(report: Report, other: Report) -> Report:

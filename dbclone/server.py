@@ -30,6 +30,9 @@ _OPTIONS = (
     " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning"
 )
 
+_NO_TRIGGERS = "-c event_triggers=off"  # since 17, of which on a login event trigger may refuse anybody
+_TRIGGER = re.compile(r"\n.*\bPL/")  # an error in a function that runs before a connection is ready
+
 
 class Facts(NamedTuple):
     """What a server is: asked once a connection."""
@@ -166,7 +169,8 @@ class Server:
 
         Arguments: `options`, libpq's, such as -c settings, on top of ours.
         """
-        return _connect(self.database(database), self.settings, purpose, options)
+        quiet = f"{options} {_NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else options
+        return _connect(self.database(database), self.settings, purpose, quiet)
 
     def fetch(self, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run a query on the administrative connection and return its rows."""
@@ -216,9 +220,25 @@ def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Conn
     try:
         return psycopg.connect(**arguments, autocommit=True)  # type: ignore[arg-type]
     except psycopg.OperationalError as error:
-        raise _translated(error, dsn) from None
+        shown, trigger = _translated(error, dsn), bool(_TRIGGER.search(str(error)))
+        if not trigger or _NO_TRIGGERS in options:
+            raise shown from None
     except psycopg.Error as error:
         raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
+    try:
+        return psycopg.connect(**{**arguments, "options": f"{options} {_NO_TRIGGERS}"}, autocommit=True)  # type: ignore[arg-type]
+    except psycopg.OperationalError:
+        raise PermissionMissing(
+            f"a login event trigger refuses us in database {dsn.get('dbname', MAINTENANCE)!r} at {dsn.shown}",
+            shown.detail,
+            f"Run as a superuser: GRANT SET ON PARAMETER event_triggers TO {_role(dsn)};"
+            " or let the trigger pass sessions whose application_name begins with dbclone.",
+        ) from None
+
+
+def _role(dsn: Dsn) -> str:
+    """Return the role in url as it stands in a statement that a person is to run."""
+    return '"' + dsn.get("user", "").replace('"', '""') + '"' if dsn.get("user") else "…"
 
 
 def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
@@ -235,7 +255,7 @@ def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
         return PermissionMissing(
             f"cannot enter database {database!r} at {dsn.shown}",
             text,
-            f'Run as a superuser: GRANT CONNECT ON DATABASE "{database}" TO …;',
+            f'Run as a superuser: GRANT CONNECT ON DATABASE "{database}" TO {_role(dsn)};',
         )
     if re.search(r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist", text):
         return ServerError(

@@ -155,7 +155,7 @@ GOOD = {"dbclone": FORMAT, "kind": "clone", "project": "p", "system": SYSTEM}
     ],
 )  # fmt: skip
 def test_a_comment_that_is_no_mark_of_ours_is_none(comment: str | None) -> None:
-    """So the database is not ours: corrupt, somebody else's, or of a later version that knows better."""
+    """S20: so the database is not ours: corrupt, somebody else's, or of a later version that knows better."""
     assert Mark.read(json.dumps(GOOD)) is not None
     assert Mark.read(comment) is None
 
