@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from . import adapters
+from .clock import monotonic
 from .errors import SandboxLimit, SettingsError
 from .isolation import Isolation
 from .owned import Owned, application_name
@@ -113,12 +113,12 @@ class Clone(Owned):
             adapters.closed(self.handle)
             self._undo.forget()
             return self._drop.after()
-        started = time.perf_counter()
+        started = monotonic()
         if wanted == "clone":
             self.replace("a test that wanted a fresh clone", quiet=True, often=True)
         else:
             self._undo.tainted = True
-        return Outcome(wanted, time.perf_counter() - started)
+        return Outcome(wanted, monotonic() - started)
 
     @contextlib.contextmanager
     def layer(self, name: str) -> Iterator[Isolation]:

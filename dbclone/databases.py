@@ -12,6 +12,7 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
+from .clock import monotonic, wall
 from .errors import NotOurs, ServerError
 from .marks import LIMIT, Database, Mark, check_name
 from .server import Server
@@ -89,12 +90,12 @@ def comment(server: Server, name: str, mark: Mark) -> None:
 
 def touch(server: Server, database: Database) -> None:
     """Note that a template is in use now; not worth waiting for, nor failing for."""
-    if database.mark is None or time.time() - database.mark.used < 3600 or not database.own:
+    if database.mark is None or wall() - database.mark.used < 3600 or not database.own:
         return
     with contextlib.suppress(psycopg.Error):
         with server.connection.transaction():
             server.connection.execute("SET LOCAL lock_timeout = '100ms'")
-            comment(server, database.name, replace(database.mark, used=round(time.time(), 3)))
+            comment(server, database.name, replace(database.mark, used=round(wall(), 3)))
 
 
 def seal(server: Server, name: str, mark: Mark) -> None:
@@ -118,7 +119,7 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
     _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
     told: set[int] = set()
     refused: set[int] = set()
-    deadline = time.monotonic() + patience
+    deadline = monotonic() + patience
     while True:
         rows = server.fetch(
             "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, '') FROM pg_stat_activity"
@@ -126,7 +127,7 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
             [name, own],
         )
         stayed = [(pid, user, application) for pid, user, application in rows]
-        if {pid for pid, _, _ in stayed} <= refused or time.monotonic() > deadline:
+        if {pid for pid, _, _ in stayed} <= refused or monotonic() > deadline:
             return stayed
         for pid in {pid for pid, _, _ in stayed} - told:
             told.add(pid)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from . import adapters, databases
+from .clock import monotonic
 from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, TemplateError
@@ -116,14 +116,14 @@ class Owned:
         return self.mark.worker
 
     def _make(self) -> None:
-        started = time.perf_counter()
+        started = monotonic()
         leftover = databases.find(self.server, self.name)
         if leftover is not None:  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
             databases.drop(self.server, leftover, force=True)
         warm = claim_warm(self.server, self.template, self.name, self.mark)
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
-        self._undo.clone_seconds = time.perf_counter() - started
+        self._undo.clone_seconds = monotonic() - started
         self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
         self.report.clone(self._undo.clone_seconds)
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)

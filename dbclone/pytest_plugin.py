@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from . import clock  # noqa: F401 - before a test can set the time
 from .errors import Error, SettingsError
 from .pytest_items import arrange, marker_arguments
 from .pytest_state import State

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ import psycopg
 
 from . import databases
 from .build import UNLOGGED, Builder, adoptable, flaws, full_manifest
+from .clock import monotonic
 from .clone import Clone
 from .errors import TemplateError
 from .marks import Database, template_name
@@ -60,7 +60,7 @@ class Template:
         build it again even if it is there; `progress`, told each step of a build or wait. Raises BuildFailed, BuildTimeout,
         TemplateError; then no template has been left behind.
         """
-        started = time.perf_counter()
+        started = monotonic()
         manifest = full_manifest(server, schema)
         name = template_name(server.settings.project, manifest.fingerprint)
         known = databases.listed(server)
@@ -68,7 +68,7 @@ class Template:
         if found is not None and not rebuild:
             databases.touch(server, found)
             server.leases.take(found.name, shared=True)
-            return cls(server, found, schema, handle, seconds=time.perf_counter() - started)
+            return cls(server, found, schema, handle, seconds=monotonic() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
         with builder.exclusively():
             known = databases.listed(server)
@@ -80,7 +80,7 @@ class Template:
                 found = builder.build(replaced=next((d for d in known if d.name == name), None))
         assert found is not None
         server.leases.take(found.name, shared=True)
-        return cls(server, found, schema, handle, built, why, time.perf_counter() - started)
+        return cls(server, found, schema, handle, built, why, monotonic() - started)
 
     def clone(self, owner: str = "main", run: str = "") -> Clone:
         """Return a clone for one owner of one run.

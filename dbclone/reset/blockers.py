@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from ..clock import monotonic
 from ..errors import ResetBlocked
 
 # pg_locks shows everybody's locks to everybody; of others' sessions a plain role sees who and from where, not what they run.
@@ -86,8 +87,8 @@ def end(control: psycopg.Connection[Any], chosen: Iterable[Session], patience: f
     left = {session.pid: session for session in chosen}
     for pid in left:
         control.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
-    deadline = time.monotonic() + patience
-    while left and time.monotonic() < deadline:
+    deadline = monotonic() + patience
+    while left and monotonic() < deadline:
         there = {s.pid for s in sessions(control)}
         left = {pid: session for pid, session in left.items() if pid in there}
         if left:

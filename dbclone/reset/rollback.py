@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
+from ..clock import monotonic
 from . import Outcome
 from .cursors import exchange, render
 from .sandbox import Session
@@ -52,7 +52,7 @@ class Rollback:
     def after(self) -> Outcome:
         """Undo everything since `before`. A boundary that the test destroyed, by a COMMIT that never passed through the sandbox or
         a lost connection, shows here: the savepoint is gone."""
-        session, started = self._session, time.perf_counter()
+        session, started = self._session, monotonic()
         spoiled, verdict = "", Verdict.NOTHING
         blocked = session.turns.seize(session.lock)
         try:
@@ -73,7 +73,7 @@ class Rollback:
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
-        return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
+        return Outcome("rollback", monotonic() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
 
     def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
         """Send the commands that undo, and in the same message the question of what was committed meanwhile."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from psycopg import pq
 
+from ..clock import monotonic
 from ..errors import SandboxLimit
 from .pending import Statement
 
@@ -61,7 +61,7 @@ class Turns:
                 self._hold = hold
                 return
         hold = _Hold(turn)
-        deadline, holder = time.monotonic() + self.timeout, self._hold or self._claim
+        deadline, holder = monotonic() + self.timeout, self._hold or self._claim
         if holder is not None and holder.thread == hold.thread and self._take_over(holder, hold, deadline):
             return
         woken = threading.Lock()
@@ -70,7 +70,7 @@ class Turns:
         with self._mutex:
             self._queue(hold)
         try:
-            if not woken.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            if not woken.acquire(timeout=max(0.0, deadline - monotonic())):
                 self._give_up(hold)
         except BaseException:
             self._withdraw(hold)
@@ -84,14 +84,14 @@ class Turns:
                 self._hold = hold
                 hold.entered = True
                 return
-        loop, deadline = asyncio.get_running_loop(), time.monotonic() + self.timeout
+        loop, deadline = asyncio.get_running_loop(), monotonic() + self.timeout
         while True:
             woken = loop.create_future()
             with self._mutex:
                 hold.wake = lambda woken=woken: loop.call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))  # type: ignore[misc]
                 self._queue(hold)
             try:
-                await asyncio.wait({woken}, timeout=max(0.0, deadline - time.monotonic()))
+                await asyncio.wait({woken}, timeout=max(0.0, deadline - monotonic()))
                 if not woken.done():
                     self._give_up(hold)
             except BaseException:
