@@ -63,6 +63,7 @@ class Clone(Owned):
         and reports; `reset_sequences`, put sequences back under rollback too (default: the setting). Raises SandboxLimit,
         ResetBlocked, and WriteEscaped if the setting `strict` is on.
         """
+        self.server.home.needed()
         wanted = self.choose(reset, test)
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
         if self._drop.empty and wanted != "drop":
@@ -74,7 +75,7 @@ class Clone(Owned):
                     try:
                         yield isolation
                     finally:
-                        isolation.close()
+                        self._over(isolation)
                 return
             if self._lending is not None:
                 raise SandboxLimit(
@@ -87,8 +88,14 @@ class Clone(Owned):
             try:
                 yield isolation
             finally:
-                isolation.close()
-                self._settle(self._finish(wanted), test)
+                if self._over(isolation):
+                    self._settle(self._finish(wanted), test)
+
+    def _over(self, isolation: Isolation) -> bool:
+        """Close what a test opened; return False in a forked process, in which nothing is over: all of it is its parent's."""
+        if not self.server.home.left:
+            isolation.close()
+        return not self.server.home.left
 
     def _prepare(self, wanted: str) -> None:
         """Make ready for a test that commits for real."""
@@ -133,7 +140,7 @@ class Clone(Owned):
             try:
                 yield isolation
             finally:
-                isolation.close()
+                self._over(isolation)
 
     def _view(self, reset: str, test: str, session: Session | None) -> Isolation:
         return Isolation(
@@ -186,12 +193,15 @@ class Clone(Owned):
             finally:
                 if outermost:
                     self._lending, self._lost = None, ""
-                outcome = level.after()
-                stack.close()
-                self._undo.moved = self._undo.moved or positions is None
-                self._escalate(session.met(), test, auto)
-                self._settle(outcome, test, auto)
-                self._undo.keep_small()
+                if self.server.home.left:
+                    self._lending = stack.pop_all()  # kept, so that nothing of the parent's ends here
+                else:
+                    outcome = level.after()
+                    stack.close()
+                    self._undo.moved = self._undo.moved or positions is None
+                    self._escalate(session.met(), test, auto)
+                    self._settle(outcome, test, auto)
+                    self._undo.keep_small()
 
     def _settle(self, outcome: Outcome, test: str, auto: bool = False) -> None:
         """Note what a reset cost; replace the clone if it could not make it equal to the template; look for what escaped."""

@@ -131,7 +131,9 @@ class Owned:
     def connect(self, test: str = "", **options: Any) -> Connection:
         """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
         arguments = {**self.dsn.kwargs, "application_name": application_name(self.owner, test), **options}
-        return psycopg.connect(**arguments)
+        connection: Connection = psycopg.connect(**arguments)
+        self.server.sessions.add(connection)
+        return connection
 
     def _connect_sandbox(self) -> Connection:
         """Return the connection that becomes the sandbox, which begins as the application's own would."""
@@ -205,7 +207,9 @@ class Owned:
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
-        next run finds the lease free and drops what was left."""
+        next run finds the lease free and drops what was left. A forked process drops nothing: it is its parent's."""
+        if self.server.home.left:
+            return
         self._undo.disconnect()
         self._snapshots.drop()
         if self._pool is not None:
@@ -226,6 +230,8 @@ class Owned:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self.server.home.left:
+            return
         try:
             self._binding.close()
         finally:

@@ -40,7 +40,8 @@ def controller(settings: Settings, schema: Any = None, rebuild: bool = False, pr
         template = Template.ensure(server, parts, handle, rebuild, progress)
         prune(server, template.name, budget=10)
         yield template
-        prune(server, template.name, budget=10)
+        if not server.home.left:
+            prune(server, template.name, budget=10)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "dbclone"
 CEILING = 300
 FLOORS = {
-    "clock": 0, "errors": 0, "report": 0, "progress": 1, "file_lock": 1, "statements": 0, "reset.writes": 0, "reset.prepared": 0,
+    "clock": 0, "errors": 0, "report": 0, "progress": 1, "file_lock": 1, "forks": 1, "statements": 0,
+    "reset.writes": 0, "reset.prepared": 0,
     "reset.blocks": 1, "reset.beliefs": 1,
     "dsn": 1, "settings": 2,
     "schema": 3,

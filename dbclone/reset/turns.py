@@ -16,6 +16,7 @@ from psycopg import pq
 
 from ..clock import monotonic
 from ..errors import SandboxLimit
+from ..forks import Home
 from .pending import Statement
 
 _MINE: Any = None  # the task of a holder that is a thread
@@ -38,6 +39,7 @@ class Turns:
 
     def __init__(self, pgconn: pq.abc.PGconn, timeout: float) -> None:
         self.timeout = timeout
+        self.home = Home()
         self.limited = ""  # what had to be refused
         self._pgconn = pgconn
         self._mutex = threading.Lock()
@@ -53,6 +55,7 @@ class Turns:
 
     def take(self, turn: Turn) -> None:
         """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible in time."""
+        self.home.needed()  # before the mutex, which another thread may have held when this process was forked
         hold = turn.last
         if hold.thread != (turn.thread or threading.get_ident()) or hold is self._hold:
             hold = turn.last = _Hold(turn)
@@ -78,6 +81,7 @@ class Turns:
 
     async def take_async(self, turn: Turn) -> None:
         """Take the turn for this task, without keeping its event loop from running."""
+        self.home.needed()
         hold = _Hold(turn, asyncio.current_task())
         with self._mutex:
             if self._hold is None and self._may(hold):
