@@ -16,7 +16,7 @@ import pytest
 from . import clock  # noqa: F401 - before a test can set the time
 from .errors import Error, SettingsError
 from .pytest_items import arrange, marker_arguments
-from .pytest_state import State
+from .pytest_state import State, real_files
 
 if TYPE_CHECKING:
     from .clone import Clone
@@ -242,7 +242,7 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
 
     state = _state(request.config)
     with contextlib.ExitStack() as stack:
-        with _clear_errors(), state.progress() as progress:
+        with _clear_errors(), real_files(), state.progress() as progress:
             settings, schema = state.sources()
             if hasattr(request.config, "workerinput"):
                 clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, progress))
@@ -253,6 +253,8 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
             clone.report = _merged(state.report, clone.report)
             clone.escalated.update(state.remembered())
         yield clone
+        with real_files():
+            stack.close()
 
 
 def _merged(report: Report, other: Report) -> Report:
@@ -284,12 +286,12 @@ def dbclone_class(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iter
 def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[Isolation]:
     """This test's own state of the database: a `dbclone.Isolation`, undone when the test and its other fixtures have ended."""
     with contextlib.ExitStack() as stack:
-        with _clear_errors():
+        with _clear_errors(), real_files():
             asked = marker_arguments(request.node.get_closest_marker("dbclone"), request.node.nodeid)
             settings = _state(request.config).needed()
             isolation = stack.enter_context(
                 dbclone_worker.isolated(asked["reset"] or settings.reset, request.node.nodeid, asked["reset_sequences"])
             )
         yield isolation
-        with _clear_errors():
+        with _clear_errors(), real_files():
             stack.close()

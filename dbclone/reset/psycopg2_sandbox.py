@@ -105,7 +105,7 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         demands = {key: value for key, value in _DEMANDS.items() if key in given}
         with self._gate._opened() as conversation:
             self._conversation = conversation
-            place = {**_PLACE, **demands, "host": str(conversation.folder), "port": PORT}
+            place = {**_PLACE, **demands, "host": conversation.folder, "port": PORT}
             super().__init__(extensions.make_dsn(dsn, **place), *arguments, **keywords)
 
     @property
