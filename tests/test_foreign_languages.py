@@ -78,9 +78,14 @@ def test_all_of_it_in_german(german: Server, tmp_path: Path) -> None:
 
 
 def _blocked(clone: Clone) -> None:
-    with pytest.raises(ResetBlocked, match="0.3 s") as caught, clone.isolated("truncate", "a test"):
-        left = psycopg.connect(clone.url)
-        left.execute("INSERT INTO parent (name) VALUES ('left')")
+    left = psycopg.connect(clone.url)
+
+    def test() -> None:
+        with clone.isolated("truncate", "a test"):
+            left.execute("INSERT INTO parent (name) VALUES ('left')")
+
+    with pytest.raises(ResetBlocked, match=r"0\.3 s") as caught:
+        test()
     assert "idle in transaction" in caught.value.detail
     left.close()
 

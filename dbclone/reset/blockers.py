@@ -19,7 +19,7 @@ from ..errors import ResetBlocked
 _SESSIONS = """
 SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, '?'),
        coalesce(left(a.query, 200), ''), coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
-       bool_or(l.locktype = 'transactionid')
+       bool_or(l.locktype = 'transactionid'), current_user::text
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 WHERE a.datname = current_database() AND l.granted AND a.pid <> pg_backend_pid() AND a.pid <> ALL(%(spared)s)
       AND a.usesysid IS NOT NULL
@@ -30,7 +30,8 @@ GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 6 DESC
 
 @dataclass(frozen=True)
 class Session:
-    """A session in the database: `name`, its application_name; `seconds`, how old its transaction is; `wrote`, it has written."""
+    """A session in the database: `name`, its application_name; `seconds`, how old its transaction is; `wrote`, it has written;
+    `viewer`, the role that asked."""
 
     pid: int
     user: str
@@ -39,6 +40,7 @@ class Session:
     query: str
     seconds: float
     wrote: bool
+    viewer: str = ""
 
     @property
     def test(self) -> str:
@@ -48,6 +50,11 @@ class Session:
 
     def __str__(self) -> str:
         opened = f"was opened by {self.test}" if self.test else f"calls itself {self.name!r}" if self.name else "has no name"
+        if self.state == "?":
+            return (
+                f"Session {self.pid} of user {self.user} {opened}. What it does is hidden from role {self.viewer!r}; a superuser"
+                f' can show it: GRANT pg_read_all_stats TO "{self.viewer}";'
+            )
         return (
             f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a transaction {self.seconds:.1f} s old,"
             f" and last ran: {self.query}"
