@@ -152,7 +152,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     try:
         with state.progress() as progress:
-            state.template = state.held.enter_context(run.controller(settings, schema, config.option.dbclone_rebuild, progress))
+            held = run.controller(settings, schema, config.option.dbclone_rebuild, progress, state.report.note)
+            state.template = state.held.enter_context(held)
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     except Error as error:
@@ -248,7 +249,7 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
                 clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, progress))
             else:
                 rebuild = bool(request.config.option.dbclone_rebuild)
-                both = run.alone(settings, state.worker, state.run, schema, rebuild, progress)
+                both = run.alone(settings, state.worker, state.run, schema, rebuild, progress, state.report.note)
                 state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
             clone.escalated.update(state.remembered())

@@ -17,6 +17,7 @@ from .clone import Clone
 from .dsn import Dsn, bound_environment, child_environment, with_libpq_defaults
 from .embedded import Embedded
 from .marks import clone_name
+from .outside import appeared, shared
 from .prune import prune
 from .schema import Progress
 from .server import Server, external
@@ -29,18 +30,24 @@ def _silent(text: str) -> None:
 
 
 @contextlib.contextmanager
-def controller(settings: Settings, schema: Any = None, rebuild: bool = False, progress: Progress = _silent) -> Iterator[Template]:
+def controller(
+    settings: Settings, schema: Any = None, rebuild: bool = False, progress: Progress = _silent, note: Progress = _silent
+) -> Iterator[Template]:
     """Ensure server and template, clear away what dead runs left, and hold the server for the block.
 
     Arguments: `schema`, an object instead of the setting; `rebuild`, build the template even if it is there; `progress`, told the
-    steps of a build. At the end, what died in this run is cleared away too. Raises any dbclone.Error.
+    steps of a build; `note`, told at the end what has appeared outside all databases. Then, what died in this run is cleared away
+    too. Raises any dbclone.Error.
     """
     parts, handle = adapters.load(settings, schema)
     with Server.open(settings) as server:
         template = Template.ensure(server, parts, handle, rebuild, progress)
         prune(server, template.name, budget=10)
+        before = shared(server)
         yield template
         if not server.home.left:
+            if line := appeared(server, before):
+                note(line)
             prune(server, template.name, budget=10)
 
 
@@ -60,10 +67,16 @@ def worker(settings: Settings, name: str, run: str, schema: Any = None, progress
 
 @contextlib.contextmanager
 def alone(
-    settings: Settings, name: str, run: str, schema: Any = None, rebuild: bool = False, progress: Progress = _silent
+    settings: Settings,
+    name: str,
+    run: str,
+    schema: Any = None,
+    rebuild: bool = False,
+    progress: Progress = _silent,
+    note: Progress = _silent,
 ) -> Iterator[tuple[Template, Clone]]:
     """Both halves in one process, for a run without workers of its own: prepare, clone, and hold the clone for the block."""
-    with controller(settings, schema, rebuild, progress) as template, template.clone(owner=name, run=run) as clone:
+    with controller(settings, schema, rebuild, progress, note) as template, template.clone(owner=name, run=run) as clone:
         _announce(settings, clone)
         yield template, clone
 

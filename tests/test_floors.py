@@ -28,7 +28,7 @@ FLOORS = {
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
     "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
-    "copying": 11, "prune": 11, "undo": 11, "isolation": 12,
+    "copying": 11, "outside": 11, "prune": 11, "undo": 11, "isolation": 12,
     "pool": 12, "snapshots": 12, "build": 12,
     "owned": 13, "clone": 14,
     "template": 15,
