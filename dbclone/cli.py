@@ -8,12 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import adapters, databases
+from .clock import wall
 from .copying import warm
 from .embedded import Embedded
 from .errors import Error, ServerError, ServerNotFound, SettingsError
@@ -105,7 +105,7 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _facts(database: Database, leased: set[int], system: str) -> dict[str, Any]:
-    mark, now = database.mark, time.time()
+    mark, now = database.mark, wall()
     problem = database.problem(system)
     kind = mark.kind if mark is not None else "unknown"
     return {

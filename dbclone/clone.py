@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from . import adapters
+from .clock import monotonic
 from .errors import SandboxLimit, ServerNotFound, SettingsError
 from .isolation import Isolation
 from .owned import Owned, application_name, named
@@ -50,6 +50,7 @@ class Clone(Owned):
         and reports; `reset_sequences`, put sequences back under rollback too (default: the setting). Raises SandboxLimit,
         ResetBlocked, and WriteEscaped if the setting `strict` is on.
         """
+        self.server.home.needed()
         wanted = self.choose(reset, test)
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
         if self._drop.empty and wanted != "drop":
@@ -61,8 +62,8 @@ class Clone(Owned):
                     try:
                         yield isolation
                     finally:
-                        isolation.close()
-                        self._keeping = isolation.kept
+                        if self._over(isolation):
+                            self._keeping = isolation.kept
                 return
             if self._lending is not None:
                 raise SandboxLimit(
@@ -75,9 +76,14 @@ class Clone(Owned):
             try:
                 yield isolation
             finally:
-                isolation.close()
-                if not (isolation.kept and self._keep_for(isolation.kept)):
+                if self._over(isolation) and not (isolation.kept and self._keep_for(isolation.kept)):
                     self._settle(self._finish(wanted), test)
+
+    def _over(self, isolation: Isolation) -> bool:
+        """Close what a test opened; return False in a forked process, in which nothing is over: all of it is its parent's."""
+        if not self.server.home.left:
+            isolation.close()
+        return not self.server.home.left
 
     def _prepare(self, wanted: str) -> None:
         """Make ready for a test that commits for real."""
@@ -110,12 +116,12 @@ class Clone(Owned):
             except BaseException:
                 self.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
                 raise
-        started = time.perf_counter()
+        started = monotonic()
         if wanted == "clone":
             self.replace("a test that wanted a fresh clone", quiet=True, often=True)
         else:
             self._undo.tainted = True
-        return Outcome(wanted, time.perf_counter() - started)
+        return Outcome(wanted, monotonic() - started)
 
     @contextlib.contextmanager
     def layer(self, name: str) -> Iterator[Isolation]:
@@ -130,7 +136,7 @@ class Clone(Owned):
             try:
                 yield isolation
             finally:
-                isolation.close()
+                self._over(isolation)
 
     def _view(self, reset: str, test: str, session: Session | None) -> Isolation:
         return Isolation(
@@ -185,23 +191,26 @@ class Clone(Owned):
             finally:
                 if outermost:
                     self._lending, self._lost = None, ""
-                label, self._keeping = self._keeping, ""
-                outcome = level.after() if not label else self._kept(level, stack, label)
-                stack.close()
-                self._undo.moved = self._undo.moved or positions is None
-                self._escalate(session.met(), test, auto)
-                self._settle(outcome, test, auto)
-                self._undo.keep_small()
+                if self.server.home.left:
+                    self._lending = stack.pop_all()  # kept, so that nothing of the parent's ends here
+                else:
+                    label, self._keeping = self._keeping, ""
+                    outcome = level.after() if not label else self._kept(level, stack, label)
+                    stack.close()
+                    self._undo.moved = self._undo.moved or positions is None
+                    self._escalate(session.met(), test, auto)
+                    self._settle(outcome, test, auto)
+                    self._undo.keep_small()
 
     def _kept(self, level: Rollback, stack: contextlib.ExitStack, label: str) -> Outcome:
         """Commit what a test left in its sandbox, and keep it. Data of a class or module around it go along."""
-        started, failure = time.perf_counter(), level.keep()
+        started, failure = monotonic(), level.keep()
         stack.close()
         if failure or not self._keep_for(label):
             why = f"it could not be kept: {failure or 'see above'}"
-            return Outcome("rollback", time.perf_counter() - started, spoiled=why)
+            return Outcome("rollback", monotonic() - started, spoiled=why)
         self._lost = f"{label} failed, and what it left was kept" if self._lending is not None else ""
-        return Outcome("rollback", time.perf_counter() - started)
+        return Outcome("rollback", monotonic() - started)
 
     def _data_lost(self) -> SandboxLimit:
         return SandboxLimit(

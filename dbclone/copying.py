@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 
 from . import databases, privileges
+from .clock import monotonic
 from .embedded.cluster import free_bytes
 from .errors import TemplateError
 from .licence import licensed
@@ -40,14 +41,14 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
         )
     if not open_to_all:
         options["ALLOW_CONNECTIONS"] = False
-    pause, deadline = 0.05, time.monotonic() + 60
+    pause, deadline = 0.05, monotonic() + 60
     with server.leases.slot("clone", settings.clone_limit, timeout=60):
         while True:
             try:
                 databases.create(server, name, template, mark, options)
                 break
             except psycopg.errors.ObjectInUse as error:
-                if time.monotonic() > deadline:
+                if monotonic() > deadline:
                     raise TemplateError(
                         f'template "{template}" cannot be copied: somebody has been connected to it for 60 s',
                         str(error).strip(),
@@ -198,8 +199,8 @@ class HandOver:
 
 def _comes_free(server: Server, question: bytes) -> bool:
     """Ask whether a database is free, for a few milliseconds: a session ends a moment after its client has closed it."""
-    deadline = time.monotonic() + 0.005
-    while not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t")) and time.monotonic() < deadline:
+    deadline = monotonic() + 0.005
+    while not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t")) and monotonic() < deadline:
         time.sleep(0.0001)
     return free
 

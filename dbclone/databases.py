@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from . import licence, privileges
+from .clock import monotonic, wall
 from .errors import NotOurs, ServerError
 from .licence import licensed
 from .marks import LIMIT, Database, Mark, check_name
@@ -70,7 +71,7 @@ def comment(server: Server, name: str, mark: Mark) -> None:
 
 def touch(server: Server, database: Database) -> None:
     """Note that a template is in use now; not worth waiting for, nor failing for."""
-    if database.mark is None or time.time() - database.mark.used < 3600 or not database.own:
+    if database.mark is None or wall() - database.mark.used < 3600 or not database.own:
         return
     with contextlib.suppress(psycopg.Error, NotOurs):
         with server.connection.transaction():
@@ -78,7 +79,7 @@ def touch(server: Server, database: Database) -> None:
             now = licensed(server, database.name)
             if now is None or now.oid != database.oid:
                 return
-            comment(server, database.name, replace(database.mark, used=round(time.time(), 3)))
+            comment(server, database.name, replace(database.mark, used=round(wall(), 3)))
 
 
 def seal(server: Server, name: str, mark: Mark) -> None:
@@ -104,7 +105,7 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
     _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
     told: set[int] = set()
     refused: set[int] = set()
-    deadline = time.monotonic() + patience
+    deadline = monotonic() + patience
     while True:
         rows = server.fetch(
             "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''), datid::int8, backend_start"
@@ -112,7 +113,7 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
             [name, own],
         )
         stayed = [(pid, user, application) for pid, user, application, _, _ in rows]
-        if {pid for pid, _, _ in stayed} <= refused or time.monotonic() > deadline:
+        if {pid for pid, _, _ in stayed} <= refused or monotonic() > deadline:
             return stayed
         for session in [Identity(pid, oid, started) for pid, _, _, oid, started in rows if pid not in told]:
             told.add(session.pid)

@@ -14,11 +14,11 @@ import os
 import re
 import secrets
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .clock import wall
 from .errors import TemplateError
 from .schema import digest
 
@@ -57,7 +57,7 @@ class Mark:
     @classmethod
     def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
         """Return a mark for a database that this process is about to make."""
-        now = round(time.time(), 3)
+        now = round(wall(), 3)
         return cls(kind, project, system, created=now, used=now, host=socket.gethostname(), pid=os.getpid(), **values)
 
     def text(self) -> str:
@@ -199,7 +199,7 @@ def dead(databases: Iterable[Database], leased: set[int], system: str) -> Iterat
         elif kind == "spare" and database.mark is not None:
             if database.mark.template not in templates and lock_key(database.name) not in leased:
                 yield database, "warm clone of a template that is gone"
-        elif kind == "scratch" and database.mark is not None and time.time() - database.mark.created > 86400:
+        elif kind == "scratch" and database.mark is not None and wall() - database.mark.created > 86400:
             yield database, "scratch clone older than a day"
 
 
@@ -211,12 +211,12 @@ def retired(
     for database in databases:
         if database.mark is None or database.mark.kind != "kept" or database.problem(system) or database.sessions:
             continue
-        if (age := (time.time() - database.mark.created) / 86400) > days:
+        if (age := (wall() - database.mark.created) / 86400) > days:
             yield database, f"kept for {age:.0f} days"
     templates = [(d.mark, d) for d in databases if d.mark is not None and d.published and d.name != current]
     rank = 1 if current else 0
     for mark, database in sorted(templates, key=lambda pair: pair[0].used, reverse=True):
-        idle = (time.time() - mark.used) / 86400
+        idle = (wall() - mark.used) / 86400
         rank += mark.project == project
         if lock_key(database.name) in leased or database.problem(system):
             continue

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from . import adapters, databases
+from .clock import monotonic
 from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, TemplateError
@@ -143,14 +143,14 @@ class Owned:
         return self.mark.worker
 
     def _make(self) -> None:
-        started = time.perf_counter()
+        started = monotonic()
         leftover = databases.find(self.server, self.name)
         if leftover is not None:  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
             databases.drop(self.server, leftover, force=True)
         warm = claim_warm(self.server, self.template, self.name, self.mark)
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
-        self._undo.clone_seconds = time.perf_counter() - started
+        self._undo.clone_seconds = monotonic() - started
         self._made()
         self.report.clone(self._undo.clone_seconds)
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
@@ -158,7 +158,9 @@ class Owned:
     def connect(self, test: str = "", **options: Any) -> Connection:
         """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
         arguments = {**self.dsn.kwargs, "application_name": application_name(self.owner, test), **options}
-        return psycopg.connect(**arguments)
+        connection: Connection = psycopg.connect(**arguments)
+        self.server.sessions.add(connection)
+        return connection
 
     def _connect_sandbox(self) -> Connection:
         """Return the connection that becomes the sandbox, which begins as the application's own would."""
@@ -268,7 +270,10 @@ class Owned:
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
-        next run finds the lease free and drops what was left. A server that is busy is not waited for longer than a minute."""
+        next run finds the lease free and drops what was left. A server that is busy is not waited for longer than a minute. A
+        forked process drops nothing: it is its parent's."""
+        if self.server.home.left:
+            return
         self._undo.disconnect()
         self._snapshots.drop()
         if self._pool is not None:
@@ -289,6 +294,8 @@ class Owned:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self.server.home.left:
+            return
         try:
             self._binding.close()
         finally:

@@ -16,6 +16,7 @@ from collections import deque
 import psycopg
 
 from . import databases
+from .clock import monotonic
 from .copying import HandOver, copy
 from .errors import NotOurs, TemplateError
 from .marks import Database, Mark, spare_name
@@ -58,7 +59,7 @@ class Pool:
         background if that left no warm clone, NotOurs, TemplateError, psycopg.errors.ObjectInUse if a session may not be ended,
         psycopg.Error. Then the database `name` is as it was.
         """
-        started = time.perf_counter()
+        started = monotonic()
         for _ in range(3):
             warm = self._take(name, mark)
             used = False
@@ -67,7 +68,7 @@ class Pool:
                     warm = HandOver.compose(self._server, warm.spare, warm.oid, name, mark, warm.aside)
                 warm.run(self._server, self._last if self._last is not None and self._last.name == name else None)
                 used, self._last = True, warm
-                return time.perf_counter() - started
+                return monotonic() - started
             except psycopg.errors.InvalidCatalogName:
                 used = True
                 log.info("warm clone %s is gone", warm.spare)
@@ -95,8 +96,8 @@ class Pool:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        deadline, again = time.monotonic() + _GOODBYE, True
-        while time.monotonic() < deadline:
+        deadline, again = monotonic() + _GOODBYE, True
+        while monotonic() < deadline:
             with self._changed:
                 thread = self._thread
                 if thread is None:
@@ -126,7 +127,7 @@ class Pool:
 
     def _wait(self) -> None:
         patience = self._server.settings.build_timeout
-        deadline = time.monotonic() + patience
+        deadline = monotonic() + patience
         self._wanted, self._failure = True, None  # what failed before anybody waited may work now
         again = True
         try:
@@ -135,7 +136,7 @@ class Pool:
                     if self._thread is not None or not again:
                         raise self._failure
                     self._failure, again = None, False  # the thread ended with its session, perhaps of long ago
-                if time.monotonic() > deadline:
+                if monotonic() > deadline:
                     raise TemplateError(
                         f'no copy of template "{self._template.name}" was ready within {patience:g} s',
                         "It is made in the background, by the session that is called dbclone pool.",
@@ -227,8 +228,8 @@ class Pool:
         for name in (warm.spare, warm.aside):
             try:
                 # Taken already, unless our last session was lost, which may not quite have ended.
-                deadline = time.monotonic() + 5
-                while not server.leases.take(name) and time.monotonic() < deadline:
+                deadline = monotonic() + 5
+                while not server.leases.take(name) and monotonic() < deadline:
                     time.sleep(0.005)
                 if (found := databases.find(server, name)) is not None:
                     databases.drop(server, found, force=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import psycopg
 
 from . import databases
+from .clock import monotonic
 from .errors import NotOurs
 from .marks import Database, dead, lock_key, retired
 from .server import Server
@@ -41,9 +41,9 @@ def prune(
         chosen += retired(known, leased, system, settings.project, current, settings.retain_templates, settings.retain_days)
     seen: set[int] = set()
     done = []
-    deadline = time.monotonic() + budget
+    deadline = monotonic() + budget
     for database, reason in chosen:
-        if time.monotonic() > deadline:
+        if monotonic() > deadline:
             break
         if database.oid in seen:
             continue

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from . import clock  # noqa: F401 - before a test can set the time
 from .errors import Error, SettingsError
 from .pytest_failures import add_option, keep_if_failed, noted
 from .pytest_items import arrange, marker_arguments
-from .pytest_state import State
+from .pytest_state import State, real_files
 
 if TYPE_CHECKING:
     from .clone import Clone
@@ -142,7 +143,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     try:
         with state.progress() as progress:
-            state.template = state.held.enter_context(run.controller(settings, schema, config.option.dbclone_rebuild, progress))
+            held = run.controller(settings, schema, config.option.dbclone_rebuild, progress, state.report.note)
+            state.template = state.held.enter_context(held)
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     except Error as error:
@@ -238,19 +240,20 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
 
     state = _state(request.config)
     with contextlib.ExitStack() as stack:
-        with _clear_errors(), state.progress() as progress:
+        with _clear_errors(), real_files(), state.progress() as progress:
             settings, schema = state.sources()
             if hasattr(request.config, "workerinput"):
                 clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, progress))
             else:
                 rebuild = bool(request.config.option.dbclone_rebuild)
-                both = run.alone(settings, state.worker, state.run, schema, rebuild, progress)
+                both = run.alone(settings, state.worker, state.run, schema, rebuild, progress, state.report.note)
                 state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
             clone.escalated.update(state.remembered())
             clone.keep_count = request.config.option.dbclone_keep_failed or clone.keep_count
         yield clone
-        state.held.push(stack.pop_all())  # dropped when the session ends: a busy server takes seconds, which are no test's
+        with real_files():
+            state.held.push(stack.pop_all())  # dropped when the session ends: a busy server takes seconds, which are no test's
 
 
 def _merged(report: Report, other: Report) -> Report:
@@ -282,13 +285,13 @@ def dbclone_class(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iter
 def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[Isolation]:
     """This test's own state of the database: a `dbclone.Isolation`, undone when the test and its other fixtures have ended."""
     with contextlib.ExitStack() as stack:
-        with _clear_errors():
+        with _clear_errors(), real_files():
             asked = marker_arguments(request.node.get_closest_marker("dbclone"), request.node.nodeid)
             settings = _state(request.config).needed()
             isolation = stack.enter_context(
                 dbclone_worker.isolated(asked["reset"] or settings.reset, request.node.nodeid, asked["reset_sequences"])
             )
         yield isolation
-        with _clear_errors():
+        with _clear_errors(), real_files():
             keep_if_failed(request.node, isolation)
             stack.close()

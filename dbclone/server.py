@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import psycopg
 from .dsn import Dsn, parse
 from .embedded import Embedded
 from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
+from .forks import Home, Sessions
 from .leases import Leases
 from .settings import Settings
 
@@ -90,6 +91,11 @@ class Server:
     embedded: Embedded | None = None
     maintenance: str = MAINTENANCE
     gone: bool = False
+    home: Home = field(default_factory=Home, repr=False)
+    sessions: Sessions = field(default_factory=Sessions, repr=False)
+
+    def __post_init__(self) -> None:
+        self.sessions.add(self.connection)
 
     @classmethod
     def open(cls, settings: Settings, dsn: Dsn | None = None) -> Server:
@@ -169,15 +175,21 @@ class Server:
 
         Arguments: `options`, libpq's, such as -c settings, on top of ours.
         """
+        self.home.needed()
         quiet = f"{options} {_NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else options
-        return _connect(self.database(database), self.settings, purpose, quiet)
+        connection = _connect(self.database(database), self.settings, purpose, quiet)
+        self.sessions.add(connection)
+        return connection
 
     def fetch(self, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run a query on the administrative connection and return its rows."""
         return self.connection.execute(query.encode(), parameters).fetchall()
 
     def close(self) -> None:
-        """End the administrative connection, and with it all leases; stop the private server if nobody else uses it."""
+        """End the administrative connection, and with it all leases; stop the private server if nobody else uses it. A forked
+        process does nothing: all that is its parent's."""
+        if self.home.left:
+            return
         if self.embedded is not None:
             self.embedded.leave(keep=self.settings.keep_server)
         self.connection.close()

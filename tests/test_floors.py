@@ -13,7 +13,8 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "dbclone"
 CEILING = 300
 FLOORS = {
-    "errors": 0, "report": 0, "progress": 0, "statements": 0, "reset.writes": 0, "reset.prepared": 0, "sessions": 0,
+    "clock": 0, "errors": 0, "report": 0, "progress": 1, "file_lock": 1, "forks": 1, "statements": 0, "sessions": 0,
+    "reset.writes": 0, "reset.prepared": 0,
     "reset.blocks": 1, "reset.beliefs": 1,
     "dsn": 1, "settings": 2,
     "schema": 3,
@@ -27,7 +28,7 @@ FLOORS = {
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
     "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
-    "prune": 11, "keeping": 12, "undo": 11, "isolation": 12, "copying": 12, "build": 12,
+    "prune": 11, "keeping": 12, "undo": 11, "isolation": 12, "copying": 12, "build": 12, "outside": 12,
     "pool": 13, "snapshots": 13,
     "owned": 14, "clone": 15,
     "template": 16,

@@ -20,8 +20,10 @@ from typing import Any
 
 import psycopg
 
+from ..clock import monotonic
 from ..dsn import Dsn
 from ..errors import OutOfConnections, ServerError
+from ..file_lock import locked
 from ..schema import digest
 from ..settings import Settings
 from .account import Account, cache_folder, check_private, private_folder, server_account
@@ -87,13 +89,11 @@ class Embedded:
         server = cls.locate(settings)
         if server._join(connect):
             return server
-        from filelock import FileLock, Timeout  # not needed, nor paid for, when the server runs
-
         patience = settings.connect_timeout * 3
         try:
-            with FileLock(server.lock_path, timeout=patience, mode=0o600):
+            with locked(server.lock_path, patience):
                 server._start(settings, connect)
-        except Timeout:
+        except TimeoutError:
             raise ServerError(
                 f"another process has been starting the private server for {patience:g} s",
                 f"It holds {server.lock_path}.",
@@ -131,11 +131,11 @@ class Embedded:
 
     def _wait_for_running(self, settings: Settings, connect: Connect) -> bool:
         """Return whether a server runs here and we joined it; wait for one that is starting or stopping. Raises ServerError."""
-        deadline = time.monotonic() + settings.connect_timeout
+        deadline = monotonic() + settings.connect_timeout
         while (pid := self.cluster.pid()) is not None:
             if self._join(connect):
                 return True
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 if isinstance(self._refusal, OutOfConnections):
                     raise self._refusal
                 raise ServerError(

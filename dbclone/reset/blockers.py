@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from ..clock import monotonic
 from ..errors import ResetBlocked
 from ..sessions import Identity
 
@@ -20,19 +21,19 @@ from ..sessions import Identity
 _SESSIONS = """
 SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, '?'),
        coalesce(left(a.query, 200), ''), coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
-       bool_or(l.locktype = 'transactionid'), a.datid::int8, a.backend_start
+       bool_or(l.locktype = 'transactionid'), current_user::text, a.datid::int8, a.backend_start
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 WHERE a.datname = current_database() AND l.granted AND a.pid <> pg_backend_pid() AND a.pid <> ALL(%(spared)s)
       AND a.usesysid IS NOT NULL
       AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' OR l.locktype IN ('relation', 'tuple') AND l.relation >= 16384)
-GROUP BY 1, 2, 3, 4, 5, 6, 8, 9 ORDER BY 6 DESC
+GROUP BY 1, 2, 3, 4, 5, 6, 8, 9, 10 ORDER BY 6 DESC
 """
 
 
 @dataclass(frozen=True)
 class Session:
     """A session in the database: `name`, its application_name; `seconds`, how old its transaction is; `wrote`, it has written;
-    `database` and `started` tell it from a later one with its process id."""
+    `viewer`, the role that asked; `database` and `started` tell it from a later one with its process id."""
 
     pid: int
     user: str
@@ -41,6 +42,7 @@ class Session:
     query: str
     seconds: float
     wrote: bool
+    viewer: str = ""
     database: int = 0
     started: datetime | None = None
 
@@ -52,6 +54,11 @@ class Session:
 
     def __str__(self) -> str:
         opened = f"was opened by {self.test}" if self.test else f"calls itself {self.name!r}" if self.name else "has no name"
+        if self.state == "?":
+            return (
+                f"Session {self.pid} of user {self.user} {opened}. What it does is hidden from role {self.viewer!r}; a superuser"
+                f' can show it: GRANT pg_read_all_stats TO "{self.viewer}";'
+            )
         return (
             f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a transaction {self.seconds:.1f} s old,"
             f" and last ran: {self.query}"
@@ -91,8 +98,8 @@ def end(control: psycopg.Connection[Any], chosen: Iterable[Session], patience: f
     left = {session.pid: session for session in chosen}
     for session in left.values():
         Identity(session.pid, session.database, session.started).end(control)
-    deadline = time.monotonic() + patience
-    while left and time.monotonic() < deadline:
+    deadline = monotonic() + patience
+    while left and monotonic() < deadline:
         there = {s.pid for s in sessions(control)}
         left = {pid: session for pid, session in left.items() if pid in there}
         if left:

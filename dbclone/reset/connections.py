@@ -135,6 +135,12 @@ class Sandboxed(_Base):
             self._session.left(self._prepared)
         self._closed, self.pgconn = True, self._session.gone
 
+    def _inherited(self) -> bool:
+        """Return whether this is a fork of the process whose connection this is; then forget it, without a word to anybody."""
+        if left := self._session.turns.home.left:
+            self.shut()
+        return left
+
     def _closing(self) -> Gen:
         """Roll an open block back, as the server would if the session ended."""
         if self._session.stack.in_block(self._owner):

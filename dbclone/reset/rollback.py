@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 from psycopg import pq
 
+from ..clock import monotonic
 from . import Outcome
 from .cursors import exchange, render
 from .sandbox import Session
@@ -54,7 +54,7 @@ class Rollback:
     def after(self) -> Outcome:
         """Undo everything since `before`. A boundary that the test destroyed, by a COMMIT that never passed through the sandbox or
         a lost connection, shows here: the savepoint is gone."""
-        session, started = self._session, time.perf_counter()
+        session, started = self._session, monotonic()
         spoiled, verdict = "", Verdict.NOTHING
         blocked = session.turns.seize(session.lock)
         try:
@@ -76,7 +76,7 @@ class Rollback:
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
-        return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
+        return Outcome("rollback", monotonic() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
 
     def keep(self) -> str:
         """Commit what the test left, instead of undoing it, and all levels around it; return why not, if that is impossible.

@@ -169,7 +169,7 @@ class SandboxConnection(Sandboxed, psycopg.Connection[Any]):
     def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
         pool = getattr(self, "_pool", None)
-        if self.closed:
+        if self.closed or self._inherited():
             return
         if pool and getattr(pool, "close_returns", False):
             pool.putconn(self)
@@ -221,7 +221,7 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
     async def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
         pool = getattr(self, "_pool", None)
-        if self.closed:
+        if self.closed or self._inherited():
             return
         if pool and getattr(pool, "close_returns", False):
             await pool.putconn(self)
