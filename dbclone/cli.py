@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 from . import adapters, databases
 from .copying import warm
 from .embedded import Embedded
-from .errors import Error, ServerError, ServerNotFound, SettingsError
+from .errors import Error, ServerError, ServerNotFound, SettingsError, printable
 from .marks import Database, lock_key
 from .progress import Line, Progress
 from .prune import prune as prune_databases
@@ -28,7 +29,7 @@ from .template import Template
 
 
 def _say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:
-    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(lines))
+    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(map(printable, lines)))
 
 
 def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -271,6 +272,8 @@ def _count(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only when what was asked is so."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print is no reason to fail
     words = list(sys.argv[1:] if arguments is None else arguments)
     rest: list[str] = []
     if "--" in words:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .errors import TemplateError
+from .errors import TemplateError, encodable
 from .schema import digest
 
 FORMAT = 1
@@ -56,6 +56,7 @@ class Mark:
     def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
         """Return a mark for a database that this process is about to make."""
         now = round(time.time(), 3)
+        values = {k: encodable(v) if isinstance(v, str) else v for k, v in values.items()}  # or `read` would not believe it
         return cls(kind, project, system, created=now, used=now, host=socket.gethostname(), pid=os.getpid(), **values)
 
     def text(self) -> str:
@@ -132,9 +133,13 @@ def _slug(text: str, length: int) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:length].strip("_") or "x"
 
 
+def _digest(text: str) -> str:
+    return digest(text.encode(errors="surrogatepass"))  # of any text, also of what os.fsdecode could not decode
+
+
 def template_name(project: str, fingerprint: str) -> str:
     """Return the name of the template with this fingerprint."""
-    return f"dbclone_{_slug(project, 20)}_t_{digest(f'{project}{chr(0)}{fingerprint}'.encode())[:12]}"
+    return f"dbclone_{_slug(project, 20)}_t_{_digest(f'{project}{chr(0)}{fingerprint}')[:12]}"
 
 
 def build_name(project: str) -> str:
@@ -150,8 +155,8 @@ def spare_name(project: str) -> str:
 def clone_name(project: str, run: str, owner: str) -> str:
     """Return the name of the clone of one owner (a worker) in one run: the same whoever computes it, and nobody else's."""
     # One that starts with x is never shown as it is, or it could be what is shown of another.
-    shown = owner if re.fullmatch(r"[a-wyz0-9][a-z0-9]{0,11}", owner) else "x" + digest(owner.encode())[:10]
-    return f"dbclone_{_slug(project, 20)}_{digest(f'{project}{chr(0)}{run}'.encode())[:8]}_{shown}"
+    shown = owner if re.fullmatch(r"[a-wyz0-9][a-z0-9]{0,11}", owner) else "x" + _digest(owner)[:10]
+    return f"dbclone_{_slug(project, 20)}_{_digest(f'{project}{chr(0)}{run}')[:8]}_{shown}"
 
 
 def lock_key(name: str) -> int:

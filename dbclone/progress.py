@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from .errors import printable
+
 
 class Progress:
     """Passes on what is being done, with the seconds since the start; again and again while one step takes long.
@@ -31,7 +33,7 @@ class Progress:
             return
         while True:
             if self._text:
-                self._write(f"dbclone: {self._text} ({time.monotonic() - self._start:.0f} s)")
+                self._write(f"dbclone: {printable(self._text)} ({time.monotonic() - self._start:.0f} s)")
             if self._done.wait(self._every):
                 return
 
