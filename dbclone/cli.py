@@ -152,7 +152,8 @@ def psql(arguments: argparse.Namespace, settings: Settings) -> int:
     from .dsn import child_environment
 
     with Server.open(settings) as server:
-        beside = server.embedded.cluster.binaries.folder / "psql" if server.embedded else None
+        # Not from a copy that was made for the server's account, which could change it.
+        beside = Embedded.locate(settings).cluster.binaries.folder / "psql" if server.embedded else None
         program = str(beside) if beside is not None and beside.is_file() else shutil.which("psql")
         if program is None:
             raise SettingsError("there is no psql on this machine", "It is not on PATH.", "Install PostgreSQL's client programs.")

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import psycopg
 
 from . import adapters, databases
-from .copying import claim_warm, copy
 from .connect import connect
+from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, TemplateError
 from .marks import Database, Mark, clone_name, lock_key

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .errors import Error, SettingsError
+from .errors import Error, SettingsError, printable
 from .pytest_items import arrange, marker_arguments
 from .pytest_state import State
 
@@ -120,19 +120,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if STATE not in config.stash or hasattr(config, "workerinput"):
         return None
     settings = config.stash[STATE].needed()
-    server = (
-        f"server from {settings.source('url')}"
-        if settings.url
-        else "server from PG variables"
-        if _from_libpq()
-        else "private server"
-    )
+    from . import run
+
+    try:
+        server = run.target(settings)
+    except SettingsError:  # said when a test needs it
+        server = f"server from {settings.source('url')}"
     how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
-    return f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}"
-
-
-def _from_libpq() -> bool:
-    return any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
+    return printable(f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -80,13 +80,16 @@ def find_files(settings: Settings, key: str, patterns: Iterable[str]) -> list[Pa
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        base = Path(pattern).expanduser()
-        anchor = Path(base.anchor) if base.is_absolute() else settings.root
-        relative = base.relative_to(anchor).as_posix() if base.is_absolute() else pattern
-        matches = [path for path in anchor.glob(relative) if "__pycache__" not in path.parts]
-        for folder in [path for path in matches if path.is_dir()]:
-            matches += [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
-        files = sorted((path for path in set(matches) if path.is_file()), key=_natural)
+        try:
+            base = Path(pattern).expanduser()
+            anchor = Path(base.anchor) if base.is_absolute() else settings.root
+            relative = base.relative_to(anchor).as_posix() if base.is_absolute() else pattern
+            matches = [path for path in anchor.glob(relative) if "__pycache__" not in path.parts]
+            for folder in [path for path in matches if path.is_dir()]:
+                matches += [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+            files = sorted((path for path in set(matches) if path.is_file()), key=_natural)
+        except (OSError, ValueError, RuntimeError) as error:  # too long, no pattern, or the home of nobody
+            raise settings.error(key, f"cannot look for {pattern!r}: {error}", "Name files, by glob.") from None
         if not files:
             raise settings.error(key, f"no file matches {pattern!r}", f"Paths are relative to {settings.root}.")
         found.update(dict.fromkeys(files))
@@ -199,8 +202,8 @@ class Command:
         return tuple(dict.fromkeys(found))
 
     def manifest(self) -> Mapping[str, str]:
-        files = find_files(self.settings, "inputs", self._inputs())
-        return {f"command {mask_any(encodable(self.line))}": digest(encodable(self.line).encode()), **_file_entries(self.settings, files)}
+        entries = {encodable(f"command {mask_any(self.line)}"): digest(self.line.encode(errors="replace"))}
+        return entries | _file_entries(self.settings, find_files(self.settings, "inputs", self._inputs()))
 
     @masking
     def build(self, url: str, progress: Progress) -> None:
@@ -290,10 +293,7 @@ class Steps:
     parts: Sequence[Schema]
 
     def manifest(self) -> Mapping[str, str]:
-        merged: dict[str, str] = {}
-        for part in self.parts:
-            merged.update(part.manifest())
-        return merged
+        return {name: digest_ for part in self.parts for name, digest_ in part.manifest().items()}
 
     def build(self, url: str, progress: Progress) -> None:
         for part in self.parts:

@@ -161,7 +161,9 @@ def _typed(key: str, value: Any, source: str) -> Any:
 
     def refuse(wanted: str) -> SettingsError:
         shown = "" if key == "url" else f" = {value!r}"
-        return SettingsError(mask_any(f"{key}{shown} is not {wanted}"), f"The value comes from {source}.", f"Set {key} to {wanted}.")
+        return SettingsError(
+            mask_any(f"{key}{shown} is not {wanted}"), f"The value comes from {source}.", f"Set {key} to {wanted}."
+        )
 
     if any("\0" in item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, str)):
         raise refuse("text without NUL characters")
