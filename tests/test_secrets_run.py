@@ -131,7 +131,7 @@ class Watched:
     printed: list[str]
 
     def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        done = self.project.run(*words, **{"DBCLONE_URL": str(self.dsn.url), **environ})
+        done = self.project.run(*words, timeout=120, **{"DBCLONE_URL": str(self.dsn.url), **environ})
         self.printed += [done.stdout, done.stderr]
         return done
 
