@@ -146,7 +146,8 @@ def _parsed(text: str) -> Dsn | str:
     if scheme is None and "://" in text.split("=", 1)[0]:
         return "It does not start with postgresql://."
     if scheme is not None:
-        text = f"{scheme[1].lower()}://{text[scheme.end() :]}"
+        # SQLAlchemy renders a space as it is, which libpq 17 refuses or, at an end, drops.
+        text = f"{scheme[1].lower()}://{text[scheme.end() :].replace(' ', '%20')}"
     try:
         parsed = psycopg.conninfo.conninfo_to_dict(text)
     except Exception:
