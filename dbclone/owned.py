@@ -66,6 +66,7 @@ class Owned:
     moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
     _pool: Pool | None = field(default=None, repr=False)
     _replaced: bool = False
+    _place: tuple[str, Dsn] = field(default=("", Dsn(())), repr=False)  # the name, and where it is
     _bound: bool = False
     _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
 
@@ -108,7 +109,10 @@ class Owned:
 
     @property
     def dsn(self) -> Dsn:
-        return self.server.database(self.name)
+        name, dsn = self._place
+        if name != self.name:
+            self._place = self.name, (dsn := self.server.database(self.name))
+        return dsn
 
     @property
     def url(self) -> str:

@@ -70,6 +70,7 @@ class Rollback:
             session.stack.entries.clear()
         finally:
             session.turns.give(session.lock)
+        session.undone()
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
@@ -82,8 +83,10 @@ class Rollback:
             self._send([*commands, *([b"SELECT pg_catalog.pg_advisory_unlock_all()"] if outermost else [])])
             return Verdict.NOTHING
         results = self._prepared(commands, witness.question, []) if outermost else self._send([*commands, witness.text])
-        row = tuple(results[-1].get_value(0, column) for column in range(3))
-        return witness.judge(Moment.of(row), row[2], self._begun)
+        moment, fates = witness.fates(results[-1])
+        if fates is None:
+            moment, fates = witness.fates(self._send([witness.text])[-1])
+        return witness.judge(moment, fates, self._begun)
 
     def _prepared(self, before: list[bytes], call: Callable[[str], bytes], after: list[bytes]) -> list[Any]:
         """Send a call of one of our prepared statements between other commands, and return the results from the call on.
@@ -97,7 +100,8 @@ class Rollback:
         except psycopg.errors.InvalidSqlStatementName:
             session.audits += 1
             name = f"dbclone_{session.audits}"
-            return self._send([*prepare(name), call(name), *after])[2:]
+            texts = prepare(name)
+            return self._send([*texts, call(name), *after])[len(texts) :]
 
     def _send(self, commands: list[bytes]) -> list[Any]:
         connection: psycopg.Connection[Any] = self._session.real
