@@ -154,7 +154,7 @@ def test_a_database_with_a_name_that_we_do_not_give_is_left_alone_and_shown_harm
         alone(server, name, options, capsys)
 
 
-@examples(25)
+@examples(10)
 @given(
     text=ANYTHING.map(lambda text: text.replace("\0", "")),
     values=st.dictionaries(st.sampled_from(["worker", "run", "host", "project", "fingerprint", "kind", "manifest"]), ANYTHING),

@@ -54,7 +54,7 @@ def nothing_left(server: Server) -> Iterator[None]:
         assert every_database(server) == before
 
 
-@examples(8)
+@examples(5)
 @given(project=ANYTHING, owner=ANYTHING, test=ANYTHING)
 @example(project="x", owner="a\0b", test="a\0b")
 @example(project="\udcff" * 70, owner="\udcff" * 70, test="\udcff" * 70)
@@ -120,7 +120,7 @@ def distinct(names: list[str]) -> bool:
     return len({name.encode()[:62] for name in names}) == len(names) and not any(name.startswith("pg_") for name in names)
 
 
-@examples(5)
+@examples(2)
 @given(names=st.lists(NAMES, min_size=5, max_size=5).filter(distinct))
 @example(names=['a"; DROP DATABASE victim; --', "table", "SELECT", "%s", "{}"])
 @example(names=["ü" * 40, "😀" * 20, "x" * 70, "%(name)s", "a.b"])

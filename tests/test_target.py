@@ -45,6 +45,4 @@ def test_the_header_of_a_run_says_it(project: Project) -> None:
     )
     said = project.pytest(*words, timeout=120, **{**PG, "PGHOST": "db\x1b[2J"}).stdout
     assert "server at host db\\x1b[2J, port 5433, user ann (from PG variables)" in said
-    said += project.pytest(*words, timeout=120, DBCLONE_URL="postgresql://ann:s3cr3t@h:x/x").stdout
-    assert "server from the environment variable DBCLONE_URL" in said
     assert "s3cr3t" not in said
