@@ -14,7 +14,7 @@ import psycopg
 from . import adapters, databases, privileges
 from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
-from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, masked
+from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
 from .file_lock import locked
 from .marks import Database, Mark, build_name
 from .schema import Manifest, Progress, Schema, digest
@@ -23,6 +23,12 @@ from .server import Server
 log = logging.getLogger("dbclone")
 FORMAT = "1"  # of templates: a change makes all older ones another fingerprint's
 UNLOGGED = "unlogged tables with rows"
+#: How servers of several versions refuse an encoding or a locale.
+_UNFIT = (
+    psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType, psycopg.errors.InvalidParameterValue,
+    psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidObjectDefinition, psycopg.errors.SyntaxError, psycopg.DataError,
+    UnicodeEncodeError,
+)  # fmt: skip
 _DEFAULT = ", default "  # follows the version of an extension if the schema asked for another than the server's default
 
 
@@ -34,8 +40,8 @@ def full_manifest(server: Server, schema: Schema) -> Manifest:
             **schema.manifest(),
             "project": digest(settings.project.encode()),
             "PostgreSQL": str(facts.major),
-            "encoding": settings.encoding or facts.encoding,
-            "locale": settings.locale or f"{facts.collate}/{facts.ctype}",
+            "encoding": encodable(settings.encoding) or facts.encoding,
+            "locale": encodable(settings.locale) or f"{facts.collate}/{facts.ctype}",
             "role": facts.role,
             "template format": FORMAT,
         }
@@ -150,6 +156,16 @@ class Builder:
             final = replace(mark, kind="template", manifest=manifest, seconds=round(monotonic() - started, 3), used=wall())
             databases.seal(server, name, final)
             self._publish(name, replaced)
+        except _UNFIT as error:
+            if databases.find(server, name) is not None or not self._options():
+                self._discard(name)
+                raise
+            raise settings.error(
+                "locale" if settings.locale else "encoding",
+                "the server cannot create a database like that",
+                "Choose an encoding and a locale that the server has: SELECT collname, collencoding FROM pg_collation.",
+                said(error).strip(),
+            ) from None
         except psycopg.errors.InsufficientPrivilege as error:
             self._discard(name)
             raise privileges.to_create(server, "template0", error) from error
@@ -177,7 +193,7 @@ class Builder:
                 self.schema.build(dsn.url, self.progress)
             return
         except Exception as error:
-            shown = masked(error, dsn.mask)
+            shown = masked(error, dsn.mask, variables=True)
         # Not while the original is being handled, which would become the context of what is shown.
         if isinstance(shown, Error):
             raise shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from . import adapters, databases
 from .clock import wall
 from .copying import warm
 from .embedded import Embedded
-from .errors import Error, ServerError, ServerNotFound, SettingsError
+from .errors import Error, ServerError, ServerNotFound, SettingsError, printable
 from .marks import Database, Mark, lock_key
 from .progress import Line, Progress
 from .prune import prune as prune_databases
@@ -28,7 +29,7 @@ from .template import Template
 
 
 def _say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:
-    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(lines))
+    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(map(printable, lines)))
 
 
 def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -157,7 +158,8 @@ def psql(arguments: argparse.Namespace, settings: Settings) -> int:
     from .dsn import child_environment
 
     with Server.open(settings) as server:
-        beside = server.embedded.cluster.binaries.folder / "psql" if server.embedded else None
+        # Not from a copy that was made for the server's account, which could change it.
+        beside = Embedded.locate(settings).cluster.binaries.folder / "psql" if server.embedded else None
         program = str(beside) if beside is not None and beside.is_file() else shutil.which("psql")
         if program is None:
             raise SettingsError("there is no psql on this machine", "It is not on PATH.", "Install PostgreSQL's client programs.")
@@ -277,6 +279,8 @@ def _count(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only when what was asked is so."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print is no reason to fail
     words = list(sys.argv[1:] if arguments is None else arguments)
     rest: list[str] = []
     if "--" in words:

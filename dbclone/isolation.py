@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 
 from . import adapters
+from .connect import connect_async
+from .dsn import parse
 from .errors import SandboxLimit
 from .reset.connections import Sandboxed
 from .reset.rollback import Rollback
@@ -58,7 +60,7 @@ class Isolation:
         if self._session is not None:
             connection: psycopg.AsyncConnection[Any] = await self._session.aconnect(**options)
         else:
-            connection = await psycopg.AsyncConnection.connect(self.url, **options)
+            connection = await connect_async(parse(self.url), **options)
         self._opened_async.append(connection)
         return connection
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .clock import wall
-from .errors import TemplateError
+from .errors import TemplateError, encodable
 from .schema import digest
 
 FORMAT = 1
@@ -58,6 +58,7 @@ class Mark:
     def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
         """Return a mark for a database that this process is about to make."""
         now = round(wall(), 3)
+        values = {k: encodable(v) if isinstance(v, str) else v for k, v in values.items()}  # or `read` would not believe it
         return cls(kind, project, system, created=now, used=now, host=socket.gethostname(), pid=os.getpid(), **values)
 
     def text(self) -> str:
@@ -139,9 +140,13 @@ def _slug(text: str, length: int) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:length].strip("_") or "x"
 
 
+def _digest(text: str) -> str:
+    return digest(text.encode(errors="surrogatepass"))  # of any text, also of what os.fsdecode could not decode
+
+
 def template_name(project: str, fingerprint: str) -> str:
     """Return the name of the template with this fingerprint."""
-    return f"dbclone_{_slug(project, 20)}_t_{digest(f'{project}{chr(0)}{fingerprint}'.encode())[:12]}"
+    return f"dbclone_{_slug(project, 20)}_t_{_digest(f'{project}{chr(0)}{fingerprint}')[:12]}"
 
 
 def build_name(project: str) -> str:
@@ -157,15 +162,15 @@ def spare_name(project: str) -> str:
 def clone_name(project: str, run: str, owner: str) -> str:
     """Return the name of the clone of one owner (a worker) in one run: the same whoever computes it, and nobody else's."""
     # One that starts with x is never shown as it is, or it could be what is shown of another.
-    shown = owner if re.fullmatch(r"[a-wyz0-9][a-z0-9]{0,11}", owner) else "x" + digest(owner.encode())[:10]
-    return f"dbclone_{_slug(project, 20)}_{digest(f'{project}{chr(0)}{run}'.encode())[:8]}_{shown}"
+    shown = owner if re.fullmatch(r"[a-wyz0-9][a-z0-9]{0,11}", owner) else "x" + _digest(owner)[:10]
+    return f"dbclone_{_slug(project, 20)}_{_digest(f'{project}{chr(0)}{run}')[:8]}_{shown}"
 
 
 def kept_name(project: str, label: str, again: bool = False) -> str:
     """Return the name under which a clone is kept for `label`: the same each time, or one more with `again`."""
     shown = _slug(label.rpartition("::")[2] or label, 20)
     unique = f"{project}{chr(0)}{label}{secrets.token_hex(8) if again else ''}"
-    return f"dbclone_{_slug(project, 20)}_k_{shown}_{digest(unique.encode())[:8]}"
+    return f"dbclone_{_slug(project, 20)}_k_{shown}_{_digest(unique)[:8]}"
 
 
 def lock_key(name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from psycopg import sql
 
 from . import adapters, databases
 from .clock import monotonic
+from .connect import connect
 from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, TemplateError
@@ -38,13 +40,15 @@ Connection = psycopg.Connection[Any]
 
 
 def application_name(worker: str, test: str) -> str:
-    """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's id says more than its start."""
-    text = f"dbclone {worker} {test}".encode("ascii", "replace").decode()
-    return (
-        text
-        if len(text) <= 63
-        else f"dbclone {worker} …{text[-(62 - len(worker) - 11) :]}".encode("ascii", "replace").decode()[:63]
-    )
+    """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's id says more than its start.
+
+    What is not printable ASCII is a question mark, as it would be for the server; libpq's variable could not even hold a NUL.
+    """
+    worker, test = (re.sub(r"[^ -~]", "?", text) for text in (worker[:63], test))
+    room = 63 - len(f"dbclone {worker} ")
+    if len(test) > room:
+        test = f"?{test[-(room - 1) :]}" if room > 1 else ""
+    return f"dbclone {worker} {test}"[:63]
 
 
 @contextlib.contextmanager
@@ -157,14 +161,14 @@ class Owned:
 
     def connect(self, test: str = "", **options: Any) -> Connection:
         """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
-        arguments = {**self.dsn.kwargs, "application_name": application_name(self.owner, test), **options}
-        connection: Connection = psycopg.connect(**arguments)
+        connection = connect(self.dsn, **{"application_name": application_name(self.owner, test), **options})
         self.server.sessions.add(connection)
         return connection
 
     def _connect_sandbox(self) -> Connection:
         """Return the connection that becomes the sandbox, which begins as the application's own would."""
-        return self.connect(autocommit=True, **{**adapters.parameters(self.handle), **self.dsn.kwargs})
+        more: dict[str, Any] = {key: value for key, value in adapters.parameters(self.handle).items() if not self.dsn.get(key)}
+        return self.connect(autocommit=True, **more)
 
     def _connect_drop(self) -> Connection:
         """Return the connection over which everything is dropped."""

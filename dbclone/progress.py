@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 
 from .clock import monotonic
+from .errors import printable
 
 
 class Progress:
@@ -32,7 +33,7 @@ class Progress:
             return
         while True:
             if self._text:
-                self._write(f"dbclone: {self._text} ({monotonic() - self._start:.0f} s)")
+                self._write(f"dbclone: {printable(self._text)} ({monotonic() - self._start:.0f} s)")
             if self._done.wait(self._every):
                 return
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import clock  # noqa: F401 - before a test can set the time
-from .errors import Error, SettingsError
+from .errors import Error, SettingsError, printable
 from .pytest_failures import add_option, keep_if_failed, noted
 from .pytest_items import arrange, marker_arguments
 from .pytest_state import State, real_files
@@ -123,8 +123,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if STATE not in config.stash or hasattr(config, "workerinput"):
         return None
     settings = config.stash[STATE].needed()
+    from . import run
+
+    try:
+        server = run.target(settings)
+    except SettingsError:  # said when a test needs it
+        server = f"server from {settings.source('url')}"
     how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
-    return f"dbclone: project {ascii(settings.project)[1:-1]}, {settings.server}, {how}"
+    return printable(f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .errors import printable
+
 
 @dataclass
 class Report:
@@ -86,7 +88,7 @@ class Report:
         if self.worst:
             lines.append(f"dearest reset: {shown(self.worst_seconds)} after {self.worst}")
         lines += [f"kept {what}: python -m dbclone psql {name}" for name, what in self.kept.items()]
-        return lines + self.notes
+        return [printable(line) for line in lines + self.notes]
 
 
 def shown(seconds: float) -> str:
@@ -97,4 +99,5 @@ def shown(seconds: float) -> str:
 def template_line(name: str, built: bool, seconds: float, why: tuple[str, ...]) -> str:
     """Return what became of a template, and why."""
     reasons = "; ".join(why[:5]) + (f"; and {len(why) - 5} more" if len(why) > 5 else "")
-    return f"template {name} {'built' if built else 'reused'} in {shown(seconds)}" + (f" because {reasons}" if reasons else "")
+    line = f"template {name} {'built' if built else 'reused'} in {shown(seconds)}"
+    return printable(line + (f" because {reasons}" if reasons else ""))

@@ -32,6 +32,17 @@ from .template import Template
 log = logging.getLogger("dbclone")
 
 
+def target(settings: Settings) -> str:
+    """Return which server `settings` and libpq's variables lead to, in words and without a URL."""
+    dsn = external(settings)
+    if dsn is None:
+        return "private server"
+    if not settings.url:
+        dsn = with_libpq_defaults(dsn)
+    place = ", ".join(f"{key} {dsn.get(key)}" for key in ("host", "hostaddr", "port", "user") if dsn.get(key))
+    return f"server at {place or 'the usual place'} (from {settings.source('url') if settings.url else 'PG variables'})"
+
+
 def _silent(text: str) -> None:
     pass
 

@@ -15,7 +15,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg import sql
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
 
+from .connect import connect
 from .dsn import Dsn, parse
 from .embedded import Embedded
 from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
@@ -72,8 +76,7 @@ FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = 'templ
 
 def describe_self(purpose: str) -> str:
     """Return an application_name (63 bytes at most) that tells a stranger who this session is."""
-    host = re.sub(r"[^ -~]", "?", socket.gethostname())[:20]
-    return f"dbclone {purpose} {host}:{os.getpid()}"[:63]
+    return re.sub(r"[^ -~]", "?", f"dbclone {purpose} {socket.gethostname()[:20]}:{os.getpid()}")[:63]
 
 
 @dataclass
@@ -147,7 +150,7 @@ class Server:
             raise PermissionMissing(
                 f"role {facts.role!r} may not create databases on {self.where}",
                 "dbclone keeps templates and clones as databases of their own.",
-                f'Run as a superuser: ALTER ROLE "{facts.role}" CREATEDB;',
+                f"Run as a superuser: ALTER ROLE {quoted(facts.role)} CREATEDB;",
             )
 
     @property
@@ -201,6 +204,11 @@ class Server:
         self.close()
 
 
+def quoted(name: str) -> str:
+    """Return a name as SQL that a person may copy."""
+    return sql.Identifier(name).as_string(None)
+
+
 def external(settings: Settings) -> Dsn | None:
     """Return the server that `url` or libpq's own variables name, or None if a private one is wanted."""
     if settings.url:
@@ -223,34 +231,48 @@ def _connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
 
 def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
     options = f"{dsn.get('options')} {_OPTIONS} {more}".strip()
-    arguments = {"connect_timeout": str(max(2, round(settings.connect_timeout))), **dsn.kwargs}
-    if dsn.get("host") and settings.url:
-        arguments.setdefault("hostaddr", "")  # else an inherited PGHOSTADDR would lead elsewhere
-    arguments.update(
-        options=options, application_name=describe_self(purpose), fallback_application_name="dbclone", client_encoding="utf8"
-    )
+    arguments = {
+        "connect_timeout": dsn.get("connect_timeout", str(max(2, round(settings.connect_timeout)))),
+        "options": options,
+        "application_name": describe_self(purpose),
+        "fallback_application_name": "dbclone",
+        "client_encoding": "utf8",
+    }
+    if dsn.get("host") and settings.url and not dsn.get("hostaddr"):
+        arguments["hostaddr"] = ""  # else an inherited PGHOSTADDR would lead elsewhere
     try:
-        return psycopg.connect(**arguments, autocommit=True)  # type: ignore[arg-type]
+        connection: Connection = connect(dsn, **arguments, autocommit=True)
     except psycopg.OperationalError as error:
         shown, trigger = _translated(error, dsn), bool(_TRIGGER.search(str(error)))
         if not trigger or _NO_TRIGGERS in options:
             raise shown from None
+        try:
+            connection = connect(dsn, **{**arguments, "options": f"{options} {_NO_TRIGGERS}"}, autocommit=True)
+        except psycopg.OperationalError:
+            raise PermissionMissing(
+                f"a login event trigger refuses us in database {dsn.get('dbname', MAINTENANCE)!r} at {dsn.shown}",
+                shown.detail,
+                f"Run as a superuser: GRANT SET ON PARAMETER event_triggers TO {_role(dsn)};"
+                " or let the trigger pass sessions whose application_name begins with dbclone.",
+            ) from None
     except psycopg.Error as error:
         raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
-    try:
-        return psycopg.connect(**{**arguments, "options": f"{options} {_NO_TRIGGERS}"}, autocommit=True)  # type: ignore[arg-type]
-    except psycopg.OperationalError:
-        raise PermissionMissing(
-            f"a login event trigger refuses us in database {dsn.get('dbname', MAINTENANCE)!r} at {dsn.shown}",
-            shown.detail,
-            f"Run as a superuser: GRANT SET ON PARAMETER event_triggers TO {_role(dsn)};"
-            " or let the trigger pass sessions whose application_name begins with dbclone.",
-        ) from None
+    for kind in ("text", "name"):
+        connection.adapters.register_loader(kind, _Text)
+    return connection
 
 
 def _role(dsn: Dsn) -> str:
     """Return the role in url as it stands in a statement that a person is to run."""
-    return '"' + dsn.get("user", "").replace('"', '""') + '"' if dsn.get("user") else "…"
+    return quoted(dsn.get("user")) if dsn.get("user") else "…"
+
+
+class _Text(Loader):
+    """Text of the server, also where it is not in the server's encoding: catalogues that all databases share hold names, comments
+    and queries in the encoding of whichever wrote them, and somebody else's must not stop us."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode(errors="replace")
 
 
 def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
@@ -267,7 +289,7 @@ def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
         return PermissionMissing(
             f"cannot enter database {database!r} at {dsn.shown}",
             text,
-            f'Run as a superuser: GRANT CONNECT ON DATABASE "{database}" TO {_role(dsn)};',
+            f"Run as a superuser: GRANT CONNECT ON DATABASE {quoted(database)} TO {_role(dsn)};",
         )
     if re.search(r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist", text):
         return ServerError(

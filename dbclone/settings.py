@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .dsn import mask_any, parse
-from .errors import SettingsError, masked
+from .errors import SettingsError, encodable, masked
 
 RESETS = ("auto", "rollback", "truncate", "clone", "drop", "none")
 LEAKS = ("fail", "terminate")
@@ -100,8 +100,8 @@ class Settings:
 
     @cached_property
     def project(self) -> str:
-        """The project's name: the setting, else the folder's."""
-        return self.name or self.root.name or "project"
+        """The project's name: the setting, else the folder's, of which bytes that are no text are written as escapes."""
+        return encodable(self.name or self.root.name or "project")
 
     def error(self, key: str, problem: str, hint: str, detail: str = "") -> SettingsError:
         """Return a SettingsError that quotes a setting, its value and where it came from."""
@@ -172,8 +172,12 @@ def _typed(key: str, value: Any, source: str) -> Any:
 
     def refuse(wanted: str) -> SettingsError:
         shown = "" if key == "url" else f" = {value!r}"
-        return SettingsError(f"{key}{shown} is not {wanted}", f"The value comes from {source}.", f"Set {key} to {wanted}.")
+        return SettingsError(
+            mask_any(f"{key}{shown} is not {wanted}"), f"The value comes from {source}.", f"Set {key} to {wanted}."
+        )
 
+    if any("\0" in item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, str)):
+        raise refuse("text without NUL characters")
     if isinstance(default, bool):
         if isinstance(value, str) and value.strip().lower() in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
             return value.strip().lower() in ("1", "true", "yes", "on")
