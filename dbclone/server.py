@@ -134,7 +134,7 @@ class Server:
         if opened != facts.process and not facts.direct:
             raise ServerError(
                 f"a connection pooler such as PgBouncer is in front of the server at {self.where}",
-                f"The session that answers is process {facts.process}, not {opened}, which was opened, and has not begun as we asked."
+                f"The session that answers is process {facts.process}, not {opened}, the one opened, and did not begin as we asked."
                 " A pooler lends sessions to others and keeps some open: locks would not say who is alive, and databases could not"
                 " be copied, renamed or dropped.",
                 _USE_THE_DIRECT_PORT,
