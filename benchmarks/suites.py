@@ -113,9 +113,10 @@ class Cell:
             command += ["-p", "no:dbclone"]
         results.unlink(missing_ok=True)
         started = time.perf_counter()
-        options = {"cwd": folder, "env": child_environment(**environ), "capture_output": True, "text": True, "timeout": _PATIENCE}
+        how: dict[str, Any] = {"cwd": folder, "env": child_environment(**environ)}
+        how |= {"capture_output": True, "text": True, "timeout": _PATIENCE}
         try:
-            done = subprocess.run([sys.executable, "-m", *command], **options)  # type: ignore[call-overload]
+            done = subprocess.run([sys.executable, "-m", *command], **how)
         except subprocess.TimeoutExpired:
             raise Broken(f"{self}: it did not end in {_PATIENCE} s") from None
         wall = time.perf_counter() - started

@@ -53,7 +53,9 @@ class Shared(Protocol):
     @property
     def failed(self) -> bool: ...
 
-    def join(self, connection: Any) -> int: ...
+    def number(self) -> int: ...
+
+    def join(self, number: int, connection: Any) -> None: ...
 
     def left(self, prepared: int) -> None: ...
 
@@ -72,11 +74,12 @@ class Sandboxed(_Base):
         super().__init__(pgconn, *arguments, **options)
         self._handlers = pgconn.notice_handler, pgconn.notify_handler
         session = self._session
-        owner = self._owner = session.join(self)
+        owner = self._owner = session.number()
         self.lock = Turn(session.turns, lambda: session.stack.writing(owner))
         self._prepared = Prepared(self._owner)
         self.portals: set[bytes] = set()  # server-side cursors that end with the block
         self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
+        session.join(owner, self)
 
     def __del__(self, __warn: Any = None) -> None:
         """Stay silent: what psycopg's warns of is a session left open, and this one is not the application's to close."""

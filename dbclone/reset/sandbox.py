@@ -58,11 +58,14 @@ class Session:
         """Whether the real transaction is aborted."""
         return self.pgconn.transaction_status == pq.TransactionStatus.INERROR
 
-    def join(self, connection: Sandboxed) -> int:
+    def number(self) -> int:
         """Return the number of a new connection, by which the savepoints know it."""
-        owner = self.speaker = next(self._owners)
-        self._connections[owner] = connection
-        return owner
+        number = self.speaker = next(self._owners)
+        return number
+
+    def join(self, number: int, connection: Sandboxed) -> None:
+        """Know a connection, now that it is complete: from here on the end of the test may close it, whichever thread made it."""
+        self._connections[number] = connection
 
     def connection_class(self, base: type[Any] = psycopg.Connection) -> type[Any]:
         """Return a class like `base` (a Connection or AsyncConnection, or a subclass) whose `connect` leads into the sandbox."""
