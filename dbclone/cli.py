@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import adapters, databases
+from .checking import say, verify
 from .copying import warm
 from .embedded import Embedded
 from .errors import Error, ServerError, ServerNotFound, SettingsError
@@ -25,10 +25,6 @@ from .scratch import dropped_at_end, scratch
 from .server import Server, external
 from .settings import Settings, describe, load
 from .template import Template
-
-
-def _say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:
-    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(lines))
 
 
 def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -50,7 +46,7 @@ def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
         lines = [template_line(template.name, template.built, template.seconds, template.why)]
         lines += [f"{made} warm clone{'s' if made != 1 else ''} made"] if arguments.workers else []
         lines += [f"dropped {name}" for name in dropped]
-        _say(arguments, facts, lines)
+        say(arguments, facts, lines)
     return 0
 
 
@@ -74,7 +70,7 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
     server = _running(settings)
     if server is None:
         folder = Embedded.locate(settings).cluster.folder
-        _say(
+        say(
             arguments,
             {"server": "private", "running": False, "folder": str(folder)},
             [f"the private server in {folder} is not running"],
@@ -100,7 +96,7 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
                 lines += [f"            {name}: {value}" for name, value in sorted(row["manifest"].items())]
         if not rows:
             lines.append("no databases of dbclone")
-        _say(arguments, {"server": server.where, "running": True, "version": server.version, "databases": rows}, lines)
+        say(arguments, {"server": server.where, "running": True, "version": server.version, "databases": rows}, lines)
     return 0
 
 
@@ -121,13 +117,13 @@ def prune(arguments: argparse.Namespace, settings: Settings) -> int:
     """Drop what no living owner holds."""
     server = _running(settings)
     if server is None:
-        _say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
+        say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
         return 0
     with server:
         done = prune_databases(server, everything=arguments.all, dry_run=arguments.dry_run, sizes=True)
         word = "would drop" if arguments.dry_run else "dropped"
         facts = {"dry_run": arguments.dry_run, "dropped": [{"name": d.name, "reason": why, "bytes": d.bytes} for d, why in done]}
-        _say(arguments, facts, [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or ["nothing to drop"])
+        say(arguments, facts, [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or ["nothing to drop"])
     return 0
 
 
@@ -138,7 +134,7 @@ def url(arguments: argparse.Namespace, settings: Settings) -> int:
         if server.embedded is not None:
             server.embedded.keep(True)
         found = server.database(name).url
-        _say(arguments, {"name": name, "url": found}, [found])
+        say(arguments, {"name": name, "url": found}, [found])
         if not arguments.database:
             print(f"dbclone: {name} stays until: python -m dbclone prune --all", file=sys.stderr)
         if server.embedded is not None:
@@ -192,7 +188,7 @@ def server(arguments: argparse.Namespace, settings: Settings) -> int:
         f"private server: {state}, PostgreSQL {cluster.binaries.version} from {cluster.binaries.source}",
         f"data: {cluster.folder}",
     ]
-    _say(arguments, facts, [*lines, f"url: {located.dsn.url}"] if pid is not None else lines)
+    say(arguments, facts, [*lines, f"url: {located.dsn.url}"] if pid is not None else lines)
     return 0 if action != "status" or pid is not None else 1
 
 
@@ -258,6 +254,9 @@ def _parser() -> argparse.ArgumentParser:
         "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a scratch clone)"
     )
     add("server", server).add_argument("action", choices=("start", "stop", "status"))
+    add("verify", verify).add_argument(
+        "--allow-unsteady", action="store_true", help="exit 0 if all that differs also differs between two builds made just now"
+    )
     command = add("demo", demo, epilog="Arguments after -- go to pytest.")
     command.add_argument("--workers", type=_count, default=2, metavar="N", help="pytest-xdist workers (default: 2)")
     return parser

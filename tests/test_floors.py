@@ -18,7 +18,7 @@ FLOORS = {
     "dsn": 1, "settings": 2,
     "schema": 3,
     "marks": 4, "reset.pending": 4, "reset.wire": 4, "embedded.account": 4, "reset.witness": 4, "reset.sequences": 4,
-    "embedded.binaries": 5, "leases": 5, "reset.facts": 5, "reset.drift": 5, "reset.blockers": 5, "reset.audit": 5,
+    "embedded.binaries": 5, "inventory": 5, "leases": 5, "reset.facts": 5, "reset.drift": 5, "reset.blockers": 5, "reset.audit": 5,
     "embedded.cluster": 6, "reset.savepoints": 6, "reset.turns": 6, "reset": 6, "reset.plan": 6, "reset.seeds": 6, "reset.guess": 6,
     "reset.upkeep": 6,
     "embedded": 7, "reset.cursors": 7, "reset.drop": 7, "reset.backend": 7,
@@ -31,8 +31,8 @@ FLOORS = {
     "pool": 12, "snapshots": 12, "build": 12,
     "owned": 13, "clone": 14,
     "template": 15,
-    "run": 16, "scratch": 16,
-    "cli": 17, "pytest_state": 17, "pytest_items": 17,
+    "run": 16, "scratch": 16, "verify": 16, "checking": 17,
+    "cli": 18, "pytest_state": 17, "pytest_items": 17,
     "pytest_plugin": 18, "": 19, "__main__": 19,
 }  # fmt: skip
 
