@@ -180,6 +180,15 @@ class Builder:
             raise TemplateError(f'template "{self.name}" was dropped as soon as it was built', "Somebody pruned it.", "Run again.")
         return found
 
+    def aside(self, name: str) -> None:
+        """Build into the private database `name`, which is neither sealed nor published and stays open; the caller holds its lease
+        and drops it. Raises what `build` raises."""
+        mark = Mark.make("build", self.server.settings.project, self.server.facts.system, fingerprint=self.manifest.fingerprint)
+        databases.create(self.server, name, "template0", mark, self._options())
+        self._fill(name)
+        databases.close_to_others(self.server, name)  # what a forgotten session has not committed is not in a template either
+        self.server.connection.execute(databases.opening(name))
+
     def _options(self) -> dict[str, str | bool]:
         """Return encoding and locale, said explicitly so that nothing of template1 matters."""
         settings = self.server.settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from . import adapters
 from .clock import monotonic
 from .errors import SandboxLimit, ServerNotFound, SettingsError
 from .isolation import Isolation
-from .owned import Owned, application_name, named
+from .owned import Owned
 from .recovery import twice
 from .reset import Outcome, pick
 from .reset.audit import escaped
@@ -23,9 +22,8 @@ from .reset.rollback import Rollback
 from .reset.sandbox import Session
 from .reset.sequences import Sequence
 from .reset.witness import Verdict
+from .sessions import application_name, named
 from .settings import RESETS
-
-log = logging.getLogger("dbclone")
 
 
 @dataclass(repr=False)

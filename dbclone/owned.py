@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from .reset.drop import Drop
 from .reset.witness import NOW, Moment
 from .schema import Schema
 from .server import Server
+from .sessions import application_name
 from .snapshots import Snapshots
 from .undo import Undo
 
@@ -37,33 +36,6 @@ Self = TypeVar("Self", bound="Owned")
 log = logging.getLogger("dbclone")
 _GOODBYE = 60.0  # seconds that the server may take to drop the clone at the end
 Connection = psycopg.Connection[Any]
-
-
-def application_name(worker: str, test: str) -> str:
-    """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's id says more than its start.
-
-    What is not printable ASCII is a question mark, as it would be for the server; libpq's variable could not even hold a NUL.
-    """
-    worker, test = (re.sub(r"[^ -~]", "?", text) for text in (worker[:63], test))
-    room = 63 - len(f"dbclone {worker} ")
-    if len(test) > room:
-        test = f"?{test[-(room - 1) :]}" if room > 1 else ""
-    return f"dbclone {worker} {test}"[:63]
-
-
-@contextlib.contextmanager
-def named(name: str) -> Iterator[None]:
-    """Give a name to every session that libpq opens in this process during the block (PostgreSQL documentation, libpq-envars)."""
-    before = os.environ.get("PGAPPNAME")
-    if name:
-        os.environ["PGAPPNAME"] = name
-    try:
-        yield
-    finally:
-        if name and before is None:
-            os.environ.pop("PGAPPNAME", None)
-        elif name and before is not None:
-            os.environ["PGAPPNAME"] = before
 
 
 @dataclass(repr=False)

@@ -17,7 +17,7 @@ from . import clock  # noqa: F401 - before a test can set the time
 from .errors import Error, SettingsError, printable
 from .pytest_failures import add_option, keep_if_failed, noted
 from .pytest_items import arrange, marker_arguments
-from .pytest_state import State, real_files
+from .pytest_state import State, mentions_dbclone, real_files
 
 if TYPE_CHECKING:
     from .clone import Clone
@@ -76,7 +76,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     given = {name: getattr(namespace, f"dbclone_{name}", None) for name in OPTIONS}
     if not any(given.values()):
         root = early_config.rootpath
-        if not any(key.startswith("DBCLONE_") for key in os.environ) and not _mentions_dbclone(root):
+        if not any(key.startswith("DBCLONE_") for key in os.environ) and not mentions_dbclone(root):
             return
     from . import run, settings
 
@@ -91,14 +91,6 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     early_config.stash[STATE] = State(early_config, found, run_id, worker)
-
-
-def _mentions_dbclone(root: Any) -> bool:
-    for folder in (root, *root.parents):
-        with contextlib.suppress(OSError):
-            if b"tool.dbclone" in (folder / "pyproject.toml").read_bytes():
-                return True
-    return False
 
 
 def pytest_configure(config: pytest.Config) -> None:

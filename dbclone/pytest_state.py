@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _ESCAPED = "dbclone/escaped"  # a key of pytest's cache
 
 
+def mentions_dbclone(root: Any) -> bool:
+    """Whether the pyproject.toml of a folder, or of one above it, has settings of ours."""
+    for folder in (root, *root.parents):
+        with contextlib.suppress(OSError):
+            if b"tool.dbclone" in (folder / "pyproject.toml").read_bytes():
+                return True
+    return False
+
+
 @contextlib.contextmanager
 def real_files() -> Iterator[None]:
     """Stop pyfakefs for the block, if one of its fixtures was set up before ours: a server and locks are no fake ones."""

@@ -226,9 +226,8 @@ class Command:
                 stderr=subprocess.STDOUT,
             )
         except OSError as error:
-            raise self.settings.error(
-                "schema", f"the command cannot be started: {error.strerror}", f"Is {words[0]} installed?"
-            ) from None
+            problem = f"the command cannot be started: {error.strerror}"
+            raise self.settings.error("schema", problem, f"Is {words[0]} installed?") from None
         if done.returncode:
             # Masked before it is cut to its end, as above.
             output = mask_any(dsn.mask(done.stdout[-50_000:].decode(errors="replace")))[-10_000:]

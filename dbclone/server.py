@@ -8,41 +8,19 @@ lock, held for as long as its owner lives: the server itself knows who is alive,
 from __future__ import annotations
 
 import os
-import re
-import socket
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import sql
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
 
-from .connect import connect
+from .admission import MAINTENANCE, NO_TRIGGERS, USE_THE_DIRECT_PORT, Connection, connect_maintenance, enter, quoted, translated
 from .dsn import Dsn, parse
 from .embedded import Embedded
-from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
+from .errors import PermissionMissing, ServerError
 from .forks import Home, Sessions
 from .leases import Leases
 from .settings import Settings
-
-Connection = psycopg.Connection[tuple[Any, ...]]
-MAINTENANCE = "postgres"
-# A role's or database's own settings must not reach the statements that create and drop databases.
-_OPTIONS = (
-    "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
-    " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning -c dbclone.direct=on"
-)
-# What PgBouncer says, in this language only, where it does not let a session begin.
-_POOLER = r"(?i)unsupported (options )?startup parameter|FATAL:\s+no (such database: |more connections allowed)|query_wait_timeout"
-_USE_THE_DIRECT_PORT = (
-    "Use the direct port: let url (or PGHOST and PGPORT) name the PostgreSQL server itself, whose port is 5432 unless somebody"
-    " chose another, not its pooler, whose port often is 6432."
-)
-
-_NO_TRIGGERS = "-c event_triggers=off"  # since 17, of which on a login event trigger may refuse anybody
-_TRIGGER = re.compile(r"\n.*\bPL/")  # an error in a function that runs before a connection is ready
 
 
 class Facts(NamedTuple):
@@ -83,11 +61,6 @@ FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = 'templ
 """
 
 
-def describe_self(purpose: str) -> str:
-    """Return an application_name (63 bytes at most) that tells a stranger who this session is."""
-    return re.sub(r"[^ -~]", "?", f"dbclone {purpose} {socket.gethostname()[:20]}:{os.getpid()}")[:63]
-
-
 @dataclass
 class Server:
     """A server that we are connected to. Use `open` and `close`, or a `with` statement.
@@ -120,11 +93,11 @@ class Server:
             dsn = external(settings)
         embedded = None
         if dsn is None:
-            embedded = Embedded.open(settings, lambda where: _connect(where, settings, "admin"))
+            embedded = Embedded.open(settings, lambda where: enter(where, settings, "admin"))
             dsn, connection = embedded.dsn, embedded.connection
             assert connection is not None
         else:
-            connection = _connect_maintenance(dsn, settings)
+            connection = connect_maintenance(dsn, settings)
         info = connection.info
         where = {"host": info.host, "port": str(info.port), "user": info.user}
         server = cls(settings, dsn.with_defaults(where), connection, embedded, info.dbname)
@@ -149,7 +122,7 @@ class Server:
         try:
             facts = self.facts
         except psycopg.OperationalError as error:  # a pooler lets us in first, and then asks the server
-            raise _translated(error, self.dsn) from None
+            raise translated(error, self.dsn) from None
         opened = self.connection.info.backend_pid
         if opened != facts.process and not facts.direct:
             raise ServerError(
@@ -157,7 +130,7 @@ class Server:
                 f"The session that answers is process {facts.process}, not {opened}, the one opened, and did not begin as we asked."
                 " A pooler lends sessions to others and keeps some open: locks would not say who is alive, and databases could not"
                 " be copied, renamed or dropped.",
-                _USE_THE_DIRECT_PORT,
+                USE_THE_DIRECT_PORT,
             )
         if facts.major < 14:
             raise ServerError(
@@ -191,8 +164,8 @@ class Server:
     def connect_again(self) -> Connection:
         """Return a new administrative connection, because the last one was lost. Raises ServerError."""
         if self.embedded is not None:
-            return self.embedded.rejoin(lambda dsn: _connect(dsn, self.settings, "admin"))
-        return _connect(self.database(self.maintenance), self.settings, "admin")
+            return self.embedded.rejoin(lambda dsn: enter(dsn, self.settings, "admin"))
+        return enter(self.database(self.maintenance), self.settings, "admin")
 
     def connect(self, database: str, purpose: str, options: str = "") -> Connection:
         """Return a new autocommit connection to a database, named after `purpose` in the server's list of sessions.
@@ -200,8 +173,8 @@ class Server:
         Arguments: `options`, libpq's, such as -c settings, on top of ours.
         """
         self.home.needed()
-        quiet = f"{options} {_NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else options
-        connection = _connect(self.database(database), self.settings, purpose, quiet)
+        quiet = f"{options} {NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else options
+        connection = enter(self.database(database), self.settings, purpose, quiet)
         self.sessions.add(connection)
         return connection
 
@@ -225,11 +198,6 @@ class Server:
         self.close()
 
 
-def quoted(name: str) -> str:
-    """Return a name as SQL that a person may copy."""
-    return sql.Identifier(name).as_string(None)
-
-
 def external(settings: Settings) -> Dsn | None:
     """Return the server that `url` or libpq's own variables name, or None if a private one is wanted."""
     if settings.url:
@@ -237,91 +205,3 @@ def external(settings: Settings) -> Dsn | None:
     if any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE")):
         return Dsn(())
     return None
-
-
-def _connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
-    """Connect to the one database in which all locks are taken; to the URL's own if there is no such database for us."""
-    try:
-        return _connect(dsn.replace(dbname=MAINTENANCE), settings, "admin")
-    except (PermissionMissing, ServerNotFound):
-        # The reason is in the text alone, which the server may write in any language, so whatever it is the other way is tried.
-        if dsn.get("dbname", MAINTENANCE) == MAINTENANCE:
-            raise
-        return _connect(dsn, settings, "admin")
-
-
-def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
-    options = f"{dsn.get('options')} {_OPTIONS} {more}".strip()
-    arguments = {
-        "connect_timeout": dsn.get("connect_timeout", str(max(2, round(settings.connect_timeout)))),
-        "options": options,
-        "application_name": describe_self(purpose),
-        "fallback_application_name": "dbclone",
-        "client_encoding": "utf8",
-    }
-    if dsn.get("host") and settings.url and not dsn.get("hostaddr"):
-        arguments["hostaddr"] = ""  # else an inherited PGHOSTADDR would lead elsewhere
-    try:
-        connection: Connection = connect(dsn, **arguments, autocommit=True)
-    except psycopg.OperationalError as error:
-        shown, trigger = _translated(error, dsn), bool(_TRIGGER.search(str(error)))
-        if not trigger or _NO_TRIGGERS in options:
-            raise shown from None
-        try:
-            connection = connect(dsn, **{**arguments, "options": f"{options} {_NO_TRIGGERS}"}, autocommit=True)
-        except psycopg.OperationalError:
-            raise PermissionMissing(
-                f"a login event trigger refuses us in database {dsn.get('dbname', MAINTENANCE)!r} at {dsn.shown}",
-                shown.detail,
-                f"Run as a superuser: GRANT SET ON PARAMETER event_triggers TO {_role(dsn)};"
-                " or let the trigger pass sessions whose application_name begins with dbclone.",
-            ) from None
-    except psycopg.Error as error:
-        raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
-    for kind in ("text", "name"):
-        connection.adapters.register_loader(kind, _Text)
-    return connection
-
-
-def _role(dsn: Dsn) -> str:
-    """Return the role in url as it stands in a statement that a person is to run."""
-    return quoted(dsn.get("user")) if dsn.get("user") else "…"
-
-
-class _Text(Loader):
-    """Text of the server, also where it is not in the server's encoding: catalogues that all databases share hold names, comments
-    and queries in the encoding of whichever wrote them, and somebody else's must not stop us."""
-
-    def load(self, data: Buffer) -> str:
-        return bytes(data).decode(errors="replace")
-
-
-def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
-    """Return our error for a refused connection. The codes are in the text: libpq does not pass them on for connections."""
-    text = dsn.mask(str(error).strip())
-    database = dsn.get("dbname", MAINTENANCE)
-    if re.search(_POOLER, text):
-        return ServerError(
-            f"a connection pooler such as PgBouncer is in front of the server at {dsn.shown}", text, _USE_THE_DIRECT_PORT
-        )
-    if re.search(r"too many (clients|connections)|remaining connection slots", text):
-        return OutOfConnections(
-            f"no connection is left on {dsn.shown}",
-            text,
-            "End other sessions, use fewer workers, or raise max_connections on the server.",
-        )
-    if re.search(r'database ".*" does not exist|permission denied for database|not currently accepting', text):
-        return PermissionMissing(
-            f"cannot enter database {database!r} at {dsn.shown}",
-            text,
-            f"Run as a superuser: GRANT CONNECT ON DATABASE {quoted(database)} TO {_role(dsn)};",
-        )
-    if re.search(r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist", text):
-        return ServerError(
-            f"the server refused us at {dsn.shown}", text, "Check user and password in url, or PGUSER and PGPASSWORD."
-        )
-    return ServerNotFound(
-        f"no server answers at {dsn.shown}",
-        text,
-        'Start it, correct url (or PGHOST), or leave both out to use a private server (pip install "dbclone[server]").',
-    )

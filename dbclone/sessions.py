@@ -1,10 +1,14 @@
-"""A session of the server, told from all others, and the only statement that ends one.
+"""Sessions of the server: what ours are called, how one is told from all others, and the only statement that ends one.
 
 Servers give process ids again, so a process id alone may be somebody else's by the time a session is ended.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -39,3 +43,30 @@ class Identity(NamedTuple):
         Raises psycopg.errors.InsufficientPrivilege for a session of a role above ours.
         """
         return bool(connection.cursor(row_factory=tuple_row).execute(_END, self).fetchall())
+
+
+def application_name(worker: str, test: str) -> str:
+    """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's id says more than its start.
+
+    What is not printable ASCII is a question mark, as it would be for the server; libpq's variable could not even hold a NUL.
+    """
+    worker, test = (re.sub(r"[^ -~]", "?", text) for text in (worker[:63], test))
+    room = 63 - len(f"dbclone {worker} ")
+    if len(test) > room:
+        test = f"?{test[-(room - 1) :]}" if room > 1 else ""
+    return f"dbclone {worker} {test}"[:63]
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Give a name to every session that libpq opens in this process during the block (PostgreSQL documentation, libpq-envars)."""
+    before = os.environ.get("PGAPPNAME")
+    if name:
+        os.environ["PGAPPNAME"] = name
+    try:
+        yield
+    finally:
+        if name and before is None:
+            os.environ.pop("PGAPPNAME", None)
+        elif name and before is not None:
+            os.environ["PGAPPNAME"] = before

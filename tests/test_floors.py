@@ -19,10 +19,10 @@ FLOORS = {
     "dsn": 1, "connect": 2, "settings": 2,
     "schema": 3,
     "marks": 4, "reset.pending": 4, "reset.wire": 4, "embedded.account": 4, "reset.witness": 4, "reset.sequences": 4,
-    "embedded.binaries": 5, "leases": 5, "reset.facts": 5, "reset.drift": 5, "reset.blockers": 5, "reset.audit": 5,
+    "embedded.binaries": 5, "inventory": 5, "leases": 5, "reset.facts": 5, "reset.drift": 5, "reset.blockers": 5, "reset.audit": 5,
     "embedded.cluster": 6, "reset.savepoints": 6, "reset.turns": 6, "reset": 6, "reset.plan": 6, "reset.seeds": 6, "reset.guess": 6,
     "reset.upkeep": 6,
-    "embedded": 7, "reset.cursors": 7, "reset.drop": 7, "reset.backend": 7,
+    "embedded": 7, "admission": 7, "reset.cursors": 7, "reset.shared": 7, "reset.drop": 7, "reset.backend": 7,
     "server": 8, "reset.question": 8, "reset.connections": 8, "reset.conversation": 8,
     "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "licence": 9, "privileges": 9, "recovery": 9, "databases": 10,
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
@@ -32,9 +32,9 @@ FLOORS = {
     "pool": 13, "snapshots": 13,
     "owned": 14, "clone": 15,
     "template": 16,
-    "run": 17, "scratch": 17,
-    "cli": 18, "pytest_state": 18, "pytest_items": 18, "pytest_failures": 18,
-    "pytest_plugin": 19, "": 20, "__main__": 20,
+    "run": 17, "scratch": 17, "verify": 17, "checking": 18, "status": 19,
+    "cli": 20, "pytest_state": 18, "pytest_items": 18, "pytest_failures": 18,
+    "pytest_plugin": 19, "": 20, "__main__": 21,
 }  # fmt: skip
 
 

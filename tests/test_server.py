@@ -14,11 +14,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from dbclone.admission import describe_self
 from dbclone.dsn import Dsn
 from dbclone.embedded import Embedded, cluster
 from dbclone.embedded.cluster import Cluster
 from dbclone.errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
-from dbclone.server import Server, describe_self
+from dbclone.server import Server
 from dbclone.settings import load
 
 from .faults.stops import until

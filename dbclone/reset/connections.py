@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import pq
@@ -24,8 +24,8 @@ from .beliefs import TAGS, Info, Seen, never, two_phase
 from .blocks import Command
 from .cursors import Gen, close_portals, exchange, render, sandboxed
 from .prepared import Prepared
-from .savepoints import Savepoints
-from .turns import Turn, Turns
+from .shared import Shared
+from .turns import Turn
 from .writes import never_inside, only_inside
 
 if TYPE_CHECKING:
@@ -36,31 +36,6 @@ else:
     _Base = object
 
 Status = pq.TransactionStatus
-
-
-class Shared(Protocol):
-    """What connections share: `stack`, of savepoints; `turns`, on the wire; `pgconn`, the real one; `gone`, a finished one."""
-
-    stack: Savepoints
-    turns: Turns
-    limited: str
-    real: psycopg.Connection[Any]
-    pgconn: pq.abc.PGconn
-    gone: pq.abc.PGconn
-    speaker: int
-
-    @property
-    def failed(self) -> bool: ...
-
-    def number(self) -> int: ...
-
-    def join(self, number: int, connection: Any) -> None: ...
-
-    def noticed(self, text: str) -> None: ...
-
-    def prepared(self) -> Prepared: ...
-
-    def left(self, prepared: Prepared) -> None: ...
 
 
 class Sandboxed(_Base):
