@@ -11,10 +11,10 @@ import psycopg
 
 from . import adapters
 from .clock import monotonic
-from .errors import SandboxLimit, ServerNotFound, SettingsError
-from .isolation import Isolation
+from .errors import SandboxLimit, ServerError, SettingsError
+from .isolation import Isolation, data_lost
 from .owned import Owned
-from .recovery import twice
+from .recovery import is_alive, told, twice
 from .reset import Outcome, pick
 from .reset.audit import escaped
 from .reset.control import Spoiled
@@ -51,8 +51,7 @@ class Clone(Owned):
         self.server.home.needed()
         wanted = self.choose(reset, test)
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
-        if self._drop.empty and wanted != "drop":
-            self.replace("the reset drop", quiet=True)
+        self._look(wanted)
         with named(application_name(self.owner, test) if test else ""):
             if wanted == "rollback":
                 with self._layer(test, sequences, reset == "auto") as session:
@@ -60,8 +59,7 @@ class Clone(Owned):
                     try:
                         yield isolation
                     finally:
-                        if self._over(isolation):
-                            self._keeping = isolation.kept
+                        self._keeping = isolation.kept if self._over(isolation) else ""
                 return
             if self._lending is not None:
                 raise SandboxLimit(
@@ -83,6 +81,16 @@ class Clone(Owned):
             isolation.close()
         return not self.server.home.left
 
+    def _look(self, wanted: str = "") -> None:
+        """Have a fresh clone if this one is known not to be equal to the template before a test begins.
+
+        With the connection that holds the lease, the server may have lost what it committed last: the reset of the last test.
+        """
+        if self._lending is None and not is_alive(self.server.connection):
+            self.replace("the connection to the server was lost between two tests")
+        elif self._drop.empty and wanted != "drop":
+            self.replace("the reset drop", quiet=True)
+
     def _prepare(self, wanted: str) -> None:
         """Make ready for a test that commits for real."""
         if wanted == "truncate":
@@ -97,7 +105,7 @@ class Clone(Owned):
         """Have a fresh clone, because it has shown that our sessions were lost since the last test."""
         if self._lending is not None:
             self._lost = "its connection was lost between two tests"
-            raise self._data_lost()
+            raise data_lost(self._lost)
         self.replace("its connections were lost between two tests")
 
     def _finish(self, wanted: str) -> Outcome:
@@ -108,7 +116,7 @@ class Clone(Owned):
                 adapters.closed(self.handle)
                 self._undo.forget()
                 return self._drop.after()
-            except (psycopg.Error, ServerNotFound) as error:
+            except (psycopg.Error, ServerError) as error:
                 text = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"  # such as an object of another role
                 return Outcome(wanted, 0.0, spoiled=text if wanted == "truncate" else f"not everything could be dropped: {text}")
             except BaseException:
@@ -127,8 +135,7 @@ class Clone(Owned):
 
         Arguments: `name`, of the class or module, for reports. Raises SandboxLimit if the handle cannot be sandboxed.
         """
-        if self._drop.empty:
-            self.replace("the reset drop", quiet=True)
+        self._look()
         with self._layer(name) as session:
             isolation = self._view("rollback", name, session)
             try:
@@ -169,7 +176,7 @@ class Clone(Owned):
         outermost = self._lending is None
         if not outermost and (self._lost or self._undo.broken):
             self._lost = self._lost or "its connection was lost"
-            raise self._data_lost()
+            raise data_lost(self._lost)
 
         def begin() -> tuple[Session, tuple[Sequence, ...] | None, Rollback]:
             session = self._undo.sandbox()
@@ -209,13 +216,6 @@ class Clone(Owned):
             return Outcome("rollback", monotonic() - started, spoiled=why)
         self._lost = f"{label} failed, and what it left was kept" if self._lending is not None else ""
         return Outcome("rollback", monotonic() - started)
-
-    def _data_lost(self) -> SandboxLimit:
-        return SandboxLimit(
-            "the data of this class or module are lost",
-            f"They were in the transaction that ended too early: {self._lost}.",
-            "Find out why, and run these tests again; tests of other classes and modules are not affected.",
-        )
 
     def _settle(self, outcome: Outcome, test: str, auto: bool = False) -> None:
         """Note what a reset cost; replace the clone if it could not make it equal to the template; look for what escaped."""
@@ -280,13 +280,15 @@ class Clone(Owned):
         SandboxLimit while a test is isolated by rollback.
         """
         self._aside("snapshot")
-        self._snapshots.take(label)
+        with told(self.server, "a snapshot was taken"):
+            self._snapshots.take(label)
 
     def restore(self, label: str) -> None:
         """Come back to the state that `snapshot` put aside, whatever has been committed since. Raises TemplateError if there is
         none of that name."""
         self._aside("restore")
-        self._snapshots.come_back(label)
+        with told(self.server, "a snapshot was restored"):
+            self._snapshots.come_back(label)
 
     def _aside(self, what: str) -> None:
         if self._lending is not None:

@@ -121,3 +121,12 @@ class Isolation:
                 connection.pgconn.finish()  # what close() does, without an event loop
         self._opened.clear()
         self._opened_async.clear()
+
+
+def data_lost(how: str) -> SandboxLimit:
+    """Return the error of a test whose class or module has lost its data: `how`."""
+    return SandboxLimit(
+        "the data of this class or module are lost",
+        f"They were in the transaction that ended too early: {how}.",
+        "Find out why, and run these tests again; tests of other classes and modules are not affected.",
+    )

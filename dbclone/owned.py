@@ -17,7 +17,7 @@ from .clock import monotonic
 from .connect import connect
 from .copying import claim_warm, copy
 from .dsn import Dsn
-from .errors import NotOurs, TemplateError
+from .errors import NotOurs, ServerError, TemplateError
 from .keeping import KEPT, keep
 from .licence import licensed_here
 from .marks import Database, Mark, clone_name, lock_key
@@ -205,18 +205,24 @@ class Owned:
         adapters.closed(self.handle)
         self._undo.forget()
         self._drop.empty = False
-        twice(self.server, "the clone was replaced", lambda: self._renew(often, gone), lambda: recover(self.server))
+        twice(self.server, "the clone was replaced", lambda: self._renew(often, gone), self._recover)
         self._replaced = self._replaced or not gone
         if lost := self._undo.refill():
             self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
+
+    def _recover(self) -> None:
+        """Connect again. What was made ahead is not what it was, if the server has lost what it committed last."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        recover(self.server)
 
     def _renew(self, often: bool, gone: bool) -> None:
         try:
             if not gone and (self._pool is not None or often or self._replaced):
                 self._swap()
             else:
-                if (database := databases.find(self.server, self.name)) is not None:
-                    databases.drop(self.server, database, force=True)
+                self._drop_it()
                 self._make()
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse) as error:
             self._move(str(error).strip())
@@ -255,13 +261,16 @@ class Owned:
         if self._pool is not None:
             self._pool.close()
         try:
-            if (database := databases.find(self.server, self.name)) is not None:
-                databases.drop(self.server, database, force=True, patience=_GOODBYE)
+            twice(self.server, "the clone was dropped", lambda: self._drop_it(_GOODBYE), lambda: recover(self.server))
             log.info("dropped clone %s", self.name)
-        except (psycopg.Error, NotOurs) as error:
+        except (psycopg.Error, NotOurs, ServerError) as error:
             log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
             self.report.note(f"clone {self.name} could not be dropped; the next run does it")
         self.server.leases.give_up(self.name)
+
+    def _drop_it(self, patience: float = 0.0) -> None:
+        if (database := databases.find(self.server, self.name)) is not None:
+            databases.drop(self.server, database, force=True, patience=patience)
 
     def __enter__(self: Self) -> Self:
         """Point the application's handle at the clone for the block; at its end the clone is dropped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ class Proxy:
     cuts: int = 0
     _listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=256))
     _wires: list[Wire] = field(default_factory=list)
+    _threads: list[threading.Thread] = field(default_factory=list)
     _waiting: list[socket.socket] = field(default_factory=list)
     _trap: bytes = b""
     _times: int = 0
@@ -90,18 +92,22 @@ class Proxy:
         wire = Wire(client, server)
         with self._guard:
             self._wires.append(wire)
-        threading.Thread(target=self._pass, args=(wire, client, server), daemon=True).start()
-        threading.Thread(target=self._pass, args=(wire, server, client), daemon=True).start()
+            self._threads.append(threading.Thread(target=self._pass, args=[wire], daemon=True))
+            self._threads[-1].start()
 
-    def _pass(self, wire: Wire, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                springs = source is wire.client and self._springs(wire, data)
-                if not springs or self._forward:
-                    target.sendall(data)
-                if springs:
-                    self.cut()
-        wire.cut()
+    def _pass(self, wire: Wire) -> None:
+        """Pass on what both sides say until one has no more to say, or is cut off; then neither hears anything."""
+        with wire.client, wire.server, contextlib.suppress(OSError):
+            while True:
+                for source in select.select([wire.client, wire.server], [], [])[0]:
+                    data = source.recv(65536)
+                    springs = source is wire.client and self._springs(wire, data)
+                    if not springs or self._forward:
+                        (wire.server if source is wire.client else wire.client).sendall(data)
+                    if springs:
+                        self.cut()
+                    if springs or not data:
+                        return
 
     def _springs(self, wire: Wire, data: bytes) -> bool:
         with self._guard:
@@ -120,6 +126,8 @@ class Proxy:
         self.cut()
         for client in self._waiting:
             client.close()
+        for thread in self._threads:
+            thread.join()
 
 
 @contextlib.contextmanager
