@@ -97,6 +97,8 @@ class Server:
             assert connection is not None
         else:
             connection = _connect_maintenance(dsn, settings)
+        for kind in ("text", "name"):
+            connection.adapters.register_loader(kind, _Text)
         info = connection.info
         where = {"host": info.host, "port": str(info.port), "user": info.user}
         server = cls(settings, dsn.with_defaults(where), connection, embedded)
@@ -211,19 +213,16 @@ def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Conn
     if dsn.get("host") and settings.url and not dsn.get("hostaddr"):
         arguments["hostaddr"] = ""  # else an inherited PGHOSTADDR would lead elsewhere
     try:
-        connection: Connection = connect(dsn, **arguments, autocommit=True)
+        return connect(dsn, **arguments, autocommit=True)
     except psycopg.OperationalError as error:
         raise _translated(error, dsn) from None
     except psycopg.Error as error:
         raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
-    for kind in ("text", "name"):
-        connection.adapters.register_loader(kind, _Text)
-    return connection
 
 
 class _Text(Loader):
-    """Text of the server, also where it is not in the server's encoding: catalogues that all databases share hold names, comments
-    and queries in the encoding of whichever wrote them, and somebody else's must not stop us."""
+    """Text that the administrative connection reads, also where it is not in the server's encoding: catalogues that all databases
+    share hold names, comments and queries in the encoding of whichever wrote them, and somebody else's must not stop us."""
 
     def load(self, data: Buffer) -> str:
         return bytes(data).decode(errors="replace")
