@@ -88,9 +88,13 @@ def enter(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connect
             ) from None
     except psycopg.Error as error:
         raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
+    return connection
+
+
+def readable(connection: Connection) -> None:
+    """Let a connection read text in whatever encoding."""
     for kind in ("text", "name"):
         connection.adapters.register_loader(kind, _Text)
-    return connection
 
 
 def _role(dsn: Dsn) -> str:
@@ -99,8 +103,8 @@ def _role(dsn: Dsn) -> str:
 
 
 class _Text(Loader):
-    """Text of the server, also where it is not in the server's encoding: catalogues that all databases share hold names, comments
-    and queries in the encoding of whichever wrote them, and somebody else's must not stop us."""
+    """Text that the administrative connection reads, also where it is not in the server's encoding: catalogues that all databases
+    share hold names, comments and queries in the encoding of whichever wrote them, and somebody else's must not stop us."""
 
     def load(self, data: Buffer) -> str:
         return bytes(data).decode(errors="replace")

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from .admission import MAINTENANCE, NO_TRIGGERS, USE_THE_DIRECT_PORT, Connection, connect_maintenance, enter, quoted, translated
+from .admission import (
+    MAINTENANCE,
+    NO_TRIGGERS,
+    USE_THE_DIRECT_PORT,
+    Connection,
+    connect_maintenance,
+    enter,
+    quoted,
+    readable,
+    translated,
+)
 from .dsn import Dsn, parse
 from .embedded import Embedded
 from .errors import PermissionMissing, ServerError
@@ -98,6 +108,7 @@ class Server:
             assert connection is not None
         else:
             connection = connect_maintenance(dsn, settings)
+        readable(connection)
         info = connection.info
         where = {"host": info.host, "port": str(info.port), "user": info.user}
         server = cls(settings, dsn.with_defaults(where), connection, embedded, info.dbname)
