@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, databases
+from . import adapters, databases, privileges
+from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, masked
+from .file_lock import locked
 from .marks import Database, Mark, build_name
 from .schema import Manifest, Progress, Schema, digest
 from .server import Server
@@ -85,26 +86,23 @@ class Builder:
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
         """Hold the locks of this template; say who holds them if that takes longer than a second."""
-        from filelock import FileLock, Timeout
-
         patience = self.server.settings.build_timeout
         path = self._lock_path()
         with contextlib.ExitStack() as stack:
-            started = time.monotonic()
+            started = monotonic()
             if path is not None:
-                lock = FileLock(path, mode=0o600)
                 while True:
                     try:
-                        stack.enter_context(lock.acquire(timeout=1.0, poll_interval=0.02))
+                        stack.enter_context(locked(path, 1.0))
                         break
-                    except Timeout:
-                        self._still_waiting(time.monotonic() - started, patience)
+                    except TimeoutError:
+                        self._still_waiting(monotonic() - started, patience)
             while True:
                 try:
                     stack.enter_context(self.server.leases.lock(f"build {self.name}", 1.0))
                     break
                 except TimeoutError:
-                    self._still_waiting(time.monotonic() - started, patience)
+                    self._still_waiting(monotonic() - started, patience)
             yield
 
     def _still_waiting(self, waited: float, patience: float) -> None:
@@ -142,29 +140,25 @@ class Builder:
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)
-        started = time.perf_counter()
+        started = monotonic()
         server.leases.take(name)
         try:
             self.progress("creating an empty database")
             databases.create(server, name, "template0", mark, self._options())
             self._fill(name)
             manifest = {**self.manifest, **self._finish(name)}
-            final = replace(
-                mark, kind="template", manifest=manifest, seconds=round(time.perf_counter() - started, 3), used=time.time()
-            )
+            final = replace(mark, kind="template", manifest=manifest, seconds=round(monotonic() - started, 3), used=wall())
             databases.seal(server, name, final)
             self._publish(name, replaced)
         except psycopg.errors.InsufficientPrivilege as error:
             self._discard(name)
-            raise TemplateError(
-                "a privilege is missing to build the template", str(error).strip(), "Grant it to the role in url."
-            ) from error
+            raise privileges.to_create(server, "template0", error) from error
         except BaseException:
             self._discard(name)
             raise
         finally:
             server.leases.give_up(name)
-        log.info("built template %s in %.2f s", self.name, time.perf_counter() - started)
+        log.info("built template %s in %.2f s", self.name, monotonic() - started)
         found = adoptable(server, databases.listed(server, self.name), self.name)
         if found is None:
             raise TemplateError(f'template "{self.name}" was dropped as soon as it was built', "Somebody pruned it.", "Run again.")

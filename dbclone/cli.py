@@ -8,16 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import adapters, databases
+from .clock import wall
 from .copying import warm
 from .embedded import Embedded
 from .errors import Error, ServerError, ServerNotFound, SettingsError
-from .marks import Database, lock_key
+from .marks import Database, Mark, lock_key
 from .progress import Line, Progress
 from .prune import prune as prune_databases
 from .report import template_line
@@ -105,16 +105,22 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _facts(database: Database, leased: set[int], system: str) -> dict[str, Any]:
-    mark, now = database.mark, time.time()
+    mark, now = database.mark, wall()
     problem = database.problem(system)
     kind = mark.kind if mark is not None else "unknown"
     return {
         "name": database.name, "kind": kind, "bytes": database.bytes, "sessions": database.sessions,
         "age": now - mark.created if mark else 0, "idle": now - mark.used if mark else 0,
-        "owner": f"worker {mark.worker} of run {mark.run[:8]} on {mark.host}:{mark.pid}" if mark and mark.worker else "",
+        "owner": _owner(mark) if mark else "",
         "alive": lock_key(database.name) in leased if kind in ("clone", "build") else None,
         "problem": f", left alone: {problem}" if problem else "", "manifest": mark.manifest if mark else {},
     }  # fmt: skip
+
+
+def _owner(mark: Mark) -> str:
+    if mark.kind == "kept":
+        return f"of {ascii(mark.label)[1:-1]}"
+    return f"worker {mark.worker} of run {mark.run[:8]} on {mark.host}:{mark.pid}" if mark.worker else ""
 
 
 def prune(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -249,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", status).add_argument("--manifest", action="store_true", help="show what each template was built from")
     command = add("prune", prune)
     command.add_argument("--dry-run", action="store_true", help="only say what would be dropped")
-    command.add_argument("--all", action="store_true", help="also templates, warm and scratch clones that no living run uses")
+    command.add_argument("--all", action="store_true", help="also templates, warm, scratch and kept clones that no living run uses")
     add("url", url).add_argument(
         "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a new scratch clone)"
     )

@@ -67,14 +67,14 @@ class Dsn:
         """The parameters as keyword arguments for `psycopg.connect`."""
         return dict(self.params)
 
-    @property
+    @functools.cached_property
     def url(self) -> str:
         """The `postgresql://` URL, password included: for drivers, never for people. Its `repr` is that of `shown`."""
         url = _Url(self._render(secrets=True))
         url.shown = self.shown
         return url
 
-    @property
+    @functools.cached_property
     def shown(self) -> str:
         """The URL for people: a password is replaced by `***`."""
         return self._render(secrets=False)

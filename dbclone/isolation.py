@@ -23,7 +23,8 @@ class Isolation:
     """One test's state, and ways to look at it.
 
     Attributes: `name` and `url` of the database; `reset`, how this test is undone ("rollback", "truncate", "clone", "drop" or
-    "none"); `test`, its id; `handle`, the application's database handle or None. Made by `Clone.isolated`.
+    "none"); `test`, its id; `handle`, the application's database handle or None; `kept`, what it will be kept for, if it will be.
+    Made by `Clone.isolated`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Isolation:
     _take: Callable[[str], None]
     _come_back: Callable[[str], None]
     _session: Session | None = None
+    kept: str = ""
     _own: Connection | None = None
     _opened: list[Connection] = field(default_factory=list)
     _opened_async: list[psycopg.AsyncConnection[Any]] = field(default_factory=list)
@@ -86,6 +88,11 @@ class Isolation:
             yield
         finally:
             level.after()
+
+    def keep(self, label: str = "") -> None:
+        """When this isolation ends, keep what was written in a database of its own instead of undoing it: for a person to look at
+        (`python -m dbclone status` lists it), named after `label` (default: the test). Tests go on with a fresh clone."""
+        self.kept = label or self.test or "a block"
 
     def snapshot(self, label: str) -> None:
         """Put the clone's committed state aside as `label`; it lasts as long as the clone. See `Clone.snapshot`."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from .clock import monotonic
 from .marks import lock_key
 
 
@@ -22,14 +23,14 @@ class Leases:
     """The locks held through one autocommit connection to the maintenance database."""
 
     connection: psycopg.Connection[tuple[Any, ...]]
-    _taken: set[str] = field(default_factory=set, repr=False)
+    _taken: dict[str, bool] = field(default_factory=dict, repr=False)  # by name, whether it is shared
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float) -> Iterator[None]:
         """Hold the advisory lock `name` for the block; wait up to `timeout` seconds, then raise TimeoutError."""
-        key, deadline, pause = lock_key(name), time.monotonic() + timeout, 0.005
+        key, deadline, pause = lock_key(name), monotonic() + timeout, 0.005
         while not self._try_lock(key):
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise TimeoutError(name)
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)
@@ -45,8 +46,8 @@ class Leases:
         Waits up to `timeout` seconds, then goes on without: the cap spares the server, nothing depends on it.
         """
         keys = [lock_key(f"{purpose} slot {number}") for number in range(limit)]
-        deadline, pause, held = time.monotonic() + timeout, 0.002, None
-        while held is None and time.monotonic() < deadline:
+        deadline, pause, held = monotonic() + timeout, 0.002, None
+        while held is None and monotonic() < deadline:
             held = next((key for key in keys if self._try_lock(key)), None)
             if held is None:
                 time.sleep(pause)
@@ -61,16 +62,28 @@ class Leases:
         """Take the lease `name` for as long as this connection lives; return False if somebody else holds it."""
         if name in self._taken:
             return True  # the server counts locks: taken twice, it would outlive `give_up`
-        function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
-        taken = bool(self._fetch(f"SELECT {function}(%s)", [lock_key(name)])[0][0])
+        taken = self._try_lock(lock_key(name), shared)
         if taken:
-            self._taken.add(name)
+            self._taken[name] = shared
         return taken
+
+    def again(self, connection: psycopg.Connection[tuple[Any, ...]], deadline: float) -> None:
+        """Hold all leases through another connection, because this one was lost.
+
+        The server may need a moment to notice that the old session has ended. Raises TimeoutError with the name of a lease that
+        somebody has at the `deadline` of the monotonic clock still.
+        """
+        self.connection = connection
+        for name, shared in self._taken.items():
+            while not self._try_lock(lock_key(name), shared):
+                if monotonic() > deadline:
+                    raise TimeoutError(name)
+                time.sleep(0.02)
 
     def give_up(self, name: str, shared: bool = False) -> None:
         """Give up a lease that `take` took."""
         if name in self._taken:
-            self._taken.discard(name)
+            del self._taken[name]
             self._unlock(lock_key(name), shared)
 
     def held(self) -> set[int]:
@@ -96,8 +109,9 @@ class Leases:
             or "nobody now"
         )
 
-    def _try_lock(self, key: int) -> bool:
-        return bool(self._fetch("SELECT pg_try_advisory_lock(%s)", [key])[0][0])
+    def _try_lock(self, key: int, shared: bool = False) -> bool:
+        function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
+        return bool(self._fetch(f"SELECT {function}(%s)", [key])[0][0])
 
     def _unlock(self, key: int, shared: bool = False) -> None:
         if not self.connection.closed:

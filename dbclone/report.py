@@ -12,7 +12,8 @@ class Report:
     """Counts and seconds of one worker, or of several merged.
 
     `clones` made in `clone_seconds`; `resets` and `reset_seconds` by kind of reset; `worst`, the test with the dearest reset, and
-    its `worst_seconds`; `notes`, what a person should know; `escaped`, tests that committed outside a sandbox.
+    its `worst_seconds`; `notes`, what a person should know; `escaped`, tests that committed outside a sandbox; `kept`,
+    databases that were kept, with what for.
     """
 
     clones: int = 0
@@ -23,6 +24,7 @@ class Report:
     worst_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     escaped: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
 
     def clone(self, seconds: float) -> None:
         """Add one clone made."""
@@ -52,6 +54,7 @@ class Report:
             self.worst, self.worst_seconds = other.worst, other.worst_seconds
         for text in other.notes:
             self.note(text)
+        self.kept |= other.kept
         self.escaped += [test for test in other.escaped if test not in self.escaped]
 
     def data(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class Report:
                 "reset_seconds": dict(data["reset_seconds"]),
                 "notes": list(data["notes"]),
                 "escaped": list(data["escaped"]),
+                "kept": dict(data["kept"]),
             }
         )
 
@@ -81,6 +85,7 @@ class Report:
             lines.append(f"{count} x {kind} in {shown(seconds)} ({shown(seconds / count)} each)")
         if self.worst:
             lines.append(f"dearest reset: {shown(self.worst_seconds)} after {self.worst}")
+        lines += [f"kept {what}: python -m dbclone psql {name}" for name, what in self.kept.items()]
         return lines + self.notes
 
 

@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import psycopg
+
 from . import adapters
 from .clone import Clone
 from .dsn import Dsn, bound_environment, child_environment, with_libpq_defaults
 from .embedded import Embedded
+from .errors import Error
 from .marks import clone_name
+from .outside import appeared, shared
 from .prune import prune
+from .recovery import recover, told, twice
 from .schema import Progress
 from .server import Server, external
 from .settings import Settings, load
 from .template import Template
+
+log = logging.getLogger("dbclone")
 
 
 def _silent(text: str) -> None:
@@ -29,18 +37,38 @@ def _silent(text: str) -> None:
 
 
 @contextlib.contextmanager
-def controller(settings: Settings, schema: Any = None, rebuild: bool = False, progress: Progress = _silent) -> Iterator[Template]:
+def controller(
+    settings: Settings, schema: Any = None, rebuild: bool = False, progress: Progress = _silent, note: Progress = _silent
+) -> Iterator[Template]:
     """Ensure server and template, clear away what dead runs left, and hold the server for the block.
 
     Arguments: `schema`, an object instead of the setting; `rebuild`, build the template even if it is there; `progress`, told the
-    steps of a build. At the end, what died in this run is cleared away too. Raises any dbclone.Error.
+    steps of a build; `note`, told at the end what has appeared outside all databases. Then, what died in this run is cleared away
+    too, or left to the next one. Raises any dbclone.Error.
     """
     parts, handle = adapters.load(settings, schema)
     with Server.open(settings) as server:
         template = Template.ensure(server, parts, handle, rebuild, progress)
-        prune(server, template.name, budget=10)
+        with told(server, "leftovers were dropped"):
+            prune(server, template.name, budget=10)
+        before = shared(server)
         yield template
+        if not server.home.left:
+            _tidy(server, template, before, note)
+
+
+def _tidy(server: Server, template: Template, before: Any, note: Any) -> None:
+    """Say what has appeared outside all databases, and clear away what died in a run that ends. Failing never fails the run."""
+
+    def attempt() -> None:
+        if line := appeared(server, before):
+            note(line)
         prune(server, template.name, budget=10)
+
+    try:
+        twice(server, "leftovers were dropped", attempt, lambda: recover(server))
+    except (psycopg.Error, Error) as error:
+        log.warning("leftovers are left to the next run: %s", str(error).strip())
 
 
 @contextlib.contextmanager
@@ -59,10 +87,16 @@ def worker(settings: Settings, name: str, run: str, schema: Any = None, progress
 
 @contextlib.contextmanager
 def alone(
-    settings: Settings, name: str, run: str, schema: Any = None, rebuild: bool = False, progress: Progress = _silent
+    settings: Settings,
+    name: str,
+    run: str,
+    schema: Any = None,
+    rebuild: bool = False,
+    progress: Progress = _silent,
+    note: Progress = _silent,
 ) -> Iterator[tuple[Template, Clone]]:
     """Both halves in one process, for a run without workers of its own: prepare, clone, and hold the clone for the block."""
-    with controller(settings, schema, rebuild, progress) as template, template.clone(owner=name, run=run) as clone:
+    with controller(settings, schema, rebuild, progress, note) as template, template.clone(owner=name, run=run) as clone:
         _announce(settings, clone)
         yield template, clone
 

@@ -149,11 +149,12 @@ class SqlFiles:
                             copy.write(statement.data)
                 except psycopg.Error as error:
                     quoted = "\n".join(line[:200] for line in mask(statement.text[:20_000]).splitlines()[:12])
+                    lacks = f"Give role {connection.info.user!r} what it lacks, or let url name a role that has it."
                     more = [f"{k}: {v}" for k, v in (("DETAIL", error.diag.message_detail), ("HINT", error.diag.message_hint)) if v]
                     raise BuildFailed(
                         f"{where}: {error.diag.message_primary or str(error).strip()}",
                         "\n".join([f"The statement is:\n{quoted}", *more]),
-                        "Correct the statement; no template was left behind.",
+                        lacks if error.sqlstate == "42501" else "Correct the statement; no template was left behind.",
                     ) from error
             if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                 raise BuildFailed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import psycopg
 from .dsn import Dsn, parse
 from .embedded import Embedded
 from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
+from .forks import Home, Sessions
 from .leases import Leases
 from .settings import Settings
 
@@ -35,6 +36,9 @@ _USE_THE_DIRECT_PORT = (
     "Use the direct port: let url (or PGHOST and PGPORT) name the PostgreSQL server itself, whose port is 5432 unless somebody"
     " chose another, not its pooler, whose port often is 6432."
 )
+
+_NO_TRIGGERS = "-c event_triggers=off"  # since 17, of which on a login event trigger may refuse anybody
+_TRIGGER = re.compile(r"\n.*\bPL/")  # an error in a function that runs before a connection is ready
 
 
 class Facts(NamedTuple):
@@ -58,6 +62,13 @@ class Facts(NamedTuple):
     def major(self) -> int:
         return self.version // 10000
 
+    @classmethod
+    def ask(cls, connection: Connection) -> Facts:
+        """Return what the server is that a connection leads to."""
+        row = connection.execute(_FACTS).fetchone()
+        assert row is not None
+        return cls(*row)
+
 
 _FACTS = """
 SELECT current_setting('server_version_num')::int, (SELECT system_identifier::text FROM pg_control_system()),
@@ -79,13 +90,21 @@ class Server:
     """A server that we are connected to. Use `open` and `close`, or a `with` statement.
 
     Attributes: `dsn`, where it is, with what the server itself filled in; `embedded`, our private server or None;
-    `connection`, the administrative connection in the maintenance database, always in autocommit.
+    `connection`, the administrative connection in the maintenance database `maintenance`, always in autocommit; `gone`, whether it
+    was lost and waiting for another was in vain.
     """
 
     settings: Settings
     dsn: Dsn
     connection: Connection
     embedded: Embedded | None = None
+    maintenance: str = MAINTENANCE
+    gone: bool = False
+    home: Home = field(default_factory=Home, repr=False)
+    sessions: Sessions = field(default_factory=Sessions, repr=False)
+
+    def __post_init__(self) -> None:
+        self.sessions.add(self.connection)
 
     @classmethod
     def open(cls, settings: Settings, dsn: Dsn | None = None) -> Server:
@@ -105,7 +124,7 @@ class Server:
             connection = _connect_maintenance(dsn, settings)
         info = connection.info
         where = {"host": info.host, "port": str(info.port), "user": info.user}
-        server = cls(settings, dsn.with_defaults(where), connection, embedded)
+        server = cls(settings, dsn.with_defaults(where), connection, embedded, info.dbname)
         try:
             server._check()
         except BaseException:
@@ -121,9 +140,7 @@ class Server:
     @cached_property
     def facts(self) -> Facts:
         """What this server is, asked at the first use."""
-        row = self.connection.execute(_FACTS).fetchone()
-        assert row is not None
-        return Facts(*row)
+        return Facts.ask(self.connection)
 
     def _check(self) -> None:
         try:
@@ -168,19 +185,32 @@ class Server:
         """Return the Dsn of a database on this server."""
         return self.dsn.replace(dbname=name)
 
+    def connect_again(self) -> Connection:
+        """Return a new administrative connection, because the last one was lost. Raises ServerError."""
+        if self.embedded is not None:
+            return self.embedded.rejoin(lambda dsn: _connect(dsn, self.settings, "admin"))
+        return _connect(self.database(self.maintenance), self.settings, "admin")
+
     def connect(self, database: str, purpose: str, options: str = "") -> Connection:
         """Return a new autocommit connection to a database, named after `purpose` in the server's list of sessions.
 
         Arguments: `options`, libpq's, such as -c settings, on top of ours.
         """
-        return _connect(self.database(database), self.settings, purpose, options)
+        self.home.needed()
+        quiet = f"{options} {_NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else options
+        connection = _connect(self.database(database), self.settings, purpose, quiet)
+        self.sessions.add(connection)
+        return connection
 
     def fetch(self, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run a query on the administrative connection and return its rows."""
         return self.connection.execute(query.encode(), parameters).fetchall()
 
     def close(self) -> None:
-        """End the administrative connection, and with it all leases; stop the private server if nobody else uses it."""
+        """End the administrative connection, and with it all leases; stop the private server if nobody else uses it. A forked
+        process does nothing: all that is its parent's."""
+        if self.home.left:
+            return
         if self.embedded is not None:
             self.embedded.leave(keep=self.settings.keep_server)
         self.connection.close()
@@ -223,9 +253,25 @@ def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Conn
     try:
         return psycopg.connect(**arguments, autocommit=True)  # type: ignore[arg-type]
     except psycopg.OperationalError as error:
-        raise _translated(error, dsn) from None
+        shown, trigger = _translated(error, dsn), bool(_TRIGGER.search(str(error)))
+        if not trigger or _NO_TRIGGERS in options:
+            raise shown from None
     except psycopg.Error as error:
         raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
+    try:
+        return psycopg.connect(**{**arguments, "options": f"{options} {_NO_TRIGGERS}"}, autocommit=True)  # type: ignore[arg-type]
+    except psycopg.OperationalError:
+        raise PermissionMissing(
+            f"a login event trigger refuses us in database {dsn.get('dbname', MAINTENANCE)!r} at {dsn.shown}",
+            shown.detail,
+            f"Run as a superuser: GRANT SET ON PARAMETER event_triggers TO {_role(dsn)};"
+            " or let the trigger pass sessions whose application_name begins with dbclone.",
+        ) from None
+
+
+def _role(dsn: Dsn) -> str:
+    """Return the role in url as it stands in a statement that a person is to run."""
+    return '"' + dsn.get("user", "").replace('"', '""') + '"' if dsn.get("user") else "…"
 
 
 def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
@@ -246,7 +292,7 @@ def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
         return PermissionMissing(
             f"cannot enter database {database!r} at {dsn.shown}",
             text,
-            f'Run as a superuser: GRANT CONNECT ON DATABASE "{database}" TO …;',
+            f'Run as a superuser: GRANT CONNECT ON DATABASE "{database}" TO {_role(dsn)};',
         )
     if re.search(r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist", text):
         return ServerError(

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .dsn import mask_any
+from .dsn import mask_any, parse
 from .errors import SettingsError, masked
 
 RESETS = ("auto", "rollback", "truncate", "clone", "drop", "none")
@@ -73,6 +73,17 @@ class Settings:
     def source(self, key: str) -> str:
         """Return where the value of setting `key` came from, in words."""
         return self.sources.get(key, "default")
+
+    @property
+    def server(self) -> str:
+        """Which server is meant, in words and without its password, so that a wrong one is seen before anything is done there."""
+        if not self.url:
+            variables = any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
+            return "server from PG variables" if variables else "private server"
+        try:
+            return f"server {parse(self.url, 'url').shown} from {self.source('url')}"
+        except SettingsError:  # which whoever opens the server will raise
+            return f"server from {self.source('url')}"
 
     @cached_property
     def cache(self) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,11 @@ import psycopg
 
 from . import databases
 from .build import UNLOGGED, Builder, adoptable, flaws, full_manifest
+from .clock import monotonic
 from .clone import Clone
 from .errors import TemplateError
 from .marks import Database, template_name
+from .recovery import recover, told, twice
 from .schema import Manifest, Progress, Schema
 from .server import Server
 
@@ -58,9 +59,14 @@ class Template:
 
         Arguments: `handle`, the application's database handle, bound to the database being built while the schema runs; `rebuild`,
         build it again even if it is there; `progress`, told each step of a build or wait. Raises BuildFailed, BuildTimeout,
-        TemplateError; then no template has been left behind.
+        TemplateError, ServerError; then no template has been left behind.
         """
-        started = time.perf_counter()
+        with told(server, "the template was looked for or built"):
+            return cls._ensure(server, schema, handle, rebuild, progress)
+
+    @classmethod
+    def _ensure(cls, server: Server, schema: Schema, handle: Any, rebuild: bool, progress: Progress) -> Template:
+        started = monotonic()
         manifest = full_manifest(server, schema)
         name = template_name(server.settings.project, manifest.fingerprint)
         known = databases.listed(server)
@@ -68,7 +74,7 @@ class Template:
         if found is not None and not rebuild:
             databases.touch(server, found)
             server.leases.take(found.name, shared=True)
-            return cls(server, found, schema, handle, seconds=time.perf_counter() - started)
+            return cls(server, found, schema, handle, seconds=monotonic() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
         with builder.exclusively():
             known = databases.listed(server)
@@ -80,20 +86,28 @@ class Template:
                 found = builder.build(replaced=next((d for d in known if d.name == name), None))
         assert found is not None
         server.leases.take(found.name, shared=True)
-        return cls(server, found, schema, handle, built, why, time.perf_counter() - started)
+        return cls(server, found, schema, handle, built, why, monotonic() - started)
 
     def clone(self, owner: str = "main", run: str = "") -> Clone:
         """Return a clone for one owner of one run.
 
         Arguments: `owner`, the worker's name; `run`, what tells this run from others (default: a random one). If the template has
-        been dropped since it was found, or has lost rows in a crash of the server, it is built again, once. Raises TemplateError,
-        and what `ensure` raises.
+        been dropped since it was found, or has lost rows in a crash of the server, it is built again, once; if the connection to
+        the server is lost, it is made anew, once. Raises TemplateError, ServerError, and what `ensure` raises.
         """
         run = run or secrets.token_hex(8)
+        return twice(self.server, "a clone was made", lambda: self._clone(owner, run), lambda: recover(self.server))
+
+    def _clone(self, owner: str, run: str) -> Clone:
         for again in (True, False):
             try:
                 clone = Clone.create(self.server, self.database, run, owner, self.handle, self.schema)
-                if not self._emptied(clone):
+                try:
+                    emptied = self._emptied(clone)
+                except BaseException:
+                    clone.drop()
+                    raise
+                if not emptied:
                     return clone
                 clone.drop()
                 problem = "lost the rows of its unlogged tables in a crash of the server"

@@ -203,11 +203,11 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
 
     attempt = Leases._try_lock
 
-    def trying(self: Leases, key: int) -> bool:
+    def trying(self: Leases, key: int, shared: bool = False) -> bool:
         tries[id(self)] = tries.get(id(self), 0) + 1
         if len(tries) == 6 and sorted(tries.values())[2] > 6:  # four of the six were refused both places, three times over
             everybody.set()
-        return attempt(self, key)
+        return attempt(self, key, shared)
 
     monkeypatch.setattr(Leases, "slot", arriving)
     monkeypatch.setattr(Leases, "_try_lock", trying)

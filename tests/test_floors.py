@@ -13,7 +13,8 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "dbclone"
 CEILING = 300
 FLOORS = {
-    "errors": 0, "report": 0, "progress": 0, "statements": 0, "reset.writes": 0, "reset.prepared": 0,
+    "clock": 0, "errors": 0, "report": 0, "progress": 1, "file_lock": 1, "forks": 1, "statements": 0, "sessions": 0,
+    "reset.writes": 0, "reset.prepared": 0,
     "reset.blocks": 1, "reset.beliefs": 1,
     "dsn": 1, "settings": 2,
     "schema": 3,
@@ -23,17 +24,17 @@ FLOORS = {
     "reset.upkeep": 6,
     "embedded": 7, "reset.cursors": 7, "reset.drop": 7, "reset.backend": 7,
     "server": 8, "reset.question": 8, "reset.connections": 8, "reset.conversation": 8,
-    "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "databases": 9,
+    "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "licence": 9, "privileges": 9, "recovery": 9, "databases": 10,
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
     "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
-    "copying": 11, "prune": 11, "undo": 11, "isolation": 12,
-    "pool": 12, "snapshots": 12, "build": 12,
-    "owned": 13, "clone": 14,
-    "template": 15,
-    "run": 16, "scratch": 16,
-    "cli": 17, "pytest_state": 17, "pytest_items": 17,
-    "pytest_plugin": 18, "": 19, "__main__": 19,
+    "prune": 11, "keeping": 12, "undo": 11, "isolation": 12, "copying": 12, "build": 12, "outside": 12,
+    "pool": 13, "snapshots": 13,
+    "owned": 14, "clone": 15,
+    "template": 16,
+    "run": 17, "scratch": 17,
+    "cli": 18, "pytest_state": 18, "pytest_items": 18, "pytest_failures": 18,
+    "pytest_plugin": 19, "": 20, "__main__": 20,
 }  # fmt: skip
 
 

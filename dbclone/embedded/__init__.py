@@ -20,8 +20,10 @@ from typing import Any
 
 import psycopg
 
+from ..clock import monotonic
 from ..dsn import Dsn
 from ..errors import OutOfConnections, ServerError
+from ..file_lock import locked
 from ..schema import digest
 from ..settings import Settings
 from .account import Account, cache_folder, check_private, private_folder, server_account
@@ -87,13 +89,11 @@ class Embedded:
         server = cls.locate(settings)
         if server._join(connect):
             return server
-        from filelock import FileLock, Timeout  # not needed, nor paid for, when the server runs
-
         patience = settings.connect_timeout * 3
         try:
-            with FileLock(server.lock_path, timeout=patience, mode=0o600):
+            with locked(server.lock_path, patience):
                 server._start(settings, connect)
-        except Timeout:
+        except TimeoutError:
             raise ServerError(
                 f"another process has been starting the private server for {patience:g} s",
                 f"It holds {server.lock_path}.",
@@ -131,11 +131,11 @@ class Embedded:
 
     def _wait_for_running(self, settings: Settings, connect: Connect) -> bool:
         """Return whether a server runs here and we joined it; wait for one that is starting or stopping. Raises ServerError."""
-        deadline = time.monotonic() + settings.connect_timeout
+        deadline = monotonic() + settings.connect_timeout
         while (pid := self.cluster.pid()) is not None:
             if self._join(connect):
                 return True
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 if isinstance(self._refusal, OutOfConnections):
                     raise self._refusal
                 raise ServerError(
@@ -178,6 +178,15 @@ class Embedded:
             return False
         self.connection = connection
         return True
+
+    def rejoin(self, connect: Connect) -> psycopg.Connection[tuple[Any, ...]]:
+        """Become a user again after our connection was lost, and return the new one. Raises ServerError if the server is gone."""
+        if not self._join(connect) or self.connection is None:
+            what = "does not answer" if self.cluster.pid() is not None else "has stopped"
+            raise self._refusal or ServerError(
+                f"the private server in {self.cluster.folder} {what}", self.cluster.log_tail(), "Run again: that starts a new one."
+            )
+        return self.connection
 
     def leave(self, keep: bool = False) -> bool:
         """Stop being a user; stop the server if nobody else uses it, unless `keep`. Return whether it was stopped."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ..clock import monotonic, wall
 from ..errors import ServerError
 from .account import Account, own_name
 from .binaries import Binaries
@@ -177,12 +178,12 @@ class Cluster:
             server = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **self._process
             )
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         while not self.is_ready():
             if renew and server.poll() is not None and self.pid() is None:
                 self.init()
                 return self.start(timeout)
-            if server.poll() is not None or time.monotonic() > deadline:
+            if server.poll() is not None or monotonic() > deadline:
                 what = "did not start" if server.poll() is not None else f"did not accept connections within {timeout:g} s"
                 if server.poll() is None:
                     server.kill()
@@ -201,9 +202,9 @@ class Cluster:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):  # stopped by somebody else since
                 os.kill(pid, signal.SIGINT)
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         while self.pid() is not None:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 return False
             time.sleep(0.002)
         return True
@@ -253,5 +254,5 @@ def sweep(home: Path, cache: Path) -> None:
             if orphaned:
                 shutil.rmtree(place, ignore_errors=True)
             for folder in clusters if place == home else ():
-                if time.time() - (folder / "data").stat().st_mtime > 30 * 86400:
+                if wall() - (folder / "data").stat().st_mtime > 30 * 86400:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from ..clock import monotonic
 from . import Outcome
 
 # Top-level objects in user schemas, by what DROP calls them; what belongs to an extension goes with it, and plpgsql is everywhere.
@@ -67,18 +68,24 @@ class Drop:
         self.empty = False
 
     def before(self) -> None:
-        """Build the schema, unless the database still is a copy of its template."""
+        """Build the schema, unless the database still is a copy of its template. Raises what the schema raises; then nothing of it
+        is there."""
         if self.empty:
-            self._build()
+            try:
+                self._build()
+            except BaseException:
+                with contextlib.suppress(psycopg.Error):  # else its next user finds out
+                    self.after()
+                raise
             self.empty = False
 
     def after(self) -> Outcome:
         """Drop everything."""
-        started = time.perf_counter()
+        started = monotonic()
         connection = self._connect()
         try:
             count = drop_everything(connection)
         finally:
             connection.close()
         self.empty = True
-        return Outcome("drop", time.perf_counter() - started, count)
+        return Outcome("drop", monotonic() - started, count)

@@ -1,112 +1,60 @@
-"""Child processes that stop exactly at a named step: there they say so, and then die of SIGKILL or wait until told to go on.
+"""Steps of builds, clones and resets by name, at which a process stops: it says so, and then dies, or waits until told to go on.
 
-A test calls `start` and talks to the `Child`. The child is this very file, run as a program. No step is a matter of time.
+No step is a matter of time. `nursery` has the processes that stop; `at` is for a test that does something itself at a step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dbclone.server import Server
 
-# Steps of a build in their order: where each is reached, and whether the call there has been made.
+# Steps by name: the function where each is reached, and whether its call has been made. Or a word in what progress is told.
 STEPS = {
+    # of a build, in their order
     "created": ("dbclone.databases", "comment", "before"),
     "commented": ("dbclone.databases", "create", "after"),
     "filling": ("", "INSERT", "progress"),
-    "filled": ("dbclone.build.Builder", "_fill", "after"),
+    "filled": ("dbclone.build:Builder", "_fill", "after"),
     "closed": ("dbclone.databases", "close_to_others", "after"),
-    "finished": ("dbclone.build.Builder", "_finish", "after"),
+    "finished": ("dbclone.build:Builder", "_finish", "after"),
     "sealed": ("dbclone.databases", "seal", "after"),
     "renamed": ("dbclone.databases", "rename", "after"),
     "swapped": ("dbclone.databases", "swap", "after"),
     "waiting": ("", "waiting for", "progress"),
+    # of a clone
+    "leased": ("dbclone.databases", "create", "before"),
     "carrying": ("dbclone.databases", "carry_over", "before"),
+    "cloned": ("dbclone.clone:Clone", "create", "after"),
+    "in the test": ("", "in the test", "progress"),
+    "dropping": ("dbclone.databases", "drop", "before"),
+    "unsealed": ("dbclone.databases", "_run", "after"),
+    "dropped": ("dbclone.databases", "drop", "after"),
+    # of a reset: each has its own
+    "rolling back": ("dbclone.reset.rollback:Rollback", "after", "before"),
+    "rolled back": ("dbclone.reset.rollback:Rollback", "after", "after"),
+    "asking": ("dbclone.reset.truncate:Truncate", "after", "before"),
+    "putting right": ("dbclone.reset.truncate:Truncate", "_put_right", "before"),
+    "put right": ("dbclone.reset.truncate:Truncate", "_put_right", "after"),
+    "handing over": ("dbclone.copying:HandOver", "run", "before"),
+    "handed over": ("dbclone.copying:HandOver", "run", "after"),
+    "clearing": ("dbclone.reset.drop", "drop_everything", "before"),
+    "cleared": ("dbclone.reset.drop", "drop_everything", "after"),
+    "putting aside": ("dbclone.snapshots", "copy", "before"),
+    "put aside": ("dbclone.snapshots", "copy", "after"),
 }
 LIMIT = 90  # seconds after which a child ends itself: only a broken test comes near
-
-
-@dataclass
-class Child:
-    """A child process and what it has said."""
-
-    process: subprocess.Popen[str]
-    said: list[str] = field(default_factory=list)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def _until(self, mark: str) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line)
-            if line.startswith(mark):
-                return line[len(mark) :].strip()
-        raise AssertionError(f"the child ended before it said {mark!r}:\n{''.join(self.said)}")
-
-    def reaches(self, step: str) -> None:
-        """Wait until the child is at a step."""
-        self._until(f"@ {step}\n")
-
-    def go(self) -> None:
-        """Let a waiting child go on."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def result(self) -> dict[str, Any]:
-        """Wait for what the child's action returned, or for its error."""
-        found = json.loads(self._until("= "))
-        assert isinstance(found, dict)
-        return found
-
-    def kill(self) -> None:
-        """End the child by SIGKILL, unless it has done that itself, and wait for its death."""
-        self.process.kill()
-        assert self.process.wait() == -signal.SIGKILL
-
-
-@contextlib.contextmanager
-def children(folder: Path, options: Mapping[str, str]) -> Iterator[Callable[..., Child]]:
-    """Give a function that starts children in a project; at the end none of them lives.
-
-    The function's arguments: `action`, a name of ACTIONS; `stops`, from steps to "die" or "wait"; what else, the action's own
-    arguments; `options`, further settings.
-    """
-    started: list[Child] = []
-
-    def start(action: str, stops: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None, **values: Any) -> Child:
-        plan = {"action": action, "stops": dict(stops or {}), "options": {**options, **(more or {})}, "values": values}
-        process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(plan)],
-            cwd=folder,
-            env={k: v for k, v in os.environ.items() if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(Child(process))
-        return started[-1]
-
-    try:
-        yield start
-    finally:
-        for child in started:
-            child.process.kill()
-            child.process.communicate()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -129,46 +77,48 @@ def close(closing: Server, server: Server) -> None:
     ended(server, pid)
 
 
-# What follows runs in the child.
-
-
 def _stop(step: str, act: str) -> None:
     print(f"@ {step}", flush=True)
     if act == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    sys.stdin.readline()
+    if act == "interrupt":
+        signal.raise_signal(signal.SIGINT)
+    else:
+        sys.stdin.readline()
 
 
-def _wrap(owner: Any, name: str, step: str, act: str, when: str) -> None:
+def at(step: str, act: Callable[[], object], put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Have `act` called when this process reaches a step, which is a call.
+
+    Arguments: `put`, how the function there is exchanged, such as `monkeypatch.setattr`.
+    """
+    place, name, when = STEPS[step]
+    module, _, room = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    owner = getattr(owner, room) if room else owner
     inner = getattr(owner, name)
 
     def stopping(*arguments: Any, **named: Any) -> Any:
         if when == "before":
-            _stop(step, act)
+            act()
         result = inner(*arguments, **named)
         if when == "after":
-            _stop(step, act)
+            act()
         return result
 
-    setattr(owner, name, stopping)
+    put(owner, name, stopping)
 
 
-def main() -> None:
-    import importlib
-
+def main(plan: dict[str, Any]) -> None:
     from dbclone.errors import Error
     from dbclone.server import Server
     from dbclone.settings import load
 
     signal.alarm(LIMIT)
-    plan = json.loads(sys.argv[1])
     stops: dict[str, str] = plan["stops"]
     for step, act in stops.items():
-        place, name, when = STEPS.get(step, ("", "", "action"))
-        if place:
-            module, builder, _ = place.partition(".Builder")
-            owner = importlib.import_module(module)
-            _wrap(owner.Builder if builder else owner, name, step, act, when)
+        if STEPS.get(step, ("",))[0]:
+            at(step, functools.partial(_stop, step, act))
 
     def progress(text: str) -> None:
         for step, act in list(stops.items()):
@@ -212,7 +162,28 @@ def clone(server: Any, progress: Any, owner: str, run: str) -> dict[str, Any]:
     return {"name": made.name, "oid": server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [made.name])[0][0]}
 
 
-ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"ensure": ensure, "clone": clone}
+def live(server: Any, progress: Any, owner: str, run: str, reset: str) -> dict[str, Any]:
+    """One worker's life: a clone, two tests in it, and its end. With the reset "snapshot" they put a state aside and come back."""
+    from dbclone import adapters
+    from dbclone.template import Template
 
-if __name__ == "__main__":
-    main()
+    schema, handle = adapters.load(server.settings)
+    with Template.ensure(server, schema, handle, progress=progress).clone(owner, run) as made:
+        for test in ("one", "two"):
+            with made.isolated("truncate" if reset == "snapshot" else reset, test) as isolation:
+                assert isolation.execute("SELECT count(*) FROM item").fetchone() == (100,)
+                isolation.execute("INSERT INTO item (name) VALUES ('new')")
+                progress("in the test")
+                if reset == "snapshot":
+                    isolation.snapshot("here")
+                    isolation.restore("here")
+    return {"name": made.name}
+
+
+def prune(server: Any, progress: Any, current: str) -> dict[str, Any]:
+    """Drop what has had its time, when a run uses the template `current`."""
+    room = importlib.import_module("dbclone.prune")
+    return {"dropped": [database.name for database, _ in room.prune(server, current)]}
+
+
+ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"ensure": ensure, "clone": clone, "live": live, "prune": prune}

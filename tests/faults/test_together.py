@@ -14,7 +14,7 @@ from dbclone.settings import load
 from dbclone.template import Template
 
 from ..conftest import Project
-from .stops import Child, children
+from .nursery import Child, Nursery, children
 
 Start = Callable[..., Child]
 BUILT = """
@@ -39,8 +39,8 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
-    with children(project.folder, options) as starter:
+def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
+    with children(nursery, project.folder, options) as starter:
         yield starter
 
 
