@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from . import pooler
 from .dsn import Dsn, parse
 from .embedded import Embedded
 from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
@@ -28,15 +29,8 @@ MAINTENANCE = "postgres"
 # A role's or database's own settings must not reach the statements that create and drop databases.
 _OPTIONS = (
     "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
-    " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning -c dbclone.direct=on"
-)
-# What PgBouncer says, in this language only, where it does not let a session begin.
-_POOLER = r"(?i)unsupported (options )?startup parameter|FATAL:\s+no (such database: |more connections allowed)|query_wait_timeout"
-_USE_THE_DIRECT_PORT = (
-    "Use the direct port: let url (or PGHOST and PGPORT) name the PostgreSQL server itself, whose port is 5432 unless somebody"
-    " chose another, not its pooler, whose port often is 6432."
-)
-
+    " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning "
+) + pooler.OPTION
 _NO_TRIGGERS = "-c event_triggers=off"  # since 17, of which on a login event trigger may refuse anybody
 _TRIGGER = re.compile(r"\n.*\bPL/")  # an error in a function that runs before a connection is ready
 
@@ -147,15 +141,8 @@ class Server:
             facts = self.facts
         except psycopg.OperationalError as error:  # a pooler lets us in first, and then asks the server
             raise _translated(error, self.dsn) from None
-        opened = self.connection.info.backend_pid
-        if opened != facts.process and not facts.direct:
-            raise ServerError(
-                f"a connection pooler such as PgBouncer is in front of the server at {self.where}",
-                f"The session that answers is process {facts.process}, not {opened}, the one opened, and did not begin as we asked."
-                " A pooler lends sessions to others and keeps some open: locks would not say who is alive, and databases could not"
-                " be copied, renamed or dropped.",
-                _USE_THE_DIRECT_PORT,
-            )
+        if lent := pooler.lent(self.connection.info.backend_pid, facts.process, facts.direct):
+            raise pooler.refusal(self.where, lent)
         if facts.major < 14:
             raise ServerError(
                 f"PostgreSQL {facts.major} on {self.where} is too old", "dbclone needs 14 or later.", "Use a newer server."
@@ -278,10 +265,8 @@ def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
     """Return our error for a refused connection. The codes are in the text: libpq does not pass them on for connections."""
     text = dsn.mask(str(error).strip())
     database = dsn.get("dbname", MAINTENANCE)
-    if re.search(_POOLER, text):
-        return ServerError(
-            f"a connection pooler such as PgBouncer is in front of the server at {dsn.shown}", text, _USE_THE_DIRECT_PORT
-        )
+    if pooler.speaks(text):
+        return pooler.refusal(dsn.replace(dbname="").shown, text)
     if re.search(r"too many (clients|connections)|remaining connection slots", text):
         return OutOfConnections(
             f"no connection is left on {dsn.shown}",
