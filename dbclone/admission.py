@@ -12,6 +12,7 @@ from psycopg import sql
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
+from . import pooler
 from .connect import connect
 from .dsn import Dsn
 from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
@@ -22,15 +23,8 @@ MAINTENANCE = "postgres"
 # A role's or database's own settings must not reach the statements that create and drop databases.
 _OPTIONS = (
     "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
-    " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning -c dbclone.direct=on"
-)
-# What PgBouncer says, in this language only, where it does not let a session begin.
-_POOLER = r"(?i)unsupported (options )?startup parameter|FATAL:\s+no (such database: |more connections allowed)|query_wait_timeout"
-USE_THE_DIRECT_PORT = (
-    "Use the direct port: let url (or PGHOST and PGPORT) name the PostgreSQL server itself, whose port is 5432 unless somebody"
-    " chose another, not its pooler, whose port often is 6432."
-)
-
+    " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning "
+) + pooler.OPTION
 NO_TRIGGERS = "-c event_triggers=off"  # since 17, of which on a login event trigger may refuse anybody
 _TRIGGER = re.compile(r"\n.*\bPL/")  # an error in a function that runs before a connection is ready
 
@@ -114,10 +108,8 @@ def translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
     """Return our error for a refused connection. The codes are in the text: libpq does not pass them on for connections."""
     text = dsn.mask(str(error).strip())
     database = dsn.get("dbname", MAINTENANCE)
-    if re.search(_POOLER, text):
-        return ServerError(
-            f"a connection pooler such as PgBouncer is in front of the server at {dsn.shown}", text, USE_THE_DIRECT_PORT
-        )
+    if pooler.speaks(text):
+        return pooler.refusal(dsn.replace(dbname="").shown, text)
     if re.search(r"too many (clients|connections)|remaining connection slots", text):
         return OutOfConnections(
             f"no connection is left on {dsn.shown}",

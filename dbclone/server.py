@@ -14,17 +14,8 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from .admission import (
-    MAINTENANCE,
-    NO_TRIGGERS,
-    USE_THE_DIRECT_PORT,
-    Connection,
-    connect_maintenance,
-    enter,
-    quoted,
-    readable,
-    translated,
-)
+from . import pooler
+from .admission import MAINTENANCE, NO_TRIGGERS, Connection, connect_maintenance, enter, quoted, readable, translated
 from .dsn import Dsn, parse
 from .embedded import Embedded
 from .errors import PermissionMissing, ServerError
@@ -134,15 +125,8 @@ class Server:
             facts = self.facts
         except psycopg.OperationalError as error:  # a pooler lets us in first, and then asks the server
             raise translated(error, self.dsn) from None
-        opened = self.connection.info.backend_pid
-        if opened != facts.process and not facts.direct:
-            raise ServerError(
-                f"a connection pooler such as PgBouncer is in front of the server at {self.where}",
-                f"The session that answers is process {facts.process}, not {opened}, the one opened, and did not begin as we asked."
-                " A pooler lends sessions to others and keeps some open: locks would not say who is alive, and databases could not"
-                " be copied, renamed or dropped.",
-                USE_THE_DIRECT_PORT,
-            )
+        if lent := pooler.lent(self.connection.info.backend_pid, facts.process, facts.direct):
+            raise pooler.refusal(self.where, lent)
         if facts.major < 14:
             raise ServerError(
                 f"PostgreSQL {facts.major} on {self.where} is too old", "dbclone needs 14 or later.", "Use a newer server."

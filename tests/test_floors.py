@@ -16,7 +16,7 @@ FLOORS = {
     "clock": 0, "errors": 0, "report": 1, "progress": 1, "file_lock": 1, "forks": 1, "statements": 0, "sessions": 0,
     "reset.writes": 0, "reset.prepared": 0,
     "reset.blocks": 1, "reset.beliefs": 1,
-    "dsn": 1, "connect": 2, "settings": 2,
+    "dsn": 1, "pooler": 1, "connect": 2, "settings": 2,
     "schema": 3,
     "marks": 4, "reset.pending": 4, "reset.wire": 4, "embedded.account": 4, "reset.witness": 4, "reset.sequences": 4,
     "embedded.binaries": 5, "inventory": 5, "leases": 5, "reset.facts": 5, "reset.drift": 5, "reset.blockers": 5, "reset.audit": 5,
