@@ -13,7 +13,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "dbclone"
 CEILING = 300
 FLOORS = {
-    "errors": 0, "report": 0, "progress": 0, "statements": 0, "reset.writes": 0, "reset.prepared": 0,
+    "errors": 0, "report": 0, "progress": 0, "statements": 0, "mounts": 0, "reset.writes": 0, "reset.prepared": 0,
     "reset.blocks": 1, "reset.beliefs": 1,
     "dsn": 1, "settings": 2,
     "schema": 3,
@@ -28,10 +28,10 @@ FLOORS = {
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
     "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
     "copying": 11, "prune": 11, "undo": 11, "isolation": 12,
-    "pool": 12, "snapshots": 12, "build": 12,
+    "pool": 12, "snapshots": 12, "build": 12, "checks": 13, "traces": 14,
     "owned": 13, "clone": 14,
-    "template": 15,
-    "run": 16, "scratch": 16, "verify": 16, "checking": 17,
+    "template": 15, "measures": 15,
+    "run": 16, "scratch": 16, "verify": 16, "doctor": 16, "checking": 17,
     "cli": 18, "pytest_state": 17, "pytest_items": 17,
     "pytest_plugin": 18, "": 19, "__main__": 19,
 }  # fmt: skip
