@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, databases
+from . import adapters, databases, features
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, masked
 from .marks import Database, Mark, build_name
@@ -154,6 +154,7 @@ class Builder:
         """
         if replaced is not None and replaced.sessions:
             raise self._occupied(f"There are {replaced.sessions} sessions in it.")
+        features.check(self.server, self.schema)
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)

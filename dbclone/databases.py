@@ -23,7 +23,8 @@ SELECT d.oid::int8, d.datname::text, d.datdba = (SELECT oid FROM pg_roles WHERE 
        d.datistemplate AND NOT d.datallowconn,
        d.datconnlimit,
        CASE WHEN %(sizes)s AND has_database_privilege(d.oid, 'CONNECT') THEN coalesce(pg_database_size(d.oid), 0) ELSE 0 END,
-       (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL)::int,
+       (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL
+        AND coalesce(a.backend_type, '') !~ '^logical replication ')::int,
        shobj_description(d.oid, 'pg_database')
 FROM pg_database d WHERE d.datname ~ '^dbclone_' AND (%(name)s::text IS NULL OR d.datname = %(name)s) ORDER BY d.datname
 """
@@ -195,7 +196,7 @@ def drop(server: Server, database: Database, force: bool = False) -> None:
     try:
         _run(server, statement)
     except psycopg.errors.ObjectInUse:
-        if not roll_back_prepared(server, now.name):
+        if not any([roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]):
             raise
         _run(server, statement)
 
@@ -212,6 +213,31 @@ def roll_back_prepared(server: Server, name: str) -> bool:
     except ServerError:  # it is closed to everybody
         return False
     return True
+
+
+def stop_replication(server: Server, name: str, force: bool) -> bool:
+    """Remove the subscriptions in a database of ours that is to be dropped, and with `force` end who reads from its logical slots
+    (without a reader they are dropped with it); return whether there were any. Publishers are not spoken to."""
+    subscriptions = server.fetch(
+        "SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = %s)", [name]
+    )
+    if subscriptions:
+        _run(server, opening(name))  # a template is closed
+        with contextlib.closing(server.connect(name, "drop")) as connection:
+            for (subscription,) in subscriptions:
+                for statement in (
+                    "ALTER SUBSCRIPTION {} DISABLE",
+                    "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",
+                    "DROP SUBSCRIPTION {}",
+                ):
+                    connection.execute(sql.SQL(statement).format(sql.Identifier(subscription)))
+    readers = "SELECT active_pid FROM pg_replication_slots WHERE database = %s AND active"
+    found, deadline = server.fetch(readers, [name]) if force else [], time.monotonic() + 10
+    for (pid,) in found:
+        server.fetch("SELECT pg_terminate_backend(%s)", [pid])
+    while found and server.fetch(readers, [name]) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return bool(subscriptions or found)
 
 
 def carry_over(server: Server, source: str, target: str) -> None:

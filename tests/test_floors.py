@@ -22,7 +22,7 @@ FLOORS = {
     "embedded.cluster": 6, "reset.savepoints": 6, "reset.turns": 6, "reset": 6, "reset.plan": 6, "reset.seeds": 6, "reset.guess": 6,
     "reset.upkeep": 6,
     "embedded": 7, "reset.cursors": 7, "reset.drop": 7, "reset.backend": 7,
-    "server": 8, "reset.question": 8, "reset.connections": 8, "reset.conversation": 8,
+    "server": 8, "features": 9, "reset.question": 8, "reset.connections": 8, "reset.conversation": 8,
     "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "databases": 9,
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
