@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, databases, privileges
+from . import adapters, databases, features, privileges
 from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
@@ -69,6 +69,8 @@ def flaws(server: Server, found: Database) -> list[str]:
         return ["a DROP of the template was interrupted"]
     if not found.sealed:
         return ["the template was not sealed any more"]
+    if flaw := collation_flaw(server, found):
+        return [flaw]
     recorded = {k.partition(" ")[2]: v for k, v in found.mark.manifest.items() if k.startswith("extension ")}
     if not recorded:
         return []
@@ -76,6 +78,19 @@ def flaws(server: Server, found: Database) -> list[str]:
     now = dict(rows)
     was = {name: version.partition(_DEFAULT)[2] or version for name, version in recorded.items()}
     return [f"extension {name} was {was[name]}, is {now.get(name) or 'gone'}" for name in was if was[name] != now.get(name)]
+
+
+def collation_flaw(server: Server, found: Database) -> str:
+    """Return in words that the operating system sorts otherwise than when a database was made, which then cannot be copied; an
+    empty string if it does not."""
+    if server.facts.major < 15:  # nothing is recorded, nor refused
+        return ""
+    rows = server.fetch(
+        "SELECT datcollversion, coalesce(pg_database_collation_actual_version(oid), 'unknown') FROM pg_database WHERE oid = %s"
+        " AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL",
+        [found.oid],
+    )
+    return "its collation had version {}, the system's has {}".format(*rows[0]) if rows else ""
 
 
 @dataclass
@@ -143,6 +158,7 @@ class Builder:
         """
         if replaced is not None and replaced.sessions:
             raise self._occupied(f"There are {replaced.sessions} sessions in it.")
+        features.check(self.server, self.schema)
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import adapters
-from .checking import say, verify
+from .checking import doctor, say, verify
 from .copying import warm
 from .embedded import Embedded
 from .errors import Error, ServerError, ServerNotFound, SettingsError
@@ -192,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
         "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a scratch clone)"
     )
     add("server", server).add_argument("action", choices=("start", "stop", "status"))
+    command = add("doctor", doctor)
+    command.add_argument("--workers", type=_count, default=0, metavar="N", help="for how many workers (default: one per CPU)")
+    command.add_argument("--no-measures", action="store_true", help="make no scratch databases to measure in")
     add("verify", verify).add_argument(
         "--allow-unsteady", action="store_true", help="exit 0 if all that differs also differs between two builds made just now"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from . import databases, privileges
+from . import databases, privileges, remnants
 from .clock import monotonic
 from .embedded.cluster import free_bytes
 from .errors import TemplateError
@@ -190,7 +190,7 @@ class HandOver:
             return False
         is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)
         if certainly or not _comes_free(server, is_free):
-            databases.roll_back_prepared(server, self.name)
+            remnants.roll_back_prepared(server, self.name)
             if stayed := databases.close_to_others(server, self.name, made=made):
                 _send(server, databases.opening(self.name).as_bytes(server.connection))
                 raise psycopg.errors.ObjectInUse(f'database "{self.name}" is in use by {stayed}, who may not be ended')

@@ -15,9 +15,10 @@ from psycopg import sql
 
 from . import licence, privileges
 from .clock import monotonic, wall
-from .errors import NotOurs, ServerError
+from .errors import NotOurs
 from .licence import licensed
 from .marks import LIMIT, Database, Mark, check_name
+from .remnants import roll_back_prepared, stop_replication
 from .server import Server
 from .sessions import Identity
 
@@ -203,7 +204,7 @@ def drop(server: Server, database: Database, force: bool = False, patience: floa
         try:
             _run(server, statement)
         except psycopg.errors.ObjectInUse as error:
-            if not roll_back_prepared(server, now.name):
+            if not any([roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]):
                 raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
             _run(server, statement)
         except psycopg.errors.InsufficientPrivilege as error:
@@ -221,20 +222,6 @@ def _within(server: Server, patience: float) -> Iterator[None]:
     finally:
         if patience and not server.connection.closed:
             _run(server, limit.format(0))
-
-
-def roll_back_prepared(server: Server, name: str) -> bool:
-    """Roll back the prepared transactions in a database of ours, which outlive their sessions; return whether there were any."""
-    prepared = server.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [name])
-    if not prepared:
-        return False
-    try:
-        with contextlib.closing(server.connect(name, "drop")) as connection:
-            for (gid,) in prepared:
-                connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
-    except ServerError:  # it is closed to everybody
-        return False
-    return True
 
 
 def carry_over(server: Server, source: str, target: str) -> None:

@@ -27,7 +27,8 @@ SELECT d.oid::int8, d.datname::text,
        d.datconnlimit,
        CASE WHEN %(sizes)s AND pg_catalog.has_database_privilege(d.oid, 'CONNECT')
             THEN coalesce(pg_catalog.pg_database_size(d.oid), 0) ELSE 0 END,
-       (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL)::int,
+       (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL
+         AND coalesce(a.backend_type, '') !~ '^logical replication ')::int,
        pg_catalog.shobj_description(d.oid, 'pg_database'),
 """
 _FROM = " FROM pg_catalog.pg_database d WHERE "

@@ -13,7 +13,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "dbclone"
 CEILING = 300
 FLOORS = {
-    "clock": 0, "errors": 0, "report": 1, "progress": 1, "file_lock": 1, "forks": 1, "statements": 0, "sessions": 0,
+    "clock": 0, "errors": 0, "report": 1, "progress": 1, "file_lock": 1, "forks": 1, "statements": 0, "sessions": 0, "mounts": 0,
     "reset.writes": 0, "reset.prepared": 0,
     "reset.blocks": 1, "reset.beliefs": 1,
     "dsn": 1, "pooler": 1, "connect": 2, "settings": 2,
@@ -23,16 +23,16 @@ FLOORS = {
     "embedded.cluster": 6, "reset.savepoints": 6, "reset.turns": 6, "reset": 6, "reset.plan": 6, "reset.seeds": 6, "reset.guess": 6,
     "reset.upkeep": 6,
     "embedded": 7, "admission": 7, "reset.cursors": 7, "reset.shared": 7, "reset.drop": 7, "reset.backend": 7,
-    "server": 8, "reset.question": 8, "reset.connections": 8, "reset.conversation": 8,
-    "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "licence": 9, "privileges": 9, "recovery": 9, "databases": 10,
+    "server": 8, "features": 9, "reset.question": 8, "reset.connections": 8, "reset.conversation": 8,
+    "reset.sandbox": 9, "reset.baseline": 9, "reset.control": 9, "licence": 9, "remnants": 9, "privileges": 9, "recovery": 9, "databases": 10,
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
     "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
-    "prune": 11, "keeping": 12, "undo": 11, "isolation": 12, "copying": 12, "build": 12, "outside": 12,
-    "pool": 13, "snapshots": 13,
+    "prune": 11, "keeping": 12, "undo": 11, "isolation": 12, "copying": 12, "build": 12, "outside": 12, "checks": 13,
+    "pool": 13, "snapshots": 13, "traces": 14,
     "owned": 14, "clone": 15,
-    "template": 16,
-    "run": 17, "scratch": 17, "verify": 17, "checking": 18, "status": 19,
+    "template": 16, "measures": 16,
+    "run": 17, "scratch": 17, "verify": 17, "doctor": 17, "checking": 18, "status": 19,
     "cli": 20, "pytest_state": 18, "pytest_items": 18, "pytest_failures": 18,
     "pytest_plugin": 19, "": 20, "__main__": 21,
 }  # fmt: skip
