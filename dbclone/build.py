@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, databases
+from . import adapters, databases, features, privileges
+from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
-from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, masked
+from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
+from .file_lock import locked
 from .marks import Database, Mark, build_name
 from .schema import Manifest, Progress, Schema, digest
 from .server import Server
@@ -22,6 +23,12 @@ from .server import Server
 log = logging.getLogger("dbclone")
 FORMAT = "1"  # of templates: a change makes all older ones another fingerprint's
 UNLOGGED = "unlogged tables with rows"
+#: How servers of several versions refuse an encoding or a locale.
+_UNFIT = (
+    psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType, psycopg.errors.InvalidParameterValue,
+    psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidObjectDefinition, psycopg.errors.SyntaxError, psycopg.DataError,
+    UnicodeEncodeError,
+)  # fmt: skip
 _DEFAULT = ", default "  # follows the version of an extension if the schema asked for another than the server's default
 
 
@@ -33,8 +40,8 @@ def full_manifest(server: Server, schema: Schema) -> Manifest:
             **schema.manifest(),
             "project": digest(settings.project.encode()),
             "PostgreSQL": str(facts.major),
-            "encoding": settings.encoding or facts.encoding,
-            "locale": settings.locale or f"{facts.collate}/{facts.ctype}",
+            "encoding": encodable(settings.encoding) or facts.encoding,
+            "locale": encodable(settings.locale) or f"{facts.collate}/{facts.ctype}",
             "role": facts.role,
             "template format": FORMAT,
         }
@@ -62,6 +69,8 @@ def flaws(server: Server, found: Database) -> list[str]:
         return ["a DROP of the template was interrupted"]
     if not found.sealed:
         return ["the template was not sealed any more"]
+    if flaw := collation_flaw(server, found):
+        return [flaw]
     recorded = {k.partition(" ")[2]: v for k, v in found.mark.manifest.items() if k.startswith("extension ")}
     if not recorded:
         return []
@@ -69,6 +78,19 @@ def flaws(server: Server, found: Database) -> list[str]:
     now = dict(rows)
     was = {name: version.partition(_DEFAULT)[2] or version for name, version in recorded.items()}
     return [f"extension {name} was {was[name]}, is {now.get(name) or 'gone'}" for name in was if was[name] != now.get(name)]
+
+
+def collation_flaw(server: Server, found: Database) -> str:
+    """Return in words that the operating system sorts otherwise than when a database was made, which then cannot be copied; an
+    empty string if it does not."""
+    if server.facts.major < 15:  # nothing is recorded, nor refused
+        return ""
+    rows = server.fetch(
+        "SELECT datcollversion, coalesce(pg_database_collation_actual_version(oid), 'unknown') FROM pg_database WHERE oid = %s"
+        " AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL",
+        [found.oid],
+    )
+    return "its collation had version {}, the system's has {}".format(*rows[0]) if rows else ""
 
 
 @dataclass
@@ -85,26 +107,23 @@ class Builder:
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
         """Hold the locks of this template; say who holds them if that takes longer than a second."""
-        from filelock import FileLock, Timeout
-
         patience = self.server.settings.build_timeout
         path = self._lock_path()
         with contextlib.ExitStack() as stack:
-            started = time.monotonic()
+            started = monotonic()
             if path is not None:
-                lock = FileLock(path, mode=0o600)
                 while True:
                     try:
-                        stack.enter_context(lock.acquire(timeout=1.0, poll_interval=0.02))
+                        stack.enter_context(locked(path, 1.0))
                         break
-                    except Timeout:
-                        self._still_waiting(time.monotonic() - started, patience)
+                    except TimeoutError:
+                        self._still_waiting(monotonic() - started, patience)
             while True:
                 try:
                     stack.enter_context(self.server.leases.lock(f"build {self.name}", 1.0))
                     break
                 except TimeoutError:
-                    self._still_waiting(time.monotonic() - started, patience)
+                    self._still_waiting(monotonic() - started, patience)
             yield
 
     def _still_waiting(self, waited: float, patience: float) -> None:
@@ -139,36 +158,52 @@ class Builder:
         """
         if replaced is not None and replaced.sessions:
             raise self._occupied(f"There are {replaced.sessions} sessions in it.")
+        features.check(self.server, self.schema)
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)
-        started = time.perf_counter()
+        started = monotonic()
         server.leases.take(name)
         try:
             self.progress("creating an empty database")
             databases.create(server, name, "template0", mark, self._options())
             self._fill(name)
             manifest = {**self.manifest, **self._finish(name)}
-            final = replace(
-                mark, kind="template", manifest=manifest, seconds=round(time.perf_counter() - started, 3), used=time.time()
-            )
+            final = replace(mark, kind="template", manifest=manifest, seconds=round(monotonic() - started, 3), used=wall())
             databases.seal(server, name, final)
             self._publish(name, replaced)
+        except _UNFIT as error:
+            if databases.find(server, name) is not None or not self._options():
+                self._discard(name)
+                raise
+            raise settings.error(
+                "locale" if settings.locale else "encoding",
+                "the server cannot create a database like that",
+                "Choose an encoding and a locale that the server has: SELECT collname, collencoding FROM pg_collation.",
+                said(error).strip(),
+            ) from None
         except psycopg.errors.InsufficientPrivilege as error:
             self._discard(name)
-            raise TemplateError(
-                "a privilege is missing to build the template", str(error).strip(), "Grant it to the role in url."
-            ) from error
+            raise privileges.to_create(server, "template0", error) from error
         except BaseException:
             self._discard(name)
             raise
         finally:
             server.leases.give_up(name)
-        log.info("built template %s in %.2f s", self.name, time.perf_counter() - started)
+        log.info("built template %s in %.2f s", self.name, monotonic() - started)
         found = adoptable(server, databases.listed(server, self.name), self.name)
         if found is None:
             raise TemplateError(f'template "{self.name}" was dropped as soon as it was built', "Somebody pruned it.", "Run again.")
         return found
+
+    def aside(self, name: str) -> None:
+        """Build into the private database `name`, which is neither sealed nor published and stays open; the caller holds its lease
+        and drops it. Raises what `build` raises."""
+        mark = Mark.make("build", self.server.settings.project, self.server.facts.system, fingerprint=self.manifest.fingerprint)
+        databases.create(self.server, name, "template0", mark, self._options())
+        self._fill(name)
+        databases.close_to_others(self.server, name)  # what a forgotten session has not committed is not in a template either
+        self.server.connection.execute(databases.opening(name))
 
     def _options(self) -> dict[str, str | bool]:
         """Return encoding and locale, said explicitly so that nothing of template1 matters."""
@@ -183,7 +218,7 @@ class Builder:
                 self.schema.build(dsn.url, self.progress)
             return
         except Exception as error:
-            shown = masked(error, dsn.mask)
+            shown = masked(error, dsn.mask, variables=True)
         # Not while the original is being handled, which would become the context of what is shown.
         if isinstance(shown, Error):
             raise shown

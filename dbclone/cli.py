@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import adapters, databases
+from . import adapters
+from .checking import doctor, say, verify
 from .copying import warm
 from .embedded import Embedded
 from .errors import Error, ServerError, ServerNotFound, SettingsError
-from .marks import Database, lock_key
 from .progress import Line, Progress
 from .prune import prune as prune_databases
 from .report import template_line
 from .scratch import dropped_at_end, scratch
 from .server import Server, external
 from .settings import Settings, describe, load
+from .status import running, status
 from .template import Template
-
-
-def _say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:
-    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(lines))
 
 
 def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -50,84 +46,21 @@ def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
         lines = [template_line(template.name, template.built, template.seconds, template.why)]
         lines += [f"{made} warm clone{'s' if made != 1 else ''} made"] if arguments.workers else []
         lines += [f"dropped {name}" for name in dropped]
-        _say(arguments, facts, lines)
+        say(arguments, facts, lines)
     return 0
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'s' if count != 1 else ''}"
-    return "less than a minute"
-
-
-def _running(settings: Settings) -> Server | None:
-    """Return a connection to the server without starting a private one; None if it is not running."""
-    if external(settings) is None and Embedded.locate(settings).cluster.pid() is None:
-        return None
-    return Server.open(settings)
-
-
-def status(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Show the server, and every database that dbclone made there."""
-    server = _running(settings)
-    if server is None:
-        folder = Embedded.locate(settings).cluster.folder
-        _say(
-            arguments,
-            {"server": "private", "running": False, "folder": str(folder)},
-            [f"the private server in {folder} is not running"],
-        )
-        return 0
-    with server:
-        known = databases.listed(server, sizes=True)
-        leased = server.leases.held()
-        rows = [_facts(database, leased, server.facts.system) for database in known]
-        lines = [
-            f"PostgreSQL {server.version} at {server.where}, role {server.facts.role},"
-            f" {'durable' if server.facts.durable else 'fsync off'}"
-        ]
-        for row in rows:
-            used = f", used {_age(row['idle'])} ago" if row["kind"] == "template" else ""
-            owner = f", {row['owner']}" if row["owner"] else ""
-            life = {True: ", alive", False: ", owner gone", None: ""}[row["alive"]]
-            lines.append(
-                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB, {_age(row['age'])} old"
-                f"{used}{owner}{life}{row['problem']}"
-            )
-            if arguments.manifest and row["manifest"]:
-                lines += [f"            {name}: {value}" for name, value in sorted(row["manifest"].items())]
-        if not rows:
-            lines.append("no databases of dbclone")
-        _say(arguments, {"server": server.where, "running": True, "version": server.version, "databases": rows}, lines)
-    return 0
-
-
-def _facts(database: Database, leased: set[int], system: str) -> dict[str, Any]:
-    mark, now = database.mark, time.time()
-    problem = database.problem(system)
-    kind = mark.kind if mark is not None else "unknown"
-    return {
-        "name": database.name, "kind": kind, "bytes": database.bytes, "sessions": database.sessions,
-        "age": now - mark.created if mark else 0, "idle": now - mark.used if mark else 0,
-        "owner": f"worker {mark.worker} of run {mark.run[:8]} on {mark.host}:{mark.pid}" if mark and mark.worker else "",
-        "alive": lock_key(database.name) in leased if kind in ("clone", "build") else None,
-        "problem": f", left alone: {problem}" if problem else "", "manifest": mark.manifest if mark else {},
-    }  # fmt: skip
 
 
 def prune(arguments: argparse.Namespace, settings: Settings) -> int:
     """Drop what no living owner holds."""
-    server = _running(settings)
+    server = running(settings)
     if server is None:
-        _say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
+        say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
         return 0
     with server:
         done = prune_databases(server, everything=arguments.all, dry_run=arguments.dry_run, sizes=True)
         word = "would drop" if arguments.dry_run else "dropped"
         facts = {"dry_run": arguments.dry_run, "dropped": [{"name": d.name, "reason": why, "bytes": d.bytes} for d, why in done]}
-        _say(arguments, facts, [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or ["nothing to drop"])
+        say(arguments, facts, [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or ["nothing to drop"])
     return 0
 
 
@@ -138,7 +71,7 @@ def url(arguments: argparse.Namespace, settings: Settings) -> int:
         if server.embedded is not None:
             server.embedded.keep(True)
         found = server.database(name).url
-        _say(arguments, {"name": name, "url": found}, [found])
+        say(arguments, {"name": name, "url": found}, [found])
         if not arguments.database:
             print(f"dbclone: {name} stays until: python -m dbclone prune --all", file=sys.stderr)
         if server.embedded is not None:
@@ -151,7 +84,8 @@ def psql(arguments: argparse.Namespace, settings: Settings) -> int:
     from .dsn import child_environment
 
     with Server.open(settings) as server:
-        beside = server.embedded.cluster.binaries.folder / "psql" if server.embedded else None
+        # Not from a copy that was made for the server's account, which could change it.
+        beside = Embedded.locate(settings).cluster.binaries.folder / "psql" if server.embedded else None
         program = str(beside) if beside is not None and beside.is_file() else shutil.which("psql")
         if program is None:
             raise SettingsError("there is no psql on this machine", "It is not on PATH.", "Install PostgreSQL's client programs.")
@@ -192,7 +126,7 @@ def server(arguments: argparse.Namespace, settings: Settings) -> int:
         f"private server: {state}, PostgreSQL {cluster.binaries.version} from {cluster.binaries.source}",
         f"data: {cluster.folder}",
     ]
-    _say(arguments, facts, [*lines, f"url: {located.dsn.url}"] if pid is not None else lines)
+    say(arguments, facts, [*lines, f"url: {located.dsn.url}"] if pid is not None else lines)
     return 0 if action != "status" or pid is not None else 1
 
 
@@ -249,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add("status", status).add_argument("--manifest", action="store_true", help="show what each template was built from")
     command = add("prune", prune)
     command.add_argument("--dry-run", action="store_true", help="only say what would be dropped")
-    command.add_argument("--all", action="store_true", help="also templates, warm and scratch clones that no living run uses")
+    command.add_argument("--all", action="store_true", help="also templates, warm, scratch and kept clones that no living run uses")
     add("url", url).add_argument(
         "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a new scratch clone)"
     )
@@ -258,6 +192,12 @@ def _parser() -> argparse.ArgumentParser:
         "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a scratch clone)"
     )
     add("server", server).add_argument("action", choices=("start", "stop", "status"))
+    command = add("doctor", doctor)
+    command.add_argument("--workers", type=_count, default=0, metavar="N", help="for how many workers (default: one per CPU)")
+    command.add_argument("--no-measures", action="store_true", help="make no scratch databases to measure in")
+    add("verify", verify).add_argument(
+        "--allow-unsteady", action="store_true", help="exit 0 if all that differs also differs between two builds made just now"
+    )
     command = add("demo", demo, epilog="Arguments after -- go to pytest.")
     command.add_argument("--workers", type=_count, default=2, metavar="N", help="pytest-xdist workers (default: 2)")
     return parser
@@ -271,6 +211,8 @@ def _count(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only when what was asked is so."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print is no reason to fail
     words = list(sys.argv[1:] if arguments is None else arguments)
     rest: list[str] = []
     if "--" in words:

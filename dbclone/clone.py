@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,9 +10,10 @@ from dataclasses import dataclass, field
 import psycopg
 
 from . import adapters
+from .clock import monotonic
 from .errors import SandboxLimit, ServerError, SettingsError
-from .isolation import Isolation
-from .owned import Owned, application_name
+from .isolation import Isolation, data_lost
+from .owned import Owned
 from .recovery import is_alive, told, twice
 from .reset import Outcome, pick
 from .reset.audit import escaped
@@ -24,24 +22,8 @@ from .reset.rollback import Rollback
 from .reset.sandbox import Session
 from .reset.sequences import Sequence
 from .reset.witness import Verdict
+from .sessions import application_name, named
 from .settings import RESETS
-
-log = logging.getLogger("dbclone")
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Give a name to every session that libpq opens in this process during the block (PostgreSQL documentation, libpq-envars)."""
-    before = os.environ.get("PGAPPNAME")
-    if name:
-        os.environ["PGAPPNAME"] = name
-    try:
-        yield
-    finally:
-        if name and before is None:
-            os.environ.pop("PGAPPNAME", None)
-        elif name and before is not None:
-            os.environ["PGAPPNAME"] = before
 
 
 @dataclass(repr=False)
@@ -54,6 +36,7 @@ class Clone(Owned):
     """
 
     escalated: set[str] = field(default_factory=set)
+    _keeping: str = ""  # what the isolation that ends now is to be kept for
     _lending: contextlib.ExitStack | None = field(default=None, repr=False)
     _lost: str = ""  # what has become of the data of a class or module that is still open
 
@@ -65,17 +48,18 @@ class Clone(Owned):
         and reports; `reset_sequences`, put sequences back under rollback too (default: the setting). Raises SandboxLimit,
         ResetBlocked, and WriteEscaped if the setting `strict` is on.
         """
+        self.server.home.needed()
         wanted = self.choose(reset, test)
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
         self._look(wanted)
-        with _named(application_name(self.owner, test) if test else ""):
+        with named(application_name(self.owner, test) if test else ""):
             if wanted == "rollback":
                 with self._layer(test, sequences, reset == "auto") as session:
                     isolation = self._view(wanted, test, session)
                     try:
                         yield isolation
                     finally:
-                        isolation.close()
+                        self._keeping = isolation.kept if self._over(isolation) else ""
                 return
             if self._lending is not None:
                 raise SandboxLimit(
@@ -88,8 +72,14 @@ class Clone(Owned):
             try:
                 yield isolation
             finally:
-                isolation.close()
-                self._settle(self._finish(wanted), test)
+                if self._over(isolation) and not (isolation.kept and self._keep_for(isolation.kept)):
+                    self._settle(self._finish(wanted), test)
+
+    def _over(self, isolation: Isolation) -> bool:
+        """Close what a test opened; return False in a forked process, in which nothing is over: all of it is its parent's."""
+        if not self.server.home.left:
+            isolation.close()
+        return not self.server.home.left
 
     def _look(self, wanted: str = "") -> None:
         """Have a fresh clone if this one is known not to be equal to the template before a test begins.
@@ -115,7 +105,7 @@ class Clone(Owned):
         """Have a fresh clone, because it has shown that our sessions were lost since the last test."""
         if self._lending is not None:
             self._lost = "its connection was lost between two tests"
-            raise self._data_lost()
+            raise data_lost(self._lost)
         self.replace("its connections were lost between two tests")
 
     def _finish(self, wanted: str) -> Outcome:
@@ -127,16 +117,17 @@ class Clone(Owned):
                 self._undo.forget()
                 return self._drop.after()
             except (psycopg.Error, ServerError) as error:
-                return Outcome(wanted, 0.0, spoiled=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+                text = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"  # such as an object of another role
+                return Outcome(wanted, 0.0, spoiled=text if wanted == "truncate" else f"not everything could be dropped: {text}")
             except BaseException:
                 self.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
                 raise
-        started = time.perf_counter()
+        started = monotonic()
         if wanted == "clone":
             self.replace("a test that wanted a fresh clone", quiet=True, often=True)
         else:
             self._undo.tainted = True
-        return Outcome(wanted, time.perf_counter() - started)
+        return Outcome(wanted, monotonic() - started)
 
     @contextlib.contextmanager
     def layer(self, name: str) -> Iterator[Isolation]:
@@ -150,7 +141,7 @@ class Clone(Owned):
             try:
                 yield isolation
             finally:
-                isolation.close()
+                self._over(isolation)
 
     def _view(self, reset: str, test: str, session: Session | None) -> Isolation:
         return Isolation(
@@ -185,7 +176,7 @@ class Clone(Owned):
         outermost = self._lending is None
         if not outermost and (self._lost or self._undo.broken):
             self._lost = self._lost or "its connection was lost"
-            raise self._data_lost()
+            raise data_lost(self._lost)
 
         def begin() -> tuple[Session, tuple[Sequence, ...] | None, Rollback]:
             session = self._undo.sandbox()
@@ -205,19 +196,26 @@ class Clone(Owned):
             finally:
                 if outermost:
                     self._lending, self._lost = None, ""
-                outcome = level.after()
-                stack.close()
-                self._undo.moved = self._undo.moved or positions is None
-                self._escalate(session.met(), test, auto)
-                self._settle(outcome, test, auto)
-                self._undo.keep_small()
+                if self.server.home.left:
+                    self._lending = stack.pop_all()  # kept, so that nothing of the parent's ends here
+                else:
+                    label, self._keeping = self._keeping, ""
+                    outcome = level.after() if not label else self._kept(level, stack, label)
+                    stack.close()
+                    self._undo.moved = self._undo.moved or positions is None
+                    self._escalate(session.met(), test, auto)
+                    self._settle(outcome, test, auto)
+                    self._undo.keep_small()
 
-    def _data_lost(self) -> SandboxLimit:
-        return SandboxLimit(
-            "the data of this class or module are lost",
-            f"They were in the transaction that ended too early: {self._lost}.",
-            "Find out why, and run these tests again; tests of other classes and modules are not affected.",
-        )
+    def _kept(self, level: Rollback, stack: contextlib.ExitStack, label: str) -> Outcome:
+        """Commit what a test left in its sandbox, and keep it. Data of a class or module around it go along."""
+        started, failure = monotonic(), level.keep()
+        stack.close()
+        if failure or not self._keep_for(label):
+            why = f"it could not be kept: {failure or 'see above'}"
+            return Outcome("rollback", monotonic() - started, spoiled=why)
+        self._lost = f"{label} failed, and what it left was kept" if self._lending is not None else ""
+        return Outcome("rollback", monotonic() - started)
 
     def _settle(self, outcome: Outcome, test: str, auto: bool = False) -> None:
         """Note what a reset cost; replace the clone if it could not make it equal to the template; look for what escaped."""
@@ -265,6 +263,15 @@ class Clone(Owned):
         if self.server.settings.strict:
             raise error
         warnings.warn(str(error), stacklevel=2)
+
+    def keep(self, label: str) -> str:
+        """Keep the committed state in a database of its own, named after `label`, and go on with a fresh clone under the old name.
+
+        Returns the name; `python -m dbclone status` lists it, `prune` drops it after `retain_days`. Raises SandboxLimit while a
+        test is isolated by rollback, and psycopg.errors.ObjectInUse if a session may not be sent away.
+        """
+        self._aside("keep")
+        return self._put_by(label)
 
     def snapshot(self, label: str) -> None:
         """Put the committed state aside as `label`, to `restore` it any number of times; it lasts as long as the clone.

@@ -9,9 +9,13 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from . import databases
+from . import databases, privileges, remnants
+from .clock import monotonic
+from .embedded.cluster import free_bytes
 from .errors import TemplateError
+from .licence import licensed
 from .marks import Database, Mark, spare_name
+from .prune import prune
 from .reset.cursors import exchange
 from .server import Server
 
@@ -27,7 +31,7 @@ _LOST = (
 def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool = True) -> None:
     """Create database `name` from a template, few at a time, with the settings and grants that a copy lacks.
 
-    Waits and tries again while somebody is connected to the template. Raises TemplateError, psycopg.Error.
+    Waits and tries again while somebody is connected to the template. Raises TemplateError, PermissionMissing, psycopg.Error.
     """
     settings = server.settings
     options: dict[str, str | bool] = {}
@@ -37,14 +41,14 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
         )
     if not open_to_all:
         options["ALLOW_CONNECTIONS"] = False
-    pause, deadline = 0.05, time.monotonic() + 60
+    pause, deadline = 0.05, monotonic() + 60
     with server.leases.slot("clone", settings.clone_limit, timeout=60):
         while True:
             try:
                 databases.create(server, name, template, mark, options)
                 break
             except psycopg.errors.ObjectInUse as error:
-                if time.monotonic() > deadline:
+                if monotonic() > deadline:
                     raise TemplateError(
                         f'template "{template}" cannot be copied: somebody has been connected to it for 60 s',
                         str(error).strip(),
@@ -52,11 +56,31 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
                     ) from None
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise privileges.to_create(server, template, error) from None
             except psycopg.errors.DiskFull as error:
-                raise TemplateError(
-                    f'no space is left on {server.where} to copy "{template}"', str(error).strip(), "Run: python -m dbclone prune"
-                ) from None
+                raise _no_space(server, template, error) from None
     databases.carry_over(server, template, name)
+
+
+def _no_space(server: Server, template: str, error: psycopg.Error) -> TemplateError:
+    """Return the error for a copy that found the disk full: how much it needs, what is free, and what a prune would free."""
+
+    def shown(size: float) -> str:
+        return f"{size / 2**20:.0f} MB"
+
+    ((needed,),) = server.fetch("SELECT coalesce(pg_database_size(oid), 0) FROM pg_database WHERE datname = %s", [template])
+    freed, everything = (
+        sum(database.bytes for database, _ in prune(server, template, everything=all_, dry_run=True, sizes=True))
+        for all_ in (False, True)
+    )
+    free = f"{shown(free_bytes(server.embedded.cluster.data))} are free" if server.embedded is not None else ""
+    return TemplateError(
+        f'no space is left on {server.where} to copy "{template}": that needs {shown(needed)}' + (f", {free}" if free else ""),
+        str(error).strip(),
+        f"python -m dbclone prune would free {shown(freed)}, with --all {shown(everything)}."
+        + ("" if free else " How much is free, a server tells nobody: look at its disk."),
+    )
 
 
 def warm(server: Server, template: Database, count: int) -> int:
@@ -102,6 +126,8 @@ _FREE = sql.SQL(
     "SELECT pg_stat_get_db_numbackends({0}) = 0 AND (pg_identify_object(1262, {0}, 0)).name = {1}"
     " AND NOT EXISTS (SELECT FROM pg_prepared_xact() WHERE dbid = {0})"
 )
+# Fails, and with it the transaction that it begins, unless the warm clone still is the database that was made.
+_SAME = sql.SQL("SELECT 1 / coalesce(((pg_identify_object(1262, {}, 0)).name = {})::int, 0)")
 
 
 @dataclass(frozen=True)
@@ -127,37 +153,45 @@ class HandOver:
             return sql.SQL("; ").join(parts).as_bytes(server.connection)
 
         put_aside = text(databases.renaming(name, aside)) if aside else b""
-        take_place = text(databases.renaming(spare, name), databases.opening(name), databases.commenting(name, mark))
+        take_place = text(
+            _SAME.format(sql.Literal(oid), sql.Literal(spare)),
+            databases.renaming(spare, name),
+            databases.opening(name),
+            databases.commenting(name, mark),
+        )
         return cls(spare, oid, name, mark, aside, put_aside, take_place, text(_FREE.format(sql.Literal(oid), sql.Literal(name))))
 
     def run(self, server: Server, last: HandOver | None = None) -> None:
         """Do it, in one transaction: under a new name and still with a spare's mark it would look free.
 
         Arguments: `last`, the hand-over that gave the name to what has it now, if this process did. Sessions in what is put aside
-        are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended.
+        are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended, and InvalidCatalogName
+        if the warm clone is gone, also if another database has its name.
         """
         old = bool(self.aside)
         if old and not (last is not None and _comes_free(server, last.is_free)):
             old = self._freed(server, last)
         commands = [self.put_aside, self.take_place] if old else [self.take_place]
         try:
-            _send(server, *commands)
-        except psycopg.errors.ObjectInUse:
-            if not (old and self._freed(server, last, certainly=True)):  # somebody has come in since
-                raise
-            _send(server, *commands)
+            try:
+                _send(server, *commands)
+            except psycopg.errors.ObjectInUse:
+                if not (old and self._freed(server, last, certainly=True)):  # somebody has come in since
+                    raise
+                _send(server, *commands)
+        except psycopg.errors.DivisionByZero:
+            raise psycopg.errors.InvalidCatalogName(f'"{self.spare}" is another database now') from None
 
     def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> bool:
         """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return whether there is one."""
-        old = databases.find(server, self.name)
+        made = last.oid if last is not None else 0  # that we know better than its mark, which a test may have written over
+        old = licensed(server, self.name, made)
         if old is None:
             return False
-        if last is None or last.oid != old.oid:  # otherwise we know better than its mark, which a test may have written over
-            databases.check_ours(server, old)
         is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)
         if certainly or not _comes_free(server, is_free):
-            databases.roll_back_prepared(server, self.name)
-            if stayed := databases.close_to_others(server, self.name):
+            remnants.roll_back_prepared(server, self.name)
+            if stayed := databases.close_to_others(server, self.name, made=made):
                 _send(server, databases.opening(self.name).as_bytes(server.connection))
                 raise psycopg.errors.ObjectInUse(f'database "{self.name}" is in use by {stayed}, who may not be ended')
         return True
@@ -165,8 +199,8 @@ class HandOver:
 
 def _comes_free(server: Server, question: bytes) -> bool:
     """Ask whether a database is free, for a few milliseconds: a session ends a moment after its client has closed it."""
-    deadline = time.monotonic() + 0.005
-    while not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t")) and time.monotonic() < deadline:
+    deadline = monotonic() + 0.005
+    while not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t")) and monotonic() < deadline:
         time.sleep(0.0001)
     return free
 

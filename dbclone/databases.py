@@ -1,32 +1,29 @@
 """The databases that dbclone makes, and the only statements that create, rename and drop databases.
 
-Nothing is dropped, renamed or closed here unless `marks` says that dbclone made it.
+Every statement here that changes a database which exists already asks `licence` first, by the name that the statement has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import psycopg
 from psycopg import sql
 
-from .errors import NotOurs, ServerError
+from . import licence, privileges
+from .clock import monotonic, wall
+from .errors import NotOurs
+from .licence import licensed
 from .marks import LIMIT, Database, Mark, check_name
+from .remnants import roll_back_prepared, stop_replication
 from .server import Server
+from .sessions import Identity
 
-# A session without a user is an autovacuum worker, which the server ends by itself. The type of a session of others is hidden
-# from a plain role.
-_OURS = """
-SELECT d.oid::int8, d.datname::text, d.datdba = (SELECT oid FROM pg_roles WHERE rolname = current_user),
-       d.datistemplate AND NOT d.datallowconn,
-       d.datconnlimit,
-       CASE WHEN %(sizes)s AND has_database_privilege(d.oid, 'CONNECT') THEN coalesce(pg_database_size(d.oid), 0) ELSE 0 END,
-       (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL)::int,
-       shobj_description(d.oid, 'pg_database')
-FROM pg_database d WHERE d.datname ~ '^dbclone_' AND (%(name)s::text IS NULL OR d.datname = %(name)s) ORDER BY d.datname
-"""
+listed, find = licence.listed, licence.find  # what there is, for whoever decides what to do about it
+
 _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
 # Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
 _LISTS = (
@@ -37,20 +34,6 @@ _LISTS = (
     "temp_tablespaces",
     "unix_socket_directories",
 )
-
-
-def listed(server: Server, name: str | None = None, sizes: bool = False) -> list[Database]:
-    """Return the databases on the server whose names begin as ours do, or the one called `name`; with `sizes`, their bytes too."""
-    rows = server.fetch(_OURS, {"sizes": sizes, "name": name})
-    return [
-        Database(oid, found, own, sealed, limit, size, sessions, Mark.read(comment), comment)
-        for oid, found, own, sealed, limit, size, sessions, comment in rows
-    ]
-
-
-def find(server: Server, name: str) -> Database | None:
-    """Return the database called `name`, or None."""
-    return next(iter(listed(server, name)), None)
 
 
 def _run(server: Server, statement: sql.Composed) -> None:
@@ -83,23 +66,27 @@ def commenting(name: str, mark: Mark) -> sql.Composed:
 
 
 def comment(server: Server, name: str, mark: Mark) -> None:
-    """Write the mark of a database that this process made or claimed."""
+    """Write the mark of a database that this process has just made, or has a licence for: whoever writes it, gives one."""
     _run(server, commenting(name, mark))
 
 
 def touch(server: Server, database: Database) -> None:
     """Note that a template is in use now; not worth waiting for, nor failing for."""
-    if database.mark is None or time.time() - database.mark.used < 3600 or not database.own:
+    if database.mark is None or wall() - database.mark.used < 3600 or not database.own:
         return
-    with contextlib.suppress(psycopg.Error):
+    with contextlib.suppress(psycopg.Error, NotOurs):
         with server.connection.transaction():
             server.connection.execute("SET LOCAL lock_timeout = '100ms'")
-            comment(server, database.name, replace(database.mark, used=round(time.time(), 3)))
+            now = licensed(server, database.name)
+            if now is None or now.oid != database.oid:
+                return
+            comment(server, database.name, replace(database.mark, used=round(wall(), 3)))
 
 
 def seal(server: Server, name: str, mark: Mark) -> None:
-    """Close a database to everybody and make it a template, with its final mark, in one transaction."""
+    """Close a database to everybody and make it a template, with its final mark, in one transaction. Raises NotOurs."""
     with server.connection.transaction():
+        licensed(server, name)
         _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(sql.Identifier(name)))
         comment(server, name, mark)
 
@@ -109,31 +96,32 @@ def opening(name: str) -> sql.Composed:
     return sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name))
 
 
-def close_to_others(server: Server, name: str, own: int = 0, patience: float = 10.0) -> list[tuple[int, str, str]]:
+def close_to_others(server: Server, name: str, own: int = 0, patience: float = 10.0, made: int = 0) -> list[tuple[int, str, str]]:
     """Forbid further connections to a database of ours and end the sessions in it; return those that stayed: (pid, user, name).
 
     Arguments: `own`, the process id of a session that may stay, because it is ours; `patience`, seconds to wait for a session
-    that was told to end. One that we may not end is not waited for.
+    that was told to end (one that we may not end is not waited for); `made`, as for `licensed`. Raises NotOurs.
     """
+    licensed(server, name, made)
     _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
     told: set[int] = set()
     refused: set[int] = set()
-    deadline = time.monotonic() + patience
+    deadline = monotonic() + patience
     while True:
         rows = server.fetch(
-            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, '') FROM pg_stat_activity"
-            " WHERE datname = %s AND pid <> %s AND usesysid IS NOT NULL",
+            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''), datid::int8, backend_start"
+            " FROM pg_stat_activity WHERE datname = %s AND pid <> %s AND usesysid IS NOT NULL",
             [name, own],
         )
-        stayed = [(pid, user, application) for pid, user, application in rows]
-        if {pid for pid, _, _ in stayed} <= refused or time.monotonic() > deadline:
+        stayed = [(pid, user, application) for pid, user, application, _, _ in rows]
+        if {pid for pid, _, _ in stayed} <= refused or monotonic() > deadline:
             return stayed
-        for pid in {pid for pid, _, _ in stayed} - told:
-            told.add(pid)
+        for session in [Identity(pid, oid, started) for pid, _, _, oid, started in rows if pid not in told]:
+            told.add(session.pid)
             try:
-                server.fetch("SELECT pg_terminate_backend(%s)", [pid])
+                session.end(server.connection)
             except psycopg.errors.InsufficientPrivilege:
-                refused.add(pid)
+                refused.add(session.pid)
         time.sleep(0.002)
 
 
@@ -144,7 +132,9 @@ def renaming(old: str, new: str) -> sql.Composed:
 
 
 def rename(server: Server, old: str, new: str) -> bool:
-    """Rename a database; return False if the new name is taken: then somebody else was first."""
+    """Rename a database; return False if the new name is taken: then somebody else was first. Raises NotOurs."""
+    check_name(new)
+    licensed(server, old)
     try:
         _run(server, renaming(old, new))
     except _TAKEN:
@@ -155,10 +145,13 @@ def rename(server: Server, old: str, new: str) -> bool:
 def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     """Let `replacement` take the name of a database that steps aside, in one transaction: nobody finds the name missing.
 
-    Returns False if there is no database of that name any more. Raises psycopg.errors.ObjectInUse if somebody is connected to it.
+    Returns False if there is no database of that name any more. Raises NotOurs, and psycopg.errors.ObjectInUse if somebody is
+    connected to it.
     """
     try:
         with server.connection.transaction():
+            licensed(server, name)
+            licensed(server, replacement)
             _run(server, renaming(name, aside))
             _run(server, renaming(replacement, name))
     except psycopg.errors.InvalidCatalogName:
@@ -166,52 +159,69 @@ def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     return True
 
 
-def check_ours(server: Server, database: Database) -> None:
-    """Raise NotOurs unless dbclone can prove that it made this database."""
-    if problem := database.problem(server.facts.system):
-        raise NotOurs(
-            f"database {database.name!r} on {server.where} is left alone: {problem}",
-            "dbclone drops only what carries its own mark for this server and belongs to its own role.",
-            "Drop it by hand if you know what it is.",
-        )
+def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
+    """Give a database of our own run the name `kept` and the mark that goes with it; return False if that name is taken.
+
+    Sessions in it are ended. Raises psycopg.errors.ObjectInUse if one of them may not be; then everything is as it was.
+    Raises NotOurs.
+    """
+    stayed = close_to_others(server, name)
+    try:
+        if stayed:
+            pid, user, _ = stayed[0]
+            raise psycopg.errors.ObjectInUse(f"session {pid} of role {user} is in database {name} and may not be ended")
+        with server.connection.transaction():
+            licensed(server, name)
+            _run(server, renaming(name, kept))
+            comment(server, kept, mark)
+            _run(server, opening(kept))
+    except _TAKEN:
+        _run(server, opening(name))
+        return False
+    except psycopg.Error:
+        _run(server, opening(name))
+        raise
+    return True
 
 
-def drop(server: Server, database: Database, force: bool = False) -> None:
+def drop(server: Server, database: Database, force: bool = False, patience: float = 0.0) -> None:
     """Drop a database that dbclone can prove it made.
 
     Arguments: `database`, as `listed` returned it: it is looked up again on the same connection just before; `force`, end the
-    sessions in it first, for a database of our own run. One that is gone already is no error. Raises NotOurs, psycopg.Error.
+    sessions in it first, for a database of our own run; `patience`, seconds that the server may take (0: as long as it likes).
+    One that is gone already is no error. Raises NotOurs, psycopg.Error; the text of that names the sessions that we may not end.
     """
-    now = find(server, database.name)
+    now = licensed(server, database.name)
     if now is None or now.oid != database.oid:
         return
-    check_ours(server, now)
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our connection, DROP works.
     is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")  # also one that somebody has opened
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
     statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else ""))
-    try:
-        _run(server, statement)
-    except psycopg.errors.ObjectInUse:
-        if not roll_back_prepared(server, now.name):
-            raise
-        _run(server, statement)
+    with _within(server, patience):
+        try:
+            _run(server, statement)
+        except psycopg.errors.ObjectInUse as error:
+            if not any([roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]):
+                raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
+            _run(server, statement)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
 
 
-def roll_back_prepared(server: Server, name: str) -> bool:
-    """Roll back the prepared transactions in a database of ours, which outlive their sessions; return whether there were any."""
-    prepared = server.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [name])
-    if not prepared:
-        return False
+@contextlib.contextmanager
+def _within(server: Server, patience: float) -> Iterator[None]:
+    """Let a statement of the block take so many seconds at most. A DROP that is cancelled can be finished by another one."""
+    limit = sql.SQL("SET statement_timeout = {}")
+    if patience:
+        _run(server, limit.format(max(1, round(patience * 1000))))
     try:
-        with contextlib.closing(server.connect(name, "drop")) as connection:
-            for (gid,) in prepared:
-                connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
-    except ServerError:  # it is closed to everybody
-        return False
-    return True
+        yield
+    finally:
+        if patience and not server.connection.closed:
+            _run(server, limit.format(0))
 
 
 def carry_over(server: Server, source: str, target: str) -> None:
@@ -222,6 +232,8 @@ def carry_over(server: Server, source: str, target: str) -> None:
         " LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = %s",
         [source],
     )
+    if any(pairs or acl or limit not in (LIMIT, -1) for _, pairs, acl, limit in rows):
+        licensed(server, target)
     for role, pairs, _, _ in rows:
         for pair in pairs or ():
             variable, _, value = pair.partition("=")

@@ -67,14 +67,14 @@ class Dsn:
         """The parameters as keyword arguments for `psycopg.connect`."""
         return dict(self.params)
 
-    @property
+    @functools.cached_property
     def url(self) -> str:
         """The `postgresql://` URL, password included: for drivers, never for people. Its `repr` is that of `shown`."""
         url = _Url(self._render(secrets=True))
         url.shown = self.shown
         return url
 
-    @property
+    @functools.cached_property
     def shown(self) -> str:
         """The URL for people: a password is replaced by `***`."""
         return self._render(secrets=False)
@@ -122,39 +122,46 @@ def parse(text: str, source: str = "url") -> Dsn:
     Arguments: `text`, as the user typed it; `source`, where it came from, for the error. `postgresql+psycopg://` (SQLAlchemy's
     form) is understood. Raises SettingsError, which never repeats the text.
     """
+    found = _parsed(text)
+    del text  # pytest prints the variables of whoever raises
+    if isinstance(found, Dsn):
+        return found
+    raise SettingsError(
+        f"{source} is not a usable PostgreSQL URL",
+        f"{found} The value itself is not shown because it may contain a password.",
+        f"Write it as postgresql://user:password@host:5432/database. {_ESCAPES}",
+    )
+
+
+def _parsed(text: str) -> Dsn | str:
+    """Return what a URL says, or why it says nothing."""
     import psycopg.conninfo
 
-    def refuse(why: str) -> SettingsError:
-        return SettingsError(
-            f"{source} is not a usable PostgreSQL URL",
-            f"{why} The value itself is not shown because it may contain a password.",
-            f"Write it as postgresql://user:password@host:5432/database. {_ESCAPES}",
-        )
-
-    if "\0" in text or any(ord(c) < 32 for c in text):
-        raise refuse("It contains a control character.")
+    if any(ord(c) < 32 for c in text):
+        return "It contains a control character."
     if not text.strip():
-        raise refuse("It is empty.")
+        return "It is empty."
     text = text.strip()
     scheme = _SCHEME.match(text)
     if scheme is None and "://" in text.split("=", 1)[0]:
-        raise refuse("It does not start with postgresql://.")
+        return "It does not start with postgresql://."
     if scheme is not None:
-        text = f"{scheme[1].lower()}://{text[scheme.end() :]}"
+        # SQLAlchemy renders a space as it is, which libpq 17 refuses or, at an end, drops.
+        text = f"{scheme[1].lower()}://{text[scheme.end() :].replace(' ', '%20')}"
     try:
         parsed = psycopg.conninfo.conninfo_to_dict(text)
     except Exception:
         parsed = None
     if parsed is None:
-        raise refuse("libpq cannot parse it.")
+        return "libpq cannot parse it."
     params = tuple((k, str(v)) for k, v in parsed.items() if v is not None and str(v) != "")
     dsn = Dsn(params)
     for host in dsn.get("host").split(","):
         if not (host.startswith(("/", "@")) or _HOST.match(host)):
-            raise refuse("Its host contains characters that no host has; most often an @ or / in the password was not escaped.")
+            return "Its host contains characters that no host has; most often an @ or / in the password was not escaped."
     for port in dsn.get("port").split(","):
         if port and not (port.isdigit() and 0 < int(port) < 65536):
-            raise refuse("Its port is not a number from 1 to 65535.")
+            return "Its port is not a number from 1 to 65535."
     return dsn
 
 
@@ -188,7 +195,7 @@ def masking(build: Build) -> Build:
         try:
             return build(self, url, lambda text: progress(mask(text)))
         except Exception as error:
-            shown = masked(error, mask)
+            shown = masked(error, mask, variables=True)
         raise shown  # not while the original is being handled, which would become its context
 
     return cast(Build, wrapped)

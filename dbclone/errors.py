@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator
+from types import TracebackType
 
 
 class Error(Exception):
@@ -48,7 +49,7 @@ class Error(Exception):
             lines.append("DETAIL:  " + self.detail.replace("\n", "\n         "))
         if self.hint:
             lines.append("HINT:  " + self.hint.replace("\n", "\n       "))
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 class SettingsError(Error):
@@ -141,6 +142,21 @@ class KeptTableReferenced(ResetError):
     __module__ = "dbclone"
 
 
+def printable(text: str) -> str:
+    """Return `text` with every character that a terminal would obey, or could not print, written as an escape; line ends stay.
+
+    Names come from a project, a server or whoever uses that server; ESC in one of them could rewrite what a person reads.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def encodable(text: str) -> str:
+    """Return `text` with what no encoding has, such as a byte of a path that is no text, written as an escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def said(error: BaseException) -> str:
     """Return the text of any exception, also of one that cannot be printed."""
     try:
@@ -149,13 +165,17 @@ def said(error: BaseException) -> str:
         return "(it cannot be printed)"
 
 
-def masked(error: BaseException, mask: Callable[[str], str]) -> BaseException:
+def masked(error: BaseException, mask: Callable[[str], str], variables: bool = False) -> BaseException:
     """Return `error` as it may be shown: itself, unless it or one that it is chained to shows what `mask` hides.
 
     Then the answer is a stand-in, and so is all that it is chained to: ours are made anew from their masked parts; of any other, an
     instance of a subclass that prints as the original would, masked, without its attributes, because they may hold anything.
     Tracebacks stay, unless a line of source in them shows a secret; of a group of exceptions only the group stays.
+
+    Arguments: `variables`, take out the frames of which a variable shows a secret, because pytest prints variables on demand.
     """
+    for found in _chain(error) if variables else ():
+        found.__traceback__ = _frames(found.__traceback__, mask)
     shows = any(mask(text) != text for found in _chain(error) for text in [_told(found), _source(found)])
     return _stand_in(error, mask, {}) if shows else error
 
@@ -183,6 +203,29 @@ def _told(error: BaseException) -> str:
             with contextlib.suppress(Exception):
                 told.append(say(thing))
     return "\n".join(told)
+
+
+def _frames(trace: TracebackType | None, mask: Callable[[str], str]) -> TracebackType | None:
+    """Return a traceback without the frames in which a variable shows a secret."""
+    kept = []
+    while trace is not None:
+        if not any(_shows(value, mask) for value in trace.tb_frame.f_locals.values()):
+            kept.append(trace)
+        trace = trace.tb_next
+    found = None
+    for entry in reversed(kept):
+        found = TracebackType(found, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return found
+
+
+def _shows(value: object, mask: Callable[[str], str]) -> bool:
+    if isinstance(value, BaseException):
+        return False  # what it says is looked at in the chain; one that is only mentioned is masked where it is printed
+    try:
+        text = repr(value)
+    except Exception:
+        return False  # then nobody else can print it either
+    return mask(text) != text
 
 
 def _source(error: BaseException) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 
 from . import adapters
+from .connect import connect_async
+from .dsn import parse
 from .errors import SandboxLimit
 from .reset.connections import Sandboxed
 from .reset.rollback import Rollback
@@ -23,7 +25,8 @@ class Isolation:
     """One test's state, and ways to look at it.
 
     Attributes: `name` and `url` of the database; `reset`, how this test is undone ("rollback", "truncate", "clone", "drop" or
-    "none"); `test`, its id; `handle`, the application's database handle or None. Made by `Clone.isolated`.
+    "none"); `test`, its id; `handle`, the application's database handle or None; `kept`, what it will be kept for, if it will be.
+    Made by `Clone.isolated`.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Isolation:
     _take: Callable[[str], None]
     _come_back: Callable[[str], None]
     _session: Session | None = None
+    kept: str = ""
     _own: Connection | None = None
     _opened: list[Connection] = field(default_factory=list)
     _opened_async: list[psycopg.AsyncConnection[Any]] = field(default_factory=list)
@@ -56,7 +60,7 @@ class Isolation:
         if self._session is not None:
             connection: psycopg.AsyncConnection[Any] = await self._session.aconnect(**options)
         else:
-            connection = await psycopg.AsyncConnection.connect(self.url, **options)
+            connection = await connect_async(parse(self.url), **options)
         self._opened_async.append(connection)
         return connection
 
@@ -87,6 +91,11 @@ class Isolation:
         finally:
             level.after()
 
+    def keep(self, label: str = "") -> None:
+        """When this isolation ends, keep what was written in a database of its own instead of undoing it: for a person to look at
+        (`python -m dbclone status` lists it), named after `label` (default: the test). Tests go on with a fresh clone."""
+        self.kept = label or self.test or "a block"
+
     def snapshot(self, label: str) -> None:
         """Put the clone's committed state aside as `label`; it lasts as long as the clone. See `Clone.snapshot`."""
         self.close()
@@ -112,3 +121,12 @@ class Isolation:
                 connection.pgconn.finish()  # what close() does, without an event loop
         self._opened.clear()
         self._opened_async.clear()
+
+
+def data_lost(how: str) -> SandboxLimit:
+    """Return the error of a test whose class or module has lost its data: `how`."""
+    return SandboxLimit(
+        "the data of this class or module are lost",
+        f"They were in the transaction that ended too early: {how}.",
+        "Find out why, and run these tests again; tests of other classes and modules are not affected.",
+    )

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from .clock import monotonic
 from .marks import lock_key
 
 
@@ -27,9 +28,9 @@ class Leases:
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float) -> Iterator[None]:
         """Hold the advisory lock `name` for the block; wait up to `timeout` seconds, then raise TimeoutError."""
-        key, deadline, pause = lock_key(name), time.monotonic() + timeout, 0.005
+        key, deadline, pause = lock_key(name), monotonic() + timeout, 0.005
         while not self._try_lock(key):
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise TimeoutError(name)
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)
@@ -45,8 +46,8 @@ class Leases:
         Waits up to `timeout` seconds, then goes on without: the cap spares the server, nothing depends on it.
         """
         keys = [lock_key(f"{purpose} slot {number}") for number in range(limit)]
-        deadline, pause, held = time.monotonic() + timeout, 0.002, None
-        while held is None and time.monotonic() < deadline:
+        deadline, pause, held = monotonic() + timeout, 0.002, None
+        while held is None and monotonic() < deadline:
             held = next((key for key in keys if self._try_lock(key)), None)
             if held is None:
                 time.sleep(pause)
@@ -75,7 +76,7 @@ class Leases:
         self.connection = connection
         for name, shared in self._taken.items():
             while not self._try_lock(lock_key(name), shared):
-                if time.monotonic() > deadline:
+                if monotonic() > deadline:
                     raise TimeoutError(name)
                 time.sleep(0.02)
 

@@ -14,16 +14,16 @@ import os
 import re
 import secrets
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .errors import TemplateError
+from .clock import wall
+from .errors import TemplateError, encodable
 from .schema import digest
 
 FORMAT = 1
-KINDS = ("template", "build", "clone", "spare", "scratch")
+KINDS = ("template", "build", "clone", "spare", "scratch", "kept")
 LIMIT = 1_145_193_298  # CONNECTION LIMIT as a mark: far above any max_connections, so it limits nothing
 _SHAPE = re.compile(r"dbclone_[a-z0-9_]{1,55}\Z")
 _NEVER = ("postgres", "template0", "template1")
@@ -35,6 +35,7 @@ class Mark:
 
     `system` is the server's system identifier; `manifest` and `seconds` (how long the build took) are a template's; `run` and
     `worker` a clone's; `template`, the oid of what a warm clone is a copy of, because a rebuilt template has the same fingerprint;
+    `label`, what a clone that was kept is kept for, such as a test that failed;
     `created` and `used` are seconds since 1970; `host` and `pid` inform people and prove nothing.
     """
 
@@ -45,6 +46,7 @@ class Mark:
     run: str = ""
     worker: str = ""
     template: str = ""
+    label: str = ""
     created: float = 0.0
     used: float = 0.0
     host: str = ""
@@ -55,7 +57,8 @@ class Mark:
     @classmethod
     def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
         """Return a mark for a database that this process is about to make."""
-        now = round(time.time(), 3)
+        now = round(wall(), 3)
+        values = {k: encodable(v) if isinstance(v, str) else v for k, v in values.items()}  # or `read` would not believe it
         return cls(kind, project, system, created=now, used=now, host=socket.gethostname(), pid=os.getpid(), **values)
 
     def text(self) -> str:
@@ -78,7 +81,7 @@ class Mark:
         number = data.pop("dbclone", None)
         if type(number) is not int or number != FORMAT:  # nor true, which equals 1
             return None
-        for name in ("kind", "project", "system", "fingerprint", "run", "worker", "template", "host"):
+        for name in ("kind", "project", "system", "fingerprint", "run", "worker", "template", "label", "host"):
             if not isinstance(data.get(name, ""), str):
                 return None
         for name, kinds in (("created", (int, float)), ("used", (int, float)), ("seconds", (int, float)), ("pid", (int,))):
@@ -115,12 +118,17 @@ class Database:
         mark = self.mark
         return mark is not None and mark.kind == "template" and self.name == template_name(mark.project, mark.fingerprint)
 
-    def problem(self, system: str) -> str:
-        """Return why dbclone may not destroy this database, or an empty string if it made it."""
+    def problem(self, system: str, made: int = 0) -> str:
+        """Return why dbclone may not destroy this database, or an empty string if it made it.
+
+        Arguments: `system`, the identifier of the server that it is on; `made`, the oid of a database that this process made there.
+        """
         if not _SHAPE.match(self.name) or self.name in _NEVER:
             return "its name is not one that dbclone gives"
         if not self.own:
             return "it belongs to another role"
+        if self.oid == made:
+            return ""
         if self.mark is not None:
             return "" if self.mark.system == system else "its mark is of another server"
         if self.comment:
@@ -132,9 +140,13 @@ def _slug(text: str, length: int) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:length].strip("_") or "x"
 
 
+def _digest(text: str) -> str:
+    return digest(text.encode(errors="surrogatepass"))  # of any text, also of what os.fsdecode could not decode
+
+
 def template_name(project: str, fingerprint: str) -> str:
     """Return the name of the template with this fingerprint."""
-    return f"dbclone_{_slug(project, 20)}_t_{digest(f'{project}{chr(0)}{fingerprint}'.encode())[:12]}"
+    return f"dbclone_{_slug(project, 20)}_t_{_digest(f'{project}{chr(0)}{fingerprint}')[:12]}"
 
 
 def build_name(project: str) -> str:
@@ -150,8 +162,15 @@ def spare_name(project: str) -> str:
 def clone_name(project: str, run: str, owner: str) -> str:
     """Return the name of the clone of one owner (a worker) in one run: the same whoever computes it, and nobody else's."""
     # One that starts with x is never shown as it is, or it could be what is shown of another.
-    shown = owner if re.fullmatch(r"[a-wyz0-9][a-z0-9]{0,11}", owner) else "x" + digest(owner.encode())[:10]
-    return f"dbclone_{_slug(project, 20)}_{digest(f'{project}{chr(0)}{run}'.encode())[:8]}_{shown}"
+    shown = owner if re.fullmatch(r"[a-wyz0-9][a-z0-9]{0,11}", owner) else "x" + _digest(owner)[:10]
+    return f"dbclone_{_slug(project, 20)}_{_digest(f'{project}{chr(0)}{run}')[:8]}_{shown}"
+
+
+def kept_name(project: str, label: str, again: bool = False) -> str:
+    """Return the name under which a clone is kept for `label`: the same each time, or one more with `again`."""
+    shown = _slug(label.rpartition("::")[2] or label, 20)
+    unique = f"{project}{chr(0)}{label}{secrets.token_hex(8) if again else ''}"
+    return f"dbclone_{_slug(project, 20)}_k_{shown}_{_digest(unique)[:8]}"
 
 
 def lock_key(name: str) -> int:
@@ -185,19 +204,24 @@ def dead(databases: Iterable[Database], leased: set[int], system: str) -> Iterat
         elif kind == "spare" and database.mark is not None:
             if database.mark.template not in templates and lock_key(database.name) not in leased:
                 yield database, "warm clone of a template that is gone"
-        elif kind == "scratch" and database.mark is not None and time.time() - database.mark.created > 86400:
+        elif kind == "scratch" and database.mark is not None and wall() - database.mark.created > 86400:
             yield database, "scratch clone older than a day"
 
 
 def retired(
     databases: Iterable[Database], leased: set[int], system: str, project: str, current: str, count: int, days: float
 ) -> Iterator[tuple[Database, str]]:
-    """Decide which templates have had their time: those of `project` beyond the newest `count` (`current` included), and those of
-    any project that nobody used for `days`. One that a living run uses stays."""
+    """Decide what has had its time: templates of `project` beyond the newest `count` (`current` included), and those of any project
+    that nobody used for `days`; clones that were kept for as long. One that a living run, or anybody, uses stays."""
+    for database in databases:
+        if database.mark is None or database.mark.kind != "kept" or database.problem(system) or database.sessions:
+            continue
+        if (age := (wall() - database.mark.created) / 86400) > days:
+            yield database, f"kept for {age:.0f} days"
     templates = [(d.mark, d) for d in databases if d.mark is not None and d.published and d.name != current]
     rank = 1 if current else 0
     for mark, database in sorted(templates, key=lambda pair: pair[0].used, reverse=True):
-        idle = (time.time() - mark.used) / 86400
+        idle = (wall() - mark.used) / 86400
         rank += mark.project == project
         if lock_key(database.name) in leased or database.problem(system):
             continue

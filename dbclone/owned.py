@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import sql
 
 from . import adapters, databases
+from .clock import monotonic
+from .connect import connect
 from .copying import claim_warm, copy
 from .dsn import Dsn
 from .errors import NotOurs, ServerError, TemplateError
+from .keeping import KEPT, keep
+from .licence import licensed_here
 from .marks import Database, Mark, clone_name, lock_key
 from .pool import Pool
 from .recovery import recover, twice
@@ -24,22 +28,14 @@ from .reset.drop import Drop
 from .reset.witness import NOW, Moment
 from .schema import Schema
 from .server import Server
+from .sessions import application_name
 from .snapshots import Snapshots
 from .undo import Undo
 
 Self = TypeVar("Self", bound="Owned")
 log = logging.getLogger("dbclone")
+_GOODBYE = 60.0  # seconds that the server may take to drop the clone at the end
 Connection = psycopg.Connection[Any]
-
-
-def application_name(worker: str, test: str) -> str:
-    """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's id says more than its start."""
-    text = f"dbclone {worker} {test}".encode("ascii", "replace").decode()
-    return (
-        text
-        if len(text) <= 63
-        else f"dbclone {worker} …{text[-(62 - len(worker) - 11) :]}".encode("ascii", "replace").decode()[:63]
-    )
 
 
 @dataclass(repr=False)
@@ -47,7 +43,8 @@ class Owned:
     """A database copied from a template, owned by one worker of one run for as long as its lease is held.
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `schema`, what the template
-    was built from; `report`, what clones and resets cost; `moved`, is told where the database is if it had to get another name.
+    was built from; `report`, what clones and resets cost; `moved`, is told where the database is if it had to get another name;
+    `keep_count`, how many clones that tests left are kept at most, of the whole project.
     """
 
     server: Server
@@ -62,14 +59,16 @@ class Owned:
     _drop: Drop = field(init=False, repr=False)
     moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
     _pool: Pool | None = field(default=None, repr=False)
+    keep_count: int = KEPT
     _replaced: bool = False
+    _place: tuple[str, Dsn] = field(default=("", Dsn(())), repr=False)  # the name, and where it is
     _bound: bool = False
     _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
 
     def __post_init__(self) -> None:
         self._undo = Undo(self.server, self.name, self.owner, self._connect_sandbox, self._sibling)
         self._snapshots = Snapshots(self.server, self.name, self.mark)
-        self._drop = Drop(lambda: self.connect("drop", autocommit=True), self._build)
+        self._drop = Drop(self._connect_drop, self._build)
 
     @classmethod
     def create(
@@ -105,7 +104,10 @@ class Owned:
 
     @property
     def dsn(self) -> Dsn:
-        return self.server.database(self.name)
+        name, dsn = self._place
+        if name != self.name:
+            self._place = self.name, (dsn := self.server.database(self.name))
+        return dsn
 
     @property
     def url(self) -> str:
@@ -117,26 +119,44 @@ class Owned:
         return self.mark.worker
 
     def _make(self) -> None:
-        started = time.perf_counter()
+        started = monotonic()
         leftover = databases.find(self.server, self.name)
         if leftover is not None:  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
             databases.drop(self.server, leftover, force=True)
         warm = claim_warm(self.server, self.template, self.name, self.mark)
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
-        self._undo.clone_seconds = time.perf_counter() - started
-        self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
+        self._undo.clone_seconds = monotonic() - started
+        self._made()
         self.report.clone(self._undo.clone_seconds)
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
 
     def connect(self, test: str = "", **options: Any) -> Connection:
         """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
-        arguments = {**self.dsn.kwargs, "application_name": application_name(self.owner, test), **options}
-        return psycopg.connect(**arguments)
+        connection = connect(self.dsn, **{"application_name": application_name(self.owner, test), **options})
+        self.server.sessions.add(connection)
+        return connection
 
     def _connect_sandbox(self) -> Connection:
         """Return the connection that becomes the sandbox, which begins as the application's own would."""
-        return self.connect(autocommit=True, **{**adapters.parameters(self.handle), **self.dsn.kwargs})
+        more: dict[str, Any] = {key: value for key, value in adapters.parameters(self.handle).items() if not self.dsn.get(key)}
+        return self.connect(autocommit=True, **more)
+
+    def _connect_drop(self) -> Connection:
+        """Return the connection over which everything is dropped."""
+        connection = self.connect("drop", autocommit=True)
+        try:
+            licensed_here(connection, self.server, self.name, self._undo.made)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _made(self) -> None:
+        """Note which database it is that this process has just made, and when."""
+        query = sql.SQL("SELECT {}, oid::int8 FROM pg_database WHERE datname = %s").format(sql.SQL(NOW))
+        ((*moment, self._undo.made),) = self.server.connection.execute(query, [self.name]).fetchall()
+        self._undo.created = Moment.of(tuple(moment))
 
     def _build(self) -> None:
         assert self.schema is not None, "a clone made without its schema cannot be built again"
@@ -172,12 +192,12 @@ class Owned:
                 databases.drop(self.server, database, force=True)
             self.server.leases.give_up(name)
 
-    def replace(self, reason: str, quiet: bool = False, often: bool = False) -> None:
+    def replace(self, reason: str, quiet: bool = False, often: bool = False, gone: bool = False) -> None:
         """Put a fresh copy of the template in the place of the database, under the same name, so that every URL stays right.
 
         Arguments: `reason`, for the log and, unless `quiet`, the report; `often`, it will be needed again: from now on copies are
-        made ahead in the background, as they are from the second time on anyway. If the connection to the server is lost, it is
-        made anew, once. Raises ServerError, TemplateError, NotOurs, psycopg.Error.
+        made ahead in the background, as they are from the second time on anyway; `gone`, the database has another name already.
+        If the connection to the server is lost, it is made anew, once. Raises ServerError, TemplateError, NotOurs, psycopg.Error.
         """
         log.info("replacing clone %s: %s", self.name, reason)
         if not quiet:
@@ -185,8 +205,8 @@ class Owned:
         adapters.closed(self.handle)
         self._undo.forget()
         self._drop.empty = False
-        twice(self.server, "the clone was replaced", lambda: self._renew(often), self._recover)
-        self._replaced = True
+        twice(self.server, "the clone was replaced", lambda: self._renew(often, gone), self._recover)
+        self._replaced = self._replaced or not gone
         if lost := self._undo.refill():
             self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
 
@@ -197,9 +217,9 @@ class Owned:
             self._pool = None
         recover(self.server)
 
-    def _renew(self, often: bool) -> None:
+    def _renew(self, often: bool, gone: bool) -> None:
         try:
-            if self._pool is not None or often or self._replaced:
+            if not gone and (self._pool is not None or often or self._replaced):
                 self._swap()
             else:
                 self._drop_it()
@@ -212,26 +232,45 @@ class Owned:
         if self._pool is None:
             self._pool = Pool(self.server, self.template, self.server.settings.clone_limit)
         self.report.clone(self._pool.swap(self.name, self.mark))
-        self._undo.created = Moment.of(self.server.fetch(f"SELECT {NOW}")[0])
+        self._made()
+
+    def _keep_for(self, label: str) -> bool:
+        """Keep the clone for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
+        try:
+            self._put_by(label)
+        except (psycopg.Error, NotOurs) as error:
+            self.report.note(f"{label} could not be kept: {str(error).strip().splitlines()[0]}")
+            return False
+        return True
+
+    def _put_by(self, label: str) -> str:
+        self._put_aside()
+        kept = keep(self.server, self.name, self.mark, label, self.keep_count)
+        self.report.kept[kept] = f"what {label} left"
+        self.replace(f"it was kept for {label}", quiet=True, gone=True)
+        return kept
 
     def drop(self) -> None:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
-        next run finds the lease free and drops what was left."""
+        next run finds the lease free and drops what was left. A server that is busy is not waited for longer than a minute. A
+        forked process drops nothing: it is its parent's."""
+        if self.server.home.left:
+            return
         self._undo.disconnect()
         self._snapshots.drop()
         if self._pool is not None:
             self._pool.close()
         try:
-            twice(self.server, "the clone was dropped", self._drop_it, lambda: recover(self.server))
+            twice(self.server, "the clone was dropped", lambda: self._drop_it(_GOODBYE), lambda: recover(self.server))
             log.info("dropped clone %s", self.name)
         except (psycopg.Error, NotOurs, ServerError) as error:
             log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
             self.report.note(f"clone {self.name} could not be dropped; the next run does it")
         self.server.leases.give_up(self.name)
 
-    def _drop_it(self) -> None:
+    def _drop_it(self, patience: float = 0.0) -> None:
         if (database := databases.find(self.server, self.name)) is not None:
-            databases.drop(self.server, database, force=True)
+            databases.drop(self.server, database, force=True, patience=patience)
 
     def __enter__(self: Self) -> Self:
         """Point the application's handle at the clone for the block; at its end the clone is dropped."""
@@ -240,6 +279,8 @@ class Owned:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self.server.home.left:
+            return
         try:
             self._binding.close()
         finally:

@@ -16,10 +16,12 @@ from collections import deque
 import psycopg
 
 from . import databases
+from .clock import monotonic
 from .copying import HandOver, copy
 from .errors import NotOurs, TemplateError
 from .marks import Database, Mark, spare_name
 from .server import Server
+from .sessions import Identity
 
 log = logging.getLogger("dbclone")
 IDLE = 10.0  # seconds without a swap after which half as many are kept ready
@@ -47,7 +49,7 @@ class Pool:
         self._target = 0
         self._wanted = False  # whether a swap waits
         self._failure: Exception | None = None
-        self._copying = 0  # the process id of the session that makes a copy right now
+        self._copying: Identity | None = None  # the session that makes a copy right now
         self._closing = False
 
     def swap(self, name: str, mark: Mark) -> float:
@@ -57,7 +59,7 @@ class Pool:
         background if that left no warm clone, NotOurs, TemplateError, psycopg.errors.ObjectInUse if a session may not be ended,
         psycopg.Error. Then the database `name` is as it was.
         """
-        started = time.perf_counter()
+        started = monotonic()
         for _ in range(3):
             warm = self._take(name, mark)
             used = False
@@ -66,7 +68,7 @@ class Pool:
                     warm = HandOver.compose(self._server, warm.spare, warm.oid, name, mark, warm.aside)
                 warm.run(self._server, self._last if self._last is not None and self._last.name == name else None)
                 used, self._last = True, warm
-                return time.perf_counter() - started
+                return monotonic() - started
             except psycopg.errors.InvalidCatalogName:
                 used = True
                 log.info("warm clone %s is gone", warm.spare)
@@ -94,8 +96,8 @@ class Pool:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        deadline, again = time.monotonic() + _GOODBYE, True
-        while time.monotonic() < deadline:
+        deadline, again = monotonic() + _GOODBYE, True
+        while monotonic() < deadline:
             with self._changed:
                 thread = self._thread
                 if thread is None:
@@ -107,10 +109,10 @@ class Pool:
             thread.join(0.05)
         return False
 
-    def _interrupt(self, pid: int) -> None:
+    def _interrupt(self, session: Identity) -> None:
         """End the thread's session, whatever it is copying or waiting for; it cannot go on to anything else meanwhile."""
         with contextlib.suppress(psycopg.Error):
-            self._server.fetch("SELECT pg_terminate_backend(%s)", [pid])
+            session.end(self._server.connection)
 
     def _take(self, name: str, mark: Mark) -> HandOver:
         """Return a warm clone, waiting for it if there is none."""
@@ -125,7 +127,7 @@ class Pool:
 
     def _wait(self) -> None:
         patience = self._server.settings.build_timeout
-        deadline = time.monotonic() + patience
+        deadline = monotonic() + patience
         self._wanted, self._failure = True, None  # what failed before anybody waited may work now
         again = True
         try:
@@ -134,7 +136,7 @@ class Pool:
                     if self._thread is not None or not again:
                         raise self._failure
                     self._failure, again = None, False  # the thread ended with its session, perhaps of long ago
-                if time.monotonic() > deadline:
+                if monotonic() > deadline:
                     raise TemplateError(
                         f'no copy of template "{self._template.name}" was ready within {patience:g} s',
                         "It is made in the background, by the session that is called dbclone pool.",
@@ -161,7 +163,8 @@ class Pool:
             with contextlib.closing(self._server.connect(self._maintenance, "pool")) as connection:
                 # Told of the private server for messages alone: the caller's connection is what keeps it running.
                 server = Server(self._server.settings, self._server.dsn, connection, self._server.embedded)
-                while self._step(server):
+                session = Identity.of(connection)
+                while self._step(server, session):
                     pass
         except Exception as error:
             failure = error
@@ -171,15 +174,15 @@ class Pool:
             # The leases went with the session: whoever finds these may drop them, so nobody is given one.
             self._used.extend(self._ready)
             self._ready.clear()
-            self._copying, self._thread = 0, None
+            self._copying, self._thread = None, None
             self._changed.notify_all()
 
-    def _step(self, server: Server) -> bool:
+    def _step(self, server: Server, session: Identity) -> bool:
         """Do one thing, or wait for one to do; return False when all is done."""
         warm = None
         with self._changed:
             if make := self._due():
-                self._copying = server.connection.info.backend_pid
+                self._copying = session
             elif self._used:
                 warm = self._used.popleft()
             elif len(self._ready) > (0 if self._closing else self._target):
@@ -217,7 +220,7 @@ class Pool:
             (self._used if failure else self._ready).append(warm)
             if server.connection.closed and failure is not None:
                 raise failure
-            self._copying, self._failure = 0, failure
+            self._copying, self._failure = None, failure
             self._changed.notify_all()
 
     def _drop(self, server: Server, warm: HandOver) -> None:
@@ -225,8 +228,8 @@ class Pool:
         for name in (warm.spare, warm.aside):
             try:
                 # Taken already, unless our last session was lost, which may not quite have ended.
-                deadline = time.monotonic() + 5
-                while not server.leases.take(name) and time.monotonic() < deadline:
+                deadline = monotonic() + 5
+                while not server.leases.take(name) and monotonic() < deadline:
                     time.sleep(0.005)
                 if (found := databases.find(server, name)) is not None:
                     databases.drop(server, found, force=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable
+
+from .clock import monotonic
+from .errors import printable
 
 
 class Progress:
@@ -17,7 +19,7 @@ class Progress:
 
     def __init__(self, write: Callable[[str], None], every: float = 1.0) -> None:
         self._write, self._every = write, every
-        self._start = time.monotonic()
+        self._start = monotonic()
         self._text = ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="dbclone progress", daemon=True)
@@ -31,7 +33,7 @@ class Progress:
             return
         while True:
             if self._text:
-                self._write(f"dbclone: {self._text} ({time.monotonic() - self._start:.0f} s)")
+                self._write(f"dbclone: {printable(self._text)} ({monotonic() - self._start:.0f} s)")
             if self._done.wait(self._every):
                 return
 

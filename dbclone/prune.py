@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import psycopg
 
 from . import databases
+from .clock import monotonic
 from .errors import NotOurs
 from .marks import Database, dead, lock_key, retired
 from .server import Server
@@ -21,7 +21,8 @@ def prune(
     """Drop what has no living owner and templates that have had their time; return each database with the reason.
 
     Arguments: `current`, the template in use, which stays; `everything`, also all templates and warm clones that no living run
-    uses; `dry_run`, only say; `budget`, seconds after which the rest is left to the next run; `sizes`, ask for their bytes too.
+    uses, and what was kept of failed tests; `dry_run`, only say; `budget`, seconds after which the rest is left to the next run;
+    `sizes`, ask for their bytes too.
     """
     settings, system = server.settings, server.facts.system
     known = databases.listed(server, sizes=sizes)
@@ -33,27 +34,27 @@ def prune(
         rest = [
             d
             for d in known
-            if d.mark and d.mark.kind in ("template", "spare", "scratch") and not d.problem(system) and not d.sessions
+            if d.mark and d.mark.kind in ("template", "spare", "scratch", "kept") and not d.problem(system) and not d.sessions
         ]
         chosen += [(d, "no living run uses it") for d in rest if lock_key(d.name) not in leased]
     else:
         chosen += retired(known, leased, system, settings.project, current, settings.retain_templates, settings.retain_days)
     seen: set[int] = set()
     done = []
-    deadline = time.monotonic() + budget
+    deadline = monotonic() + budget
     for database, reason in chosen:
-        if time.monotonic() > deadline:
+        if monotonic() > deadline:
             break
         if database.oid in seen:
             continue
         seen.add(database.oid)
-        if not dry_run and not _drop_dead(server, database):
+        if not dry_run and not drop_dead(server, database):
             continue
         done.append((database, reason))
     return done
 
 
-def _drop_dead(server: Server, database: Database) -> bool:
+def drop_dead(server: Server, database: Database) -> bool:
     """Drop a database whose owner is gone; holding its lease meanwhile, so that nobody can come to life in it."""
     if not server.leases.take(database.name):
         return False

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .errors import Error, SettingsError
+from . import clock  # noqa: F401 - before a test can set the time
+from .errors import Error, SettingsError, printable
+from .pytest_failures import add_option, keep_if_failed, noted
 from .pytest_items import arrange, marker_arguments
-from .pytest_state import State
+from .pytest_state import State, mentions_dbclone, real_files
 
 if TYPE_CHECKING:
     from .clone import Clone
@@ -51,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             metavar="VALUE",
             help=f"overrides {name} in [tool.dbclone]",
         )
+    add_option(group)
     group.addoption("--dbclone-rebuild", action="store_true", default=False, help="build the template again even if it is there")
 
 
@@ -73,7 +76,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     given = {name: getattr(namespace, f"dbclone_{name}", None) for name in OPTIONS}
     if not any(given.values()):
         root = early_config.rootpath
-        if not any(key.startswith("DBCLONE_") for key in os.environ) and not _mentions_dbclone(root):
+        if not any(key.startswith("DBCLONE_") for key in os.environ) and not mentions_dbclone(root):
             return
     from . import run, settings
 
@@ -88,14 +91,6 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     early_config.stash[STATE] = State(early_config, found, run_id, worker)
-
-
-def _mentions_dbclone(root: Any) -> bool:
-    for folder in (root, *root.parents):
-        with contextlib.suppress(OSError):
-            if b"tool.dbclone" in (folder / "pyproject.toml").read_bytes():
-                return True
-    return False
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -120,19 +115,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if STATE not in config.stash or hasattr(config, "workerinput"):
         return None
     settings = config.stash[STATE].needed()
-    server = (
-        f"server from {settings.source('url')}"
-        if settings.url
-        else "server from PG variables"
-        if _from_libpq()
-        else "private server"
-    )
+    from . import run
+
+    try:
+        server = run.target(settings)
+    except SettingsError:  # said when a test needs it
+        server = f"server from {settings.source('url')}"
     how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
-    return f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}"
-
-
-def _from_libpq() -> bool:
-    return any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
+    return printable(f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -151,7 +141,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     try:
         with state.progress() as progress:
-            state.template = state.held.enter_context(run.controller(settings, schema, config.option.dbclone_rebuild, progress))
+            held = run.controller(settings, schema, config.option.dbclone_rebuild, progress, state.report.note)
+            state.template = state.held.enter_context(held)
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     except Error as error:
@@ -164,11 +155,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if STATE not in config.stash:
         return
     state = config.stash[STATE]
+    _quietly(state)
     if hasattr(config, "workeroutput"):
         config.workeroutput["dbclone"] = state.report.data()
     else:
         state.remember()
-    _quietly(state)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -182,6 +173,12 @@ def _quietly(state: State) -> None:
         state.held.close()
     except Exception as error:
         state.report.note(f"cleaning up failed and is left to the next run: {type(error).__name__}: {error}")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome: Any = yield
+    noted(item, outcome.get_result())
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -241,17 +238,20 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
 
     state = _state(request.config)
     with contextlib.ExitStack() as stack:
-        with _clear_errors(), state.progress() as progress:
+        with _clear_errors(), real_files(), state.progress() as progress:
             settings, schema = state.sources()
             if hasattr(request.config, "workerinput"):
                 clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, progress))
             else:
                 rebuild = bool(request.config.option.dbclone_rebuild)
-                both = run.alone(settings, state.worker, state.run, schema, rebuild, progress)
+                both = run.alone(settings, state.worker, state.run, schema, rebuild, progress, state.report.note)
                 state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
             clone.escalated.update(state.remembered())
+            clone.keep_count = request.config.option.dbclone_keep_failed or clone.keep_count
         yield clone
+        with real_files():
+            state.held.push(stack.pop_all())  # dropped when the session ends: a busy server takes seconds, which are no test's
 
 
 def _merged(report: Report, other: Report) -> Report:
@@ -283,12 +283,13 @@ def dbclone_class(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iter
 def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[Isolation]:
     """This test's own state of the database: a `dbclone.Isolation`, undone when the test and its other fixtures have ended."""
     with contextlib.ExitStack() as stack:
-        with _clear_errors():
+        with _clear_errors(), real_files():
             asked = marker_arguments(request.node.get_closest_marker("dbclone"), request.node.nodeid)
             settings = _state(request.config).needed()
             isolation = stack.enter_context(
                 dbclone_worker.isolated(asked["reset"] or settings.reset, request.node.nodeid, asked["reset_sequences"])
             )
         yield isolation
-        with _clear_errors():
+        with _clear_errors(), real_files():
+            keep_if_failed(request.node, isolation)
             stack.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +17,24 @@ if TYPE_CHECKING:
 
 
 _ESCAPED = "dbclone/escaped"  # a key of pytest's cache
+
+
+def mentions_dbclone(root: Any) -> bool:
+    """Whether the pyproject.toml of a folder, or of one above it, has settings of ours."""
+    for folder in (root, *root.parents):
+        with contextlib.suppress(OSError):
+            if b"tool.dbclone" in (folder / "pyproject.toml").read_bytes():
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def real_files() -> Iterator[None]:
+    """Stop pyfakefs for the block, if one of its fixtures was set up before ours: a server and locks are no fake ones."""
+    module: Any = sys.modules.get("pyfakefs.fake_filesystem_unittest")
+    fake = module.Patcher.PATCHER if module is not None else None
+    with module.Pause(fake) if fake is not None and fake.fs is not None else contextlib.nullcontext():
+        yield
 
 
 class State:

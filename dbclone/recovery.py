@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from .clock import monotonic
 from .errors import ServerError, ServerNotFound
 from .server import Facts, Server
 
@@ -86,14 +87,14 @@ def recover(server: Server) -> None:
     """
     if is_alive(server.connection):
         return
-    deadline = time.monotonic() + (0 if server.gone else server.settings.connect_timeout)
+    deadline = monotonic() + (0 if server.gone else server.settings.connect_timeout)
     before, server.gone = server.facts, True
     while True:
         try:
             connection = server.connect_again()
             break
         except ServerError:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise
         time.sleep(0.02)
     with told(server, "connecting to it again"), contextlib.ExitStack() as stack:
@@ -113,4 +114,5 @@ def recover(server: Server) -> None:
                 "If that is our own lost session, the server has not noticed its end yet: end it, and run again.",
             ) from None
         stack.pop_all()
+    server.sessions.add(connection)
     server.connection, server.gone = connection, False

@@ -6,13 +6,16 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .errors import printable
+
 
 @dataclass
 class Report:
     """Counts and seconds of one worker, or of several merged.
 
     `clones` made in `clone_seconds`; `resets` and `reset_seconds` by kind of reset; `worst`, the test with the dearest reset, and
-    its `worst_seconds`; `notes`, what a person should know; `escaped`, tests that committed outside a sandbox.
+    its `worst_seconds`; `notes`, what a person should know; `escaped`, tests that committed outside a sandbox; `kept`,
+    databases that were kept, with what for.
     """
 
     clones: int = 0
@@ -23,6 +26,7 @@ class Report:
     worst_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     escaped: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
 
     def clone(self, seconds: float) -> None:
         """Add one clone made."""
@@ -52,6 +56,7 @@ class Report:
             self.worst, self.worst_seconds = other.worst, other.worst_seconds
         for text in other.notes:
             self.note(text)
+        self.kept |= other.kept
         self.escaped += [test for test in other.escaped if test not in self.escaped]
 
     def data(self) -> dict[str, Any]:
@@ -68,6 +73,7 @@ class Report:
                 "reset_seconds": dict(data["reset_seconds"]),
                 "notes": list(data["notes"]),
                 "escaped": list(data["escaped"]),
+                "kept": dict(data["kept"]),
             }
         )
 
@@ -81,7 +87,8 @@ class Report:
             lines.append(f"{count} x {kind} in {shown(seconds)} ({shown(seconds / count)} each)")
         if self.worst:
             lines.append(f"dearest reset: {shown(self.worst_seconds)} after {self.worst}")
-        return lines + self.notes
+        lines += [f"kept {what}: python -m dbclone psql {name}" for name, what in self.kept.items()]
+        return [printable(line) for line in lines + self.notes]
 
 
 def shown(seconds: float) -> str:
@@ -92,4 +99,5 @@ def shown(seconds: float) -> str:
 def template_line(name: str, built: bool, seconds: float, why: tuple[str, ...]) -> str:
     """Return what became of a template, and why."""
     reasons = "; ".join(why[:5]) + (f"; and {len(why) - 5} more" if len(why) > 5 else "")
-    return f"template {name} {'built' if built else 'reused'} in {shown(seconds)}" + (f" because {reasons}" if reasons else "")
+    line = f"template {name} {'built' if built else 'reused'} in {shown(seconds)}"
+    return printable(line + (f" because {reasons}" if reasons else ""))

@@ -21,6 +21,7 @@ from .dsn import Dsn, bound_environment, child_environment, with_libpq_defaults
 from .embedded import Embedded
 from .errors import Error
 from .marks import clone_name
+from .outside import appeared, shared
 from .prune import prune
 from .recovery import recover, told, twice
 from .schema import Progress
@@ -31,30 +32,52 @@ from .template import Template
 log = logging.getLogger("dbclone")
 
 
+def target(settings: Settings) -> str:
+    """Return which server `settings` and libpq's variables lead to, in words and without a URL."""
+    dsn = external(settings)
+    if dsn is None:
+        return "private server"
+    if not settings.url:
+        dsn = with_libpq_defaults(dsn)
+    place = ", ".join(f"{key} {dsn.get(key)}" for key in ("host", "hostaddr", "port", "user") if dsn.get(key))
+    return f"server at {place or 'the usual place'} (from {settings.source('url') if settings.url else 'PG variables'})"
+
+
 def _silent(text: str) -> None:
     pass
 
 
 @contextlib.contextmanager
-def controller(settings: Settings, schema: Any = None, rebuild: bool = False, progress: Progress = _silent) -> Iterator[Template]:
+def controller(
+    settings: Settings, schema: Any = None, rebuild: bool = False, progress: Progress = _silent, note: Progress = _silent
+) -> Iterator[Template]:
     """Ensure server and template, clear away what dead runs left, and hold the server for the block.
 
     Arguments: `schema`, an object instead of the setting; `rebuild`, build the template even if it is there; `progress`, told the
-    steps of a build. At the end, what died in this run is cleared away too, or left to the next one. Raises any dbclone.Error.
+    steps of a build; `note`, told at the end what has appeared outside all databases. Then, what died in this run is cleared away
+    too, or left to the next one. Raises any dbclone.Error.
     """
     parts, handle = adapters.load(settings, schema)
     with Server.open(settings) as server:
         template = Template.ensure(server, parts, handle, rebuild, progress)
         with told(server, "leftovers were dropped"):
             prune(server, template.name, budget=10)
+        before = shared(server)
         yield template
-        _tidy(server, template)
+        if not server.home.left:
+            _tidy(server, template, before, note)
 
 
-def _tidy(server: Server, template: Template) -> None:
-    """Clear away what died in a run that ends. Failing never fails the run."""
+def _tidy(server: Server, template: Template, before: Any, note: Any) -> None:
+    """Say what has appeared outside all databases, and clear away what died in a run that ends. Failing never fails the run."""
+
+    def attempt() -> None:
+        if line := appeared(server, before):
+            note(line)
+        prune(server, template.name, budget=10)
+
     try:
-        twice(server, "leftovers were dropped", lambda: prune(server, template.name, budget=10), lambda: recover(server))
+        twice(server, "leftovers were dropped", attempt, lambda: recover(server))
     except (psycopg.Error, Error) as error:
         log.warning("leftovers are left to the next run: %s", str(error).strip())
 
@@ -75,10 +98,16 @@ def worker(settings: Settings, name: str, run: str, schema: Any = None, progress
 
 @contextlib.contextmanager
 def alone(
-    settings: Settings, name: str, run: str, schema: Any = None, rebuild: bool = False, progress: Progress = _silent
+    settings: Settings,
+    name: str,
+    run: str,
+    schema: Any = None,
+    rebuild: bool = False,
+    progress: Progress = _silent,
+    note: Progress = _silent,
 ) -> Iterator[tuple[Template, Clone]]:
     """Both halves in one process, for a run without workers of its own: prepare, clone, and hold the clone for the block."""
-    with controller(settings, schema, rebuild, progress) as template, template.clone(owner=name, run=run) as clone:
+    with controller(settings, schema, rebuild, progress, note) as template, template.clone(owner=name, run=run) as clone:
         _announce(settings, clone)
         yield template, clone
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .dsn import bound_environment, child_environment, mask_any, masking, parse
-from .errors import BuildFailed, Error, said
+from .errors import BuildFailed, Error, encodable, said
 from .settings import Settings
 from .statements import split
 
@@ -80,14 +80,16 @@ def find_files(settings: Settings, key: str, patterns: Iterable[str]) -> list[Pa
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        base = Path(pattern).expanduser()
-        anchor = Path(base.anchor) if base.is_absolute() else settings.root
-        relative = base.relative_to(anchor).as_posix() if base.is_absolute() else pattern
-        matches = [path for path in anchor.glob(relative) if "__pycache__" not in path.parts]
-        folders = [path for path in matches if path.is_dir()]
-        for folder in folders:
-            matches += [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
-        files = sorted((path for path in set(matches) if path.is_file()), key=_natural)
+        try:
+            base = Path(pattern).expanduser()
+            anchor = Path(base.anchor) if base.is_absolute() else settings.root
+            relative = base.relative_to(anchor).as_posix() if base.is_absolute() else pattern
+            matches = [path for path in anchor.glob(relative) if "__pycache__" not in path.parts]
+            for folder in [path for path in matches if path.is_dir()]:
+                matches += [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+            files = sorted((path for path in set(matches) if path.is_file()), key=_natural)
+        except (OSError, ValueError, RuntimeError) as error:  # too long, no pattern, or the home of nobody
+            raise settings.error(key, f"cannot look for {pattern!r}: {error}", "Name files, by glob.") from None
         if not files:
             raise settings.error(key, f"no file matches {pattern!r}", f"Paths are relative to {settings.root}.")
         found.update(dict.fromkeys(files))
@@ -98,7 +100,7 @@ def _file_entries(settings: Settings, files: Iterable[Path]) -> dict[str, str]:
     entries = {}
     for path in files:
         name = path.relative_to(settings.root) if path.is_relative_to(settings.root) else path
-        entries[f"file {name.as_posix()}"] = digest(path.read_bytes())
+        entries[encodable(f"file {name.as_posix()}")] = digest(path.read_bytes())
     return entries
 
 
@@ -124,6 +126,8 @@ class SqlFiles:
     def _run(self, path: Path, url: str, progress: Progress) -> None:
         import psycopg
 
+        from .connect import connect
+
         shown = path.relative_to(self.settings.root) if path.is_relative_to(self.settings.root) else path
         try:
             text = path.read_bytes().decode("utf-8-sig")  # with every end of line as it is, because literals have them too
@@ -131,7 +135,7 @@ class SqlFiles:
             raise BuildFailed(f"{shown} is not UTF-8", str(error), "Save the file as UTF-8.") from error
         dsn = parse(url)
         mask = dsn.mask  # what is shown is masked before it is cut, which could leave half a password
-        with psycopg.connect(**dsn.kwargs, autocommit=True) as connection:  # type: ignore[arg-type]
+        with connect(dsn, autocommit=True) as connection:
             for statement in split(text):
                 where = f"{shown}:{statement.line}"
                 progress(f"{where}: {' '.join(mask(statement.text[:2000]).split())[:60]}")
@@ -149,11 +153,12 @@ class SqlFiles:
                             copy.write(statement.data)
                 except psycopg.Error as error:
                     quoted = "\n".join(line[:200] for line in mask(statement.text[:20_000]).splitlines()[:12])
+                    lacks = f"Give role {connection.info.user!r} what it lacks, or let url name a role that has it."
                     more = [f"{k}: {v}" for k, v in (("DETAIL", error.diag.message_detail), ("HINT", error.diag.message_hint)) if v]
                     raise BuildFailed(
                         f"{where}: {error.diag.message_primary or str(error).strip()}",
                         "\n".join([f"The statement is:\n{quoted}", *more]),
-                        "Correct the statement; no template was left behind.",
+                        lacks if error.sqlstate == "42501" else "Correct the statement; no template was left behind.",
                     ) from error
             if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                 raise BuildFailed(
@@ -182,7 +187,7 @@ class Command:
             return self.settings.inputs
         words = self._words()
         root = self.settings.root
-        found = [word for word in words[1:] if word not in (".", "..") and (root / word).exists()]
+        found = [word for word in words[1:] if word not in (".", "..") and os.path.exists(root / word)]  # False if it is too long
         if "alembic" in {Path(word).name for word in words}:
             ini = words[words.index("-c") + 1] if "-c" in words[:-1] else "alembic.ini"
             parser = configparser.ConfigParser({"here": str((root / ini).parent)})
@@ -198,8 +203,8 @@ class Command:
         return tuple(dict.fromkeys(found))
 
     def manifest(self) -> Mapping[str, str]:
-        files = find_files(self.settings, "inputs", self._inputs())
-        return {f"command {mask_any(self.line)}": digest(self.line.encode()), **_file_entries(self.settings, files)}
+        entries = {encodable(f"command {mask_any(self.line)}"): digest(self.line.encode(errors="replace"))}
+        return entries | _file_entries(self.settings, find_files(self.settings, "inputs", self._inputs()))
 
     @masking
     def build(self, url: str, progress: Progress) -> None:
@@ -221,9 +226,8 @@ class Command:
                 stderr=subprocess.STDOUT,
             )
         except OSError as error:
-            raise self.settings.error(
-                "schema", f"the command cannot be started: {error.strerror}", f"Is {words[0]} installed?"
-            ) from None
+            problem = f"the command cannot be started: {error.strerror}"
+            raise self.settings.error("schema", problem, f"Is {words[0]} installed?") from None
         if done.returncode:
             # Masked before it is cut to its end, as above.
             output = mask_any(dsn.mask(done.stdout[-50_000:].decode(errors="replace")))[-10_000:]
@@ -289,10 +293,7 @@ class Steps:
     parts: Sequence[Schema]
 
     def manifest(self) -> Mapping[str, str]:
-        merged: dict[str, str] = {}
-        for part in self.parts:
-            merged.update(part.manifest())
-        return merged
+        return {name: digest_ for part in self.parts for name, digest_ in part.manifest().items()}
 
     def build(self, url: str, progress: Progress) -> None:
         for part in self.parts:

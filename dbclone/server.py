@@ -8,27 +8,20 @@ lock, held for as long as its owner lives: the server itself knows who is alive,
 from __future__ import annotations
 
 import os
-import re
-import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import psycopg
 
+from . import pooler
+from .admission import MAINTENANCE, NO_TRIGGERS, Connection, connect_maintenance, enter, quoted, readable, translated
 from .dsn import Dsn, parse
 from .embedded import Embedded
-from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
+from .errors import PermissionMissing, ServerError
+from .forks import Home, Sessions
 from .leases import Leases
 from .settings import Settings
-
-Connection = psycopg.Connection[tuple[Any, ...]]
-MAINTENANCE = "postgres"
-# A role's or database's own settings must not reach the statements that create and drop databases.
-_OPTIONS = (
-    "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
-    " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning"
-)
 
 
 class Facts(NamedTuple):
@@ -45,6 +38,8 @@ class Facts(NamedTuple):
     encoding: str  # of template0
     collate: str
     ctype: str
+    process: int  # of the session that answers: who connects through a pooler was told another number
+    direct: bool  # whether that session has begun with our options
 
     @property
     def major(self) -> int:
@@ -61,15 +56,10 @@ class Facts(NamedTuple):
 _FACTS = """
 SELECT current_setting('server_version_num')::int, (SELECT system_identifier::text FROM pg_control_system()),
        rolname::text, rolsuper, rolcreatedb, current_setting('fsync')::bool, pg_is_in_recovery(),
-       current_setting('max_connections')::int, pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text
+       current_setting('max_connections')::int, pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text,
+       pg_backend_pid(), current_setting('dbclone.direct', true) IS NOT DISTINCT FROM 'on'
 FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = 'template0'
 """
-
-
-def describe_self(purpose: str) -> str:
-    """Return an application_name (63 bytes at most) that tells a stranger who this session is."""
-    host = re.sub(r"[^ -~]", "?", socket.gethostname())[:20]
-    return f"dbclone {purpose} {host}:{os.getpid()}"[:63]
 
 
 @dataclass
@@ -87,6 +77,11 @@ class Server:
     embedded: Embedded | None = None
     maintenance: str = MAINTENANCE
     gone: bool = False
+    home: Home = field(default_factory=Home, repr=False)
+    sessions: Sessions = field(default_factory=Sessions, repr=False)
+
+    def __post_init__(self) -> None:
+        self.sessions.add(self.connection)
 
     @classmethod
     def open(cls, settings: Settings, dsn: Dsn | None = None) -> Server:
@@ -99,11 +94,12 @@ class Server:
             dsn = external(settings)
         embedded = None
         if dsn is None:
-            embedded = Embedded.open(settings, lambda where: _connect(where, settings, "admin"))
+            embedded = Embedded.open(settings, lambda where: enter(where, settings, "admin"))
             dsn, connection = embedded.dsn, embedded.connection
             assert connection is not None
         else:
-            connection = _connect_maintenance(dsn, settings)
+            connection = connect_maintenance(dsn, settings)
+        readable(connection)
         info = connection.info
         where = {"host": info.host, "port": str(info.port), "user": info.user}
         server = cls(settings, dsn.with_defaults(where), connection, embedded, info.dbname)
@@ -125,7 +121,12 @@ class Server:
         return Facts.ask(self.connection)
 
     def _check(self) -> None:
-        facts = self.facts
+        try:
+            facts = self.facts
+        except psycopg.OperationalError as error:  # a pooler lets us in first, and then asks the server
+            raise translated(error, self.dsn) from None
+        if lent := pooler.lent(self.connection.info.backend_pid, facts.process, facts.direct):
+            raise pooler.refusal(self.where, lent)
         if facts.major < 14:
             raise ServerError(
                 f"PostgreSQL {facts.major} on {self.where} is too old", "dbclone needs 14 or later.", "Use a newer server."
@@ -138,7 +139,7 @@ class Server:
             raise PermissionMissing(
                 f"role {facts.role!r} may not create databases on {self.where}",
                 "dbclone keeps templates and clones as databases of their own.",
-                f'Run as a superuser: ALTER ROLE "{facts.role}" CREATEDB;',
+                f"Run as a superuser: ALTER ROLE {quoted(facts.role)} CREATEDB;",
             )
 
     @property
@@ -158,22 +159,29 @@ class Server:
     def connect_again(self) -> Connection:
         """Return a new administrative connection, because the last one was lost. Raises ServerError."""
         if self.embedded is not None:
-            return self.embedded.rejoin(lambda dsn: _connect(dsn, self.settings, "admin"))
-        return _connect(self.database(self.maintenance), self.settings, "admin")
+            return self.embedded.rejoin(lambda dsn: enter(dsn, self.settings, "admin"))
+        return enter(self.database(self.maintenance), self.settings, "admin")
 
     def connect(self, database: str, purpose: str, options: str = "") -> Connection:
         """Return a new autocommit connection to a database, named after `purpose` in the server's list of sessions.
 
         Arguments: `options`, libpq's, such as -c settings, on top of ours.
         """
-        return _connect(self.database(database), self.settings, purpose, options)
+        self.home.needed()
+        quiet = f"{options} {NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else options
+        connection = enter(self.database(database), self.settings, purpose, quiet)
+        self.sessions.add(connection)
+        return connection
 
     def fetch(self, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run a query on the administrative connection and return its rows."""
         return self.connection.execute(query.encode(), parameters).fetchall()
 
     def close(self) -> None:
-        """End the administrative connection, and with it all leases; stop the private server if nobody else uses it."""
+        """End the administrative connection, and with it all leases; stop the private server if nobody else uses it. A forked
+        process does nothing: all that is its parent's."""
+        if self.home.left:
+            return
         if self.embedded is not None:
             self.embedded.leave(keep=self.settings.keep_server)
         self.connection.close()
@@ -192,57 +200,3 @@ def external(settings: Settings) -> Dsn | None:
     if any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE")):
         return Dsn(())
     return None
-
-
-def _connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
-    """Connect to the one database in which all locks are taken; to the URL's own if there is no such database for us."""
-    try:
-        return _connect(dsn.replace(dbname=MAINTENANCE), settings, "admin")
-    except (PermissionMissing, ServerNotFound):
-        # The reason is in the text alone, which the server may write in any language, so whatever it is the other way is tried.
-        if dsn.get("dbname", MAINTENANCE) == MAINTENANCE:
-            raise
-        return _connect(dsn, settings, "admin")
-
-
-def _connect(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
-    options = f"{dsn.get('options')} {_OPTIONS} {more}".strip()
-    arguments = {"connect_timeout": str(max(2, round(settings.connect_timeout))), **dsn.kwargs}
-    if dsn.get("host") and settings.url:
-        arguments.setdefault("hostaddr", "")  # else an inherited PGHOSTADDR would lead elsewhere
-    arguments.update(
-        options=options, application_name=describe_self(purpose), fallback_application_name="dbclone", client_encoding="utf8"
-    )
-    try:
-        return psycopg.connect(**arguments, autocommit=True)  # type: ignore[arg-type]
-    except psycopg.OperationalError as error:
-        raise _translated(error, dsn) from None
-    except psycopg.Error as error:
-        raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
-
-
-def _translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
-    """Return our error for a refused connection. The codes are in the text: libpq does not pass them on for connections."""
-    text = dsn.mask(str(error).strip())
-    database = dsn.get("dbname", MAINTENANCE)
-    if re.search(r"too many (clients|connections)|remaining connection slots", text):
-        return OutOfConnections(
-            f"no connection is left on {dsn.shown}",
-            text,
-            "End other sessions, use fewer workers, or raise max_connections on the server.",
-        )
-    if re.search(r'database ".*" does not exist|permission denied for database|not currently accepting', text):
-        return PermissionMissing(
-            f"cannot enter database {database!r} at {dsn.shown}",
-            text,
-            f'Run as a superuser: GRANT CONNECT ON DATABASE "{database}" TO …;',
-        )
-    if re.search(r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist", text):
-        return ServerError(
-            f"the server refused us at {dsn.shown}", text, "Check user and password in url, or PGUSER and PGPASSWORD."
-        )
-    return ServerNotFound(
-        f"no server answers at {dsn.shown}",
-        text,
-        'Start it, correct url (or PGHOST), or leave both out to use a private server (pip install "dbclone[server]").',
-    )

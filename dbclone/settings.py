@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .dsn import mask_any
-from .errors import SettingsError, masked
+from .dsn import mask_any, parse
+from .errors import SettingsError, encodable, masked
 
 RESETS = ("auto", "rollback", "truncate", "clone", "drop", "none")
 LEAKS = ("fail", "terminate")
@@ -74,6 +74,17 @@ class Settings:
         """Return where the value of setting `key` came from, in words."""
         return self.sources.get(key, "default")
 
+    @property
+    def server(self) -> str:
+        """Which server is meant, in words and without its password, so that a wrong one is seen before anything is done there."""
+        if not self.url:
+            variables = any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
+            return "server from PG variables" if variables else "private server"
+        try:
+            return f"server {parse(self.url, 'url').shown} from {self.source('url')}"
+        except SettingsError:  # which whoever opens the server will raise
+            return f"server from {self.source('url')}"
+
     @cached_property
     def cache(self) -> Path:
         """The folder for locks and state, following the platform's convention unless `cache_dir` says otherwise."""
@@ -89,8 +100,8 @@ class Settings:
 
     @cached_property
     def project(self) -> str:
-        """The project's name: the setting, else the folder's."""
-        return self.name or self.root.name or "project"
+        """The project's name: the setting, else the folder's, of which bytes that are no text are written as escapes."""
+        return encodable(self.name or self.root.name or "project")
 
     def error(self, key: str, problem: str, hint: str, detail: str = "") -> SettingsError:
         """Return a SettingsError that quotes a setting, its value and where it came from."""
@@ -161,8 +172,12 @@ def _typed(key: str, value: Any, source: str) -> Any:
 
     def refuse(wanted: str) -> SettingsError:
         shown = "" if key == "url" else f" = {value!r}"
-        return SettingsError(f"{key}{shown} is not {wanted}", f"The value comes from {source}.", f"Set {key} to {wanted}.")
+        return SettingsError(
+            mask_any(f"{key}{shown} is not {wanted}"), f"The value comes from {source}.", f"Set {key} to {wanted}."
+        )
 
+    if any("\0" in item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, str)):
+        raise refuse("text without NUL characters")
     if isinstance(default, bool):
         if isinstance(value, str) and value.strip().lower() in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
             return value.strip().lower() in ("1", "true", "yes", "on")

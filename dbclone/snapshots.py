@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from . import databases
+from .clock import monotonic
 from .copying import copy
 from .errors import NotOurs, ResetBlocked, TemplateError
 from .marks import Mark, clone_name
@@ -71,7 +72,7 @@ class Snapshots:
 
 def nobody_connected(server: Server, name: str, patience: float = 1.0) -> None:
     """Wait until nobody is connected to a database; raise ResetBlocked naming who stays."""
-    deadline = time.monotonic() + patience
+    deadline = monotonic() + patience
     while True:
         rows = server.fetch(
             "SELECT pid, coalesce(usename::text, '?'), coalesce(application_name, '') FROM pg_stat_activity"
@@ -80,7 +81,7 @@ def nobody_connected(server: Server, name: str, patience: float = 1.0) -> None:
         )
         if not rows:
             return
-        if time.monotonic() > deadline:
+        if monotonic() > deadline:
             raise ResetBlocked(
                 f'could not copy "{name}": {len(rows)} session{"s are" if len(rows) > 1 else " is"} connected to it',
                 "\n".join(f"Session {pid} of user {user} calls itself {application!r}." for pid, user, application in rows),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ import psycopg
 
 from . import databases
 from .build import UNLOGGED, Builder, adoptable, flaws, full_manifest
+from .clock import monotonic
 from .clone import Clone
 from .errors import TemplateError
 from .marks import Database, template_name
@@ -66,7 +66,7 @@ class Template:
 
     @classmethod
     def _ensure(cls, server: Server, schema: Schema, handle: Any, rebuild: bool, progress: Progress) -> Template:
-        started = time.perf_counter()
+        started = monotonic()
         manifest = full_manifest(server, schema)
         name = template_name(server.settings.project, manifest.fingerprint)
         known = databases.listed(server)
@@ -74,7 +74,7 @@ class Template:
         if found is not None and not rebuild:
             databases.touch(server, found)
             server.leases.take(found.name, shared=True)
-            return cls(server, found, schema, handle, seconds=time.perf_counter() - started)
+            return cls(server, found, schema, handle, seconds=monotonic() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
         with builder.exclusively():
             known = databases.listed(server)
@@ -86,7 +86,7 @@ class Template:
                 found = builder.build(replaced=next((d for d in known if d.name == name), None))
         assert found is not None
         server.leases.take(found.name, shared=True)
-        return cls(server, found, schema, handle, built, why, time.perf_counter() - started)
+        return cls(server, found, schema, handle, built, why, monotonic() - started)
 
     def clone(self, owner: str = "main", run: str = "") -> Clone:
         """Return a clone for one owner of one run.

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from .licence import licensed_here
 from .reset import sequences
 from .reset.baseline import Baseline
 from .reset.control import Circumstances, nothing_committed, now, options
@@ -51,6 +52,7 @@ class Undo:
     moved: bool = False  # sequences, by tests that were rolled back
     tainted: bool = False  # a test without a reset left something
     created: Moment | None = None  # when the database was made
+    made: int = 0  # its oid, as this process made it
     _origin: Since | None = None
     _session: Session | None = None
     _control: Connection | None = None
@@ -112,13 +114,20 @@ class Undo:
     def truncating(self) -> Truncate:
         """Return the reset over the control session, opened if it is not.
 
-        What the template is like is learned here if nothing has been committed here since, or else from a sibling.
+        What the template is like is learned here if nothing has been committed here since, or else from a sibling. Raises NotOurs
+        if the name leads to a database that is not the one to reset.
         """
         if self._truncate is not None and self._control is not None and not self._control.closed:
             return self._truncate
         settings, superuser = self.server.settings, self.server.facts.superuser
         given = options(superuser, settings.lock_timeout)
-        self._control = self._learning(_plain(self.server.connect(self.name, f"control {self.owner}", given)))
+        control = _plain(self.server.connect(self.name, f"control {self.owner}", given))
+        try:
+            licensed_here(control, self.server, self.name, self.made)
+        except BaseException:
+            control.close()
+            raise
+        self._control = self._learning(control)
         assert self.witness is not None
         assert self._origin is not None
         where = Circumstances(

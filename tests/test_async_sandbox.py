@@ -135,6 +135,8 @@ def test_every_way_to_send_a_statement(both: Callable[[Program], Any]) -> None:
 
 
 def test_tasks_that_work_at_the_same_time(both: Callable[[Program], Any]) -> None:
+    """D14."""
+
     async def program(db: Isolation) -> Any:
         async def work(number: int) -> int:
             connection = await db.aconnect(autocommit=True)
@@ -215,7 +217,7 @@ def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(clone: C
 
 
 def test_an_event_loop_in_another_thread(both: Callable[[Program], Any]) -> None:
-    """What a live asynchronous server is, while the test itself is synchronous."""
+    """D14: What a live asynchronous server is, while the test itself is synchronous."""
 
     async def program(db: Isolation) -> Any:
         loop = asyncio.new_event_loop()

@@ -48,7 +48,7 @@ def test_a_very_small_suite_from_end_to_end(contender: str, shop: Path, place: P
     before = _databases(server)
     found = Cell("embedded", SIZE, 0, contender).run(shop, server, place)
     assert found["wall_s"] > found["tests_s"] > 0
-    assert _databases(server) == before
+    assert _databases(server) <= before  # fewer where it has pruned what a killed run of another test had left
 
 
 def test_it_runs_with_workers(shop: Path, place: Place, server: Server) -> None:

@@ -14,7 +14,7 @@ from dbclone.server import Server
 
 from .conftest import Project
 
-COMMANDS = ("prepare", "status", "prune", "url", "psql", "server", "demo")
+COMMANDS = ("prepare", "status", "prune", "url", "psql", "server", "verify", "doctor", "demo")
 
 
 def facts(project: Project, *words: str, **environ: str) -> dict[str, object]:

@@ -112,9 +112,8 @@ def test_a_folder_that_somebody_prepared_is_refused_and_nobody_speaks_to_the_ser
             listener.accept()
     assert caught.value.hint.startswith("Remove it")
     assert (folder if which == "cluster" else home).is_symlink() == (how == "a link")
-    for path in (home, own.root / "elsewhere"):
-        if path.is_symlink():
-            path.unlink()
+    for path in (home / located.cluster.folder.name, home):
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
 def test_a_link_in_the_servers_folder_does_not_lead_our_writing_elsewhere(own: Settings, tmp_path: Path) -> None:
@@ -129,9 +128,9 @@ def test_a_link_in_the_servers_folder_does_not_lead_our_writing_elsewhere(own: S
     for name in ("log", "keep"):
         (located.cluster.folder / name).unlink(missing_ok=True)
         (located.cluster.folder / name).symlink_to(victim)
-    with pytest.raises(OSError):
+    with pytest.raises(ServerError, match="keep is not a file of ours"):
         located.keep(True)
-    with pytest.raises(OSError):
+    with pytest.raises(ServerError, match="log is not a file of ours"):
         Server.open(own)
     assert victim.read_text() == "untouched"
 

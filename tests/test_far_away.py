@@ -52,7 +52,7 @@ def test_rows_of_another_server_are_never_touched(
     reset: str,
     rows: int,
 ) -> None:
-    """Neither by a DELETE nor, where a local table grew large, by a TRUNCATE of a table above the foreign one."""
+    """C5, S4: neither by a DELETE nor, where a local table grew large, by a TRUNCATE of a table above the foreign one."""
     dsn = server.database("far_away")
     schema = sql.SQL(SCHEMA).format(host=dsn.get("host"), port=dsn.get("port"), user=dsn.get("user")).as_string(far_away)
     with cloned(server, settings, tmp_path, schema) as clone:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -46,7 +48,7 @@ def leak(clone: Clone, test: str, *statements: str) -> psycopg.Connection[tuple[
 
 @pytest.mark.parametrize("statements", [(WRITE,), (WRITE, LOCK), (LOCK,), (WRITE, ROW), ("SELECT nextval('free')", WRITE)])
 def test_a_session_left_in_a_transaction(clone: Clone, on_leak: str, statements: tuple[str, ...]) -> None:
-    """It stops the reset with an error that names it and its test, or is ended; the next test starts clean anyway."""
+    """C1: it stops the reset with an error that names it and its test, or is ended; the next test starts clean anyway."""
     truth = fingerprint(clone.url)
     leaked = []
 
@@ -161,3 +163,63 @@ def test_where_rights_do_not_suffice_the_clone_is_replaced(server: Server, setti
         with clone.isolated("truncate", "after") as isolation:
             assert isolation.execute("SELECT count(*) FROM parent").fetchall() == [(0,)]
         foreign.close()
+
+
+def test_what_a_role_may_not_see_of_a_session_is_said_with_the_grant_that_shows_it(
+    server: Server, settings: Settings, tmp_path: Path, role: Dsn
+) -> None:
+    """E18: process id, user and test are there for everybody; the state and statement of another role's session are not."""
+
+    def detail(clone: Clone) -> str:
+        foreign = None
+
+        def test() -> None:
+            nonlocal foreign
+            with clone.isolated("truncate", "a test"):
+                foreign = psycopg.connect(server.database(clone.name).url)
+                foreign.execute(WRITE)
+
+        with pytest.raises(ResetBlocked) as caught:
+            test()
+        assert foreign is not None
+        assert f"Session {foreign.info.backend_pid} of user {foreign.info.user} was opened by a test" in caught.value.detail
+        foreign.close()
+        return caught.value.detail
+
+    with Server.open(replace(settings), role) as plain, cloned(plain, settings, tmp_path, lock_timeout=0.3) as clone:
+        grant = f'GRANT pg_read_all_stats TO "{role.get("user")}";'
+        hidden = detail(clone)
+        assert grant in hidden
+        assert "insufficient" not in hidden
+        server.connection.execute(grant.encode())
+        seen = detail(clone)
+        assert "idle in transaction" in seen
+        assert WRITE in seen
+
+
+BUSY = """
+import sys, psycopg
+with psycopg.connect(sys.argv[1]) as connection:
+    connection.execute("INSERT INTO parent (name) VALUES ('leaked')")
+    connection.execute("LOCK TABLE child IN ACCESS EXCLUSIVE MODE")
+    print(connection.info.backend_pid, flush=True)
+    connection.execute("SELECT pg_sleep(600)")
+"""
+
+
+def test_a_busy_session_of_a_killed_client_ends_in_time(server: Server, settings: Settings, tmp_path: Path) -> None:
+    """C2: the private server looks every second whether the clients of running statements are still there."""
+    with cloned(server, settings, tmp_path, lock_timeout=30) as clone:
+        truth = fingerprint(clone.url)
+        with clone.isolated("truncate", "busy"):
+            client = subprocess.Popen([sys.executable, "-c", BUSY, clone.url], stdout=subprocess.PIPE, text=True)
+            assert client.stdout is not None
+            pid = int(client.stdout.readline())
+            sleeping = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND wait_event = 'PgSleep'"
+            while not server.fetch(sleeping, [pid]):
+                assert client.poll() is None
+            client.kill()
+            client.wait()
+            client.stdout.close()
+        assert not server.fetch("SELECT FROM pg_stat_activity WHERE pid = %s", [pid])
+        assert fingerprint(clone.url) == truth

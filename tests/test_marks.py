@@ -42,7 +42,7 @@ DAY = 86400
 @given(project=PROJECT, fingerprint=VALUE, run=VALUE, owner=OWNER)
 @example(project="x" * 80, fingerprint="f" * 80, run="r" * 80, owner="a" * 30)
 def test_every_name_is_one_that_the_server_stores_as_it_is(project: str, fingerprint: str, run: str, owner: str) -> None:
-    """P3: ASCII, small letters, at most 63 bytes; and it passes the check before a database is made or dropped."""
+    """B5, P3: ASCII, small letters, at most 63 bytes; and it passes the check before a database is made or dropped."""
     for name in (template_name(project, fingerprint), build_name(project), spare_name(project), clone_name(project, run, owner)):
         assert SHAPE.fullmatch(name)
         assert len(name) <= 63
@@ -155,7 +155,7 @@ GOOD = {"dbclone": FORMAT, "kind": "clone", "project": "p", "system": SYSTEM}
     ],
 )  # fmt: skip
 def test_a_comment_that_is_no_mark_of_ours_is_none(comment: str | None) -> None:
-    """So the database is not ours: corrupt, somebody else's, or of a later version that knows better."""
+    """S20: so the database is not ours: corrupt, somebody else's, or of a later version that knows better."""
     assert Mark.read(json.dumps(GOOD)) is not None
     assert Mark.read(comment) is None
 

@@ -197,6 +197,7 @@ def test_a_second_database_takes_part(clone: Clone) -> None:
 
 
 def test_peewee_over_asyncpg_is_not_taken_for_another_driver(clone: Clone) -> None:
+    """D14: what cannot be isolated by rollback is refused by name, and auto means truncate."""
     pwasyncio = pytest.importorskip("playhouse.pwasyncio")
     handle = pwasyncio.AsyncPostgresqlDatabase(None)
     with bound(handle, clone.url):

@@ -42,6 +42,7 @@ def test_a_table_that_grew_dearer_to_delete_from_is_truncated_with_those_that_re
 
 
 def test_never_cascade() -> None:
+    """C4."""
     for rows in (PAGE, 1000 * PAGE):
         made = plan(facts(A, B, C, references=((2, 1), (3, 2))), {1: rows}, COSTS)
         assert "CASCADE" not in " ".join(shown(made))

@@ -56,7 +56,7 @@ def test_each_swap_gives_the_mark_it_was_asked_for(hire: Hire) -> None:
 
 
 def test_fifty_swaps_leave_nothing_behind(project: Project, hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And on the way there are never more databases than the limit allows, nor one that is not leased."""
+    """S26: and on the way there are never more databases than the limit allows, nor one that is not leased."""
     worker, real, most = hire(limit=2), copying.copy, []
 
     def copy(server: Server, *arguments: Any, **named: Any) -> None:
@@ -156,6 +156,7 @@ def test_somebody_who_comes_in_at_the_last_moment_is_ended_too(hire: Hire, monke
 
 
 def test_a_session_that_may_not_be_ended_is_named_and_the_database_stays_as_it_was(server: Server, role: Dsn, hire: Hire) -> None:
+    """B10."""
     worker = hire(url=role.url)
     worker.swap()
     worker.execute("DELETE FROM item")

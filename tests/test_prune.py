@@ -126,7 +126,7 @@ def test_a_template_that_a_run_has_only_found_is_in_use_all_the_same(project: Pr
 
 
 def test_a_leftover_with_somebody_in_it_stays_until_it_has_left(project: Project, shop: Open) -> None:
-    """Never FORCE on another run's database."""
+    """B9, S17: never FORCE on another run's database."""
     server = shop()
     left = leftover(server, clone_name(project.name, "dead", "gw0"))
     with server.connect(left, "visitor") as visitor:
@@ -138,7 +138,7 @@ def test_a_leftover_with_somebody_in_it_stays_until_it_has_left(project: Project
 def test_look_alikes_are_never_touched_and_ours_among_them_are_found(
     project: Project, server: Server, shop: Open, role: Dsn
 ) -> None:
-    """E13, promise 1: every decoy fails one condition only."""
+    """E13, S16, promise 1: every decoy fails one condition only."""
     own = shop()
     good = Mark.make("clone", project.name, own.facts.system)
 
@@ -184,6 +184,7 @@ def test_the_newest_templates_of_a_project_are_kept_by_number(project: Project, 
 
 
 def test_templates_that_nobody_used_for_long_are_dropped_and_use_is_noted(project: Project, shop: Open) -> None:
+    """S21."""
     old, current = ensure(shop(), "CREATE TABLE old ();"), ensure(shop(), "CREATE TABLE new ();")
     server = current.server
     assert old.database.mark is not None

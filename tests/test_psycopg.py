@@ -202,3 +202,57 @@ def test_what_the_connection_tells_of_itself(both: Both) -> None:
         return told, connection.closed, connection.broken, connection.info.transaction_status, status
 
     assert both(program)[1:3] == (True, False)
+
+
+_PREPARED = "SELECT name FROM pg_prepared_statements WHERE NOT from_sql AND statement LIKE '%abs(a)%'"
+
+
+def test_what_psycopg_prepared_in_one_test_is_still_prepared_in_the_next(clone: Clone) -> None:
+    """As with a connection that the application keeps; the plans of a suite's statements are made once."""
+    seen = []
+    for way in ("kept", "kept", "closed", "forgotten", "kept"):
+        with clone.isolated("rollback") as db:
+            connection = db.connect(autocommit=True)
+            for _ in range(3):
+                connection.execute("SELECT abs(a) FROM t WHERE a = %s", [1])
+            seen.append(connection.execute(_PREPARED).fetchall())
+            if way == "closed":
+                connection.close()
+            if way == "forgotten":
+                del connection
+    assert [len(names) for names in seen] == [0, 1, 1, 1, 1]
+    assert len({names[0] for names in seen[1:]}) == 1
+
+
+def test_what_was_prepared_does_not_outlive_the_objects_of_its_test(clone: Clone) -> None:
+    """C20: each test makes a type of the same name anew, which the server knows by another number each time."""
+    for _ in range(3):
+        with clone.isolated("rollback") as db:
+            connection = db.connect(prepare_threshold=0)
+            connection.execute("CREATE TYPE colour AS ENUM ('red')")
+            connection.execute("CREATE TABLE painted (c colour)")
+            connection.execute("ALTER TABLE t ADD COLUMN extra int")
+            connection.execute("INSERT INTO painted VALUES ('red'::colour)")
+            connection.execute("INSERT INTO t (a) VALUES (7)")
+            assert connection.execute("SELECT * FROM t").fetchall() == [(7, None, None)]
+            assert connection.execute("SELECT * FROM painted").fetchall() == [("red",)]
+            connection.commit()
+        with clone.isolated("rollback") as db:
+            connection = db.connect(prepare_threshold=0)
+            assert connection.execute("SELECT * FROM t").fetchall() == []
+            assert connection.execute("SELECT 1 FROM pg_type WHERE typname = 'colour'").fetchall() == []
+
+
+def test_in_a_class_too_nothing_prepared_outlives_the_objects_of_a_test(clone: Clone) -> None:
+    """C20: here the connection lives on as well."""
+    with clone.layer("a class") as layer:
+        connection = layer.connect(prepare_threshold=0)
+        for _ in range(3):
+            with clone.isolated("rollback"):
+                connection.execute("ALTER TABLE t ADD COLUMN extra int")
+                connection.execute("INSERT INTO t (a) VALUES (7)")
+                assert connection.execute("SELECT * FROM t").fetchall() == [(7, None, None)]
+                connection.commit()
+            with clone.isolated("rollback"):
+                assert connection.execute("SELECT * FROM t").fetchall() == []
+                connection.commit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+import posix
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -213,18 +214,18 @@ def test_a_connection_that_cannot_be_made_leaves_nothing_behind(
 ) -> None:
     """Nor does one that can; the folder for temporary files may have a name too long for a socket."""
     made: list[str] = []
-    make = tempfile.mkdtemp
+    make = posix.mkdir
 
-    def noted(*arguments: Any, **keywords: Any) -> str:
-        made.append(make(*arguments, **keywords))
-        return made[-1]
+    def noted(path: str, mode: int) -> None:
+        made.append(path)
+        make(path, mode)
 
     class Failing(extensions.connection):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, nonsense=1)
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
-    monkeypatch.setattr(tempfile, "mkdtemp", noted)
+    monkeypatch.setattr(posix, "mkdir", noted)
     with pytest.raises(TypeError):
         connect(connection_factory=Failing)
     with pytest.raises(psycopg2.OperationalError, match="nonsense"):

@@ -168,7 +168,9 @@ def _extensions(server: Server) -> None:
 
 @pytest.mark.parametrize("script", PUT_BACK)
 def test_it_is_put_back_in_place(clone: Clone, server: Server, truth: dict[str, str], script: str) -> None:
-    """The database stays the same one, and equals its template: twice, because the second time it is guessed."""
+    """C6 (policies), C7 (rules), C8 (children), C9 (cycles), C10 (sequences), C11 (generated), C13 (large objects), C18 (names).
+
+    The database stays the same one, and equals its template: twice, because the second time it is guessed."""
     before = identity(clone)
     for _ in range(3):
         with clone.isolated("truncate", "writer"):
@@ -179,7 +181,7 @@ def test_it_is_put_back_in_place(clone: Clone, server: Server, truth: dict[str, 
 
 @pytest.mark.parametrize("script", REPLACED)
 def test_it_costs_a_fresh_clone(clone: Clone, server: Server, truth: dict[str, str], script: str) -> None:
-    """The database is another one, equals its template, and the report names the test."""
+    """C12 (materialized views), C15 (DDL). The database is another one, equals its template, and the report names the test."""
     before = identity(clone)
     clone.report.notes.clear()
     with clone.isolated("truncate", f"test of {script}"):

@@ -117,6 +117,7 @@ def test_a_partitioned_table_is_kept_by_its_own_name(server: Server, settings: S
 
 
 def test_a_kept_table_that_references_another_is_refused_at_the_start(server: Server, settings: Settings, tmp_path: Path) -> None:
+    """C4: rather than broken by a reset, or emptied with the other."""
     with pytest.raises(KeptTableReferenced) as caught, cloned(server, settings, tmp_path, keep=("child",)):
         pass
     assert "public.child" in caught.value.message

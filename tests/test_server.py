@@ -14,11 +14,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from dbclone.admission import describe_self
 from dbclone.dsn import Dsn
 from dbclone.embedded import Embedded, cluster
 from dbclone.embedded.cluster import Cluster
 from dbclone.errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
-from dbclone.server import Server, describe_self
+from dbclone.server import Server
 from dbclone.settings import load
 
 from .faults.stops import until
@@ -244,6 +245,7 @@ def test_a_session_of_a_host_with_an_odd_name_keeps_its_process_id(monkeypatch: 
 
 
 def test_a_standby_is_refused_by_name(tmp_path: Path, outside: Cluster, processes: list[subprocess.Popen[bytes]]) -> None:
+    """S3."""
     outside.stop()
     twin = Cluster(outside.folder.with_name("standby"), outside.folder.with_name("standby"), outside.binaries, outside.account)
     shutil.copytree(outside.folder, twin.folder, symlinks=True)

@@ -68,7 +68,7 @@ def test_every_changed_input_builds_anew_and_why_names_it(project: Project, shop
 
 
 def test_another_role_has_a_template_of_its_own(shop: Open, role: Dsn) -> None:
-    """The result depends on who builds: owners, default privileges."""
+    """B18, S15: the result depends on who builds: owners, default privileges."""
     first = ensure(shop())
     second = ensure(shop(url=role.url))
     assert second.built
@@ -228,6 +228,7 @@ def drop(server: Server, name: str) -> None:
 
 
 def test_a_stranger_with_the_name_of_our_template_is_left_alone(project: Project, shop: Open) -> None:
+    """S1, S15."""
     server = shop()
     template = ensure(server)
     drop(server, template.name)

@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 from dbclone.reset.control import now
-from dbclone.reset.witness import Moment, Since, Verdict, Witness
+from dbclone.reset.witness import Moment, Since, Verdict, Witness, prepare
 from dbclone.server import Server
 
 
@@ -25,9 +25,16 @@ def connection(server: Server) -> Iterator[psycopg.Connection[Any]]:
 
 
 def judged(connection: psycopg.Connection[Any], witness: Witness, begun: Moment | None = None) -> Verdict:
-    row = connection.execute(witness.text).fetchone()
-    assert row is not None
-    return witness.judge(Moment.of(tuple(row)), row[2], begun)
+    """Ask in both ways, which must give the same answer."""
+    with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
+        for text in prepare("asked"):
+            connection.execute(text)
+    moment, fates = witness.fates(connection.pgconn.exec_(witness.question("asked")))
+    again = witness.fates(connection.pgconn.exec_(witness.text))
+    if fates is not None:
+        assert (moment, fates) == again
+    assert again[1] is not None
+    return witness.judge(*again, begun)
 
 
 def rows(connection: psycopg.Connection[Any], since: Since) -> list[int]:
@@ -135,3 +142,15 @@ def test_numbers_wrap(connection: psycopg.Connection[Any]) -> None:
     moment = Moment("8589934600:8589934600:", 8589934600 % (1 << 32) - 3)
     assert moment.still
     assert Since(moment, (8589934601,)).values == ("8", "{}", "{9}")
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 40])
+def test_however_many_numbers_were_given_out_one_that_committed_is_not_overlooked(
+    connection: psycopg.Connection[Any], count: int
+) -> None:
+    for committed in {0, count // 2, count - 1}:
+        witness = Witness(now(connection))
+        for number in range(count):
+            with connection.transaction(force_rollback=number != committed):
+                connection.execute("INSERT INTO t VALUES (1)")
+        assert judged(connection, witness) is Verdict.DURING

@@ -19,6 +19,7 @@ import importlib.util
 import re
 import types
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Protocol
 
 from ..reset.sandbox import Session
@@ -62,7 +63,12 @@ def adapter_of(thing: Any) -> Adapter | None:
     if isinstance(thing, types.ModuleType):
         classes = [value for value in vars(thing).values() if isinstance(value, type)]
         return adapter_of(classes) or adapter_of([v for v in vars(thing).values() if not isinstance(v, types.ModuleType)])
-    for base in (thing if isinstance(thing, type) else type(thing)).__mro__:
+    return _adapter_of(thing if isinstance(thing, type) else type(thing))
+
+
+@lru_cache(maxsize=64)
+def _adapter_of(kind: type) -> Adapter | None:
+    for base in kind.__mro__:
         name = _BY_PACKAGE.get(base.__module__.partition(".")[0])
         if name is not None:
             module: Any = importlib.import_module(f".{name}", __name__)

@@ -13,6 +13,7 @@ import peewee
 
 from ..dsn import parse
 from ..errors import SandboxLimit, SettingsError
+from ..forks import Home
 from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
@@ -73,7 +74,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     """Point `handle` at `url` for the block; host, user and database change, all other connection parameters stay."""
     dsn = parse(url)
     target = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
-    database = _database(handle)
+    database, home = _database(handle), Home()
     if database is None:
         proxy = handle if isinstance(handle, peewee.Proxy) else handle.database
         fresh = open_database(url)
@@ -81,7 +82,8 @@ def bound(handle: Any, url: str) -> Iterator[None]:
         try:
             yield
         finally:
-            closed(fresh)
+            if not home.left:
+                closed(fresh)
             proxy.initialize(None)
         return
     closed(database)
@@ -103,7 +105,8 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     try:
         yield
     finally:
-        closed(database)
+        if not home.left:
+            closed(database)
         for name, value in before.items():
             setattr(database, name, value)
 

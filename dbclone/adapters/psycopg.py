@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..dsn import parse
 from ..errors import SandboxLimit, SettingsError
+from ..forks import Home
 from ..reset.connections import Sandboxed
 from ..reset.sandbox import Session
 from ..schema import Schema
@@ -66,7 +67,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     A pool that is open is opened anew, and afterwards makes its first connection when one is wanted. A `conninfo` that is called
     for each connection is not called, and its other parameters are lost.
     """
-    before, opened = {"conninfo": handle.conninfo, "kwargs": handle.kwargs}, not handle.closed
+    before, opened, home = {"conninfo": handle.conninfo, "kwargs": handle.kwargs}, not handle.closed, Home()
     if opened and _is_async(handle):
         raise SettingsError(
             "the pool that bind names is open already",
@@ -84,10 +85,11 @@ def bound(handle: Any, url: str) -> Iterator[None]:
             _wait(handle)
         yield
     finally:
-        _stop(handle)
-        vars(handle).update(before)
-        if opened:
-            _restart(handle)
+        if not home.left:
+            _stop(handle)
+            vars(handle).update(before)
+            if opened:
+                _restart(handle)
 
 
 def _without_target(kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ from sqlalchemy import URL, Engine, text
 
 from ..dsn import Dsn
 from ..errors import SandboxLimit, SettingsError
+from ..forks import Home
 
 _PLACE = ("host", "port", "user", "password", "dbname")
 TARGET = (
@@ -69,7 +70,8 @@ def each(handle: Any, do: Callable[[Engine], Any], undo: Callable[[Engine, Any],
         return engine
 
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: _undone(done, undo))
+        home = Home()
+        stack.callback(lambda: None if home.left else _undone(done, undo))
         for engine in engines_of(handle):
             take(engine)
         if hasattr(handle, "_app_engines"):

@@ -8,6 +8,7 @@ gets the same lock exclusively may stop it. A killed process holds no lock, so n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from typing import Any
 
 import psycopg
 
+from ..clock import monotonic
 from ..dsn import Dsn
 from ..errors import OutOfConnections, ServerError
+from ..file_lock import locked
 from ..schema import digest
 from ..settings import Settings
-from .account import Account, cache_folder, check_private, private_folder, server_account
+from .account import Account, cache_folder, check_private, open_own, private_folder, server_account
 from .binaries import Binaries, find
 from .cluster import Cluster, free_bytes, sweep
 
@@ -69,14 +72,20 @@ class Embedded:
 
     @classmethod
     def locate(cls, settings: Settings) -> Embedded:
-        """Return the server that `settings` mean, running or not, without starting anything. Raises ServerNotFound."""
+        """Return the server that `settings` mean, running or not, without starting anything.
+
+        Raises ServerNotFound, and ServerError if somebody else may have prepared its folders: then nobody is led there.
+        """
         account = server_account()
         binaries = find(settings)
         cache = cache_folder(settings)
         disk = Path("/var/tmp") / _name(cache, account) if account.other else cache / "server"
         home = _home(settings, cache, account, binaries, disk)
         lock = private_folder(cache / "locks") / f"server-{binaries.key}.lock"
-        return cls(_cluster(home / binaries.key, binaries, account), home, disk, lock)
+        server = cls(_cluster(home / binaries.key, binaries, account), home, disk, lock)
+        with contextlib.suppress(OSError):  # not made yet
+            server._check_folders()
+        return server
 
     @classmethod
     def open(cls, settings: Settings, connect: Connect) -> Embedded:
@@ -87,13 +96,11 @@ class Embedded:
         server = cls.locate(settings)
         if server._join(connect):
             return server
-        from filelock import FileLock, Timeout  # not needed, nor paid for, when the server runs
-
         patience = settings.connect_timeout * 3
         try:
-            with FileLock(server.lock_path, timeout=patience, mode=0o600):
+            with locked(server.lock_path, patience):
                 server._start(settings, connect)
-        except Timeout:
+        except TimeoutError:
             raise ServerError(
                 f"another process has been starting the private server for {patience:g} s",
                 f"It holds {server.lock_path}.",
@@ -131,11 +138,11 @@ class Embedded:
 
     def _wait_for_running(self, settings: Settings, connect: Connect) -> bool:
         """Return whether a server runs here and we joined it; wait for one that is starting or stopping. Raises ServerError."""
-        deadline = time.monotonic() + settings.connect_timeout
+        deadline = monotonic() + settings.connect_timeout
         while (pid := self.cluster.pid()) is not None:
             if self._join(connect):
                 return True
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 if isinstance(self._refusal, OutOfConnections):
                     raise self._refusal
                 raise ServerError(
@@ -153,17 +160,27 @@ class Embedded:
             self.cluster.init()
         self._process = self.cluster.start(settings.connect_timeout, renew=there)
 
+    def _check_folders(self) -> None:
+        """Raise ServerError unless all our folders are private, OSError if one is missing."""
+        missing = None
+        for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):
+            try:
+                check_private(folder, self.cluster.account)
+            except OSError as error:
+                missing = error
+        if missing is not None:
+            raise missing
+
     def _prepare_folders(self, settings: Settings) -> None:
         for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):
             private_folder(folder, self.cluster.account)
 
     def _join(self, connect: Connect) -> bool:
         """Become a user of the server if it runs; return whether we are one. Raises ServerError if the folders are not private."""
-        for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):
-            try:
-                check_private(folder, self.cluster.account)  # else whose server would it be?
-            except OSError:
-                return False
+        try:
+            self._check_folders()  # else whose server would it be?
+        except OSError:
+            return False
         if not (self.cluster.socket / ".s.PGSQL.5432").exists():
             return False
         connection = None
@@ -218,7 +235,7 @@ class Embedded:
         """Leave the server running from now on, or no longer."""
         path = self.cluster.folder / "keep"
         if on:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            open_own(path).close()
         else:
             path.unlink(missing_ok=True)
 

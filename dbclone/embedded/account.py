@@ -6,13 +6,14 @@ outside dbclone's own folders is created or changed for it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import ServerError, ServerNotFound
 from ..settings import Settings
@@ -123,6 +124,43 @@ def check_private(path: Path, account: Account | None = None) -> None:
             "dbclone does not use a folder that somebody else may have prepared.",
             "Remove it, or chmod 700 it if it is yours, or set cache_dir or data_dir to another place.",
         )
+
+
+def read_own(path: Path, most: int = 2**20) -> bytes:
+    """Return the last `most` bytes of a file in a folder that may be another account's, where a link or a pipe may wait for root.
+
+    Raises OSError.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+        file.seek(max(0, found.st_size - most))
+        return file.read(most)
+
+
+def open_own(path: Path) -> IO[bytes]:
+    """Open a file, for writing from its start, in a folder that may be another account's: a link must not lead root elsewhere.
+
+    Raises ServerError if something else is there, and OSError.
+    """
+    refusal = ServerError(
+        f"{path} is not a file of ours",
+        "dbclone does not write through a link or a pipe that somebody else may have prepared.",
+        "Remove it.",
+    )
+    try:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600), "wb")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a pipe that nobody reads
+            raise refusal from None
+        raise
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        file.close()
+        raise refusal
+    os.ftruncate(file.fileno(), 0)
+    return file
 
 
 def cache_folder(settings: Settings) -> Path:

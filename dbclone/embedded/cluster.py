@@ -16,10 +16,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from ..clock import monotonic, wall
 from ..errors import ServerError
-from .account import Account, own_name
+from .account import Account, open_own, own_name, read_own
 from .binaries import Binaries
 
 _SHUT_DOWN = 1  # DB_SHUTDOWNED in src/include/catalog/pg_control.h
@@ -68,7 +69,7 @@ class Cluster:
         """Return the process id of the running server, or None. A stale postmaster.pid, also one whose number now belongs to
         another program, is not a running server."""
         try:
-            pid = int((self.data / "postmaster.pid").read_bytes().splitlines()[0])
+            pid = int(read_own(self.data / "postmaster.pid").splitlines()[0])
         except (OSError, ValueError, IndexError):
             return None
         if sys.platform == "linux":
@@ -82,16 +83,15 @@ class Cluster:
     def is_ready(self) -> bool:
         """Return whether a running server says that it accepts connections (the last line of postmaster.pid)."""
         try:
-            return (self.data / "postmaster.pid").read_bytes().splitlines()[-1].strip() == b"ready"
+            return read_own(self.data / "postmaster.pid").splitlines()[-1].strip() == b"ready"
         except (OSError, IndexError):
             return False
 
     def is_sound(self) -> bool:
         """Return whether the stopped cluster was shut down cleanly by a server of this major version."""
         try:
-            with (self.data / "global" / "pg_control").open("rb") as control:
-                state = struct.unpack("=QIIi", control.read(20))[3]
-            version = (self.data / "PG_VERSION").read_text().strip()
+            state = struct.unpack("=QIIi", read_own(self.data / "global" / "pg_control")[:20])[3]
+            version = read_own(self.data / "PG_VERSION").decode(errors="replace").strip()
         except (OSError, ValueError, struct.error):
             return False
         return bool(state == _SHUT_DOWN) and version == str(self.binaries.major) and not (self.data / "postmaster.pid").exists()
@@ -143,9 +143,13 @@ class Cluster:
         if method == "peer":
             # The folder admits its owner only; this admits the same person by name, so that root may use a server run by another
             # account. "all" lets tests connect as roles they made. It exists since PostgreSQL 16; before, the folder's mode guards.
-            (new / "pg_hba.conf").write_text("local all all peer map=dbclone\n")
-            names = {own_name(), self.account.name}
-            (new / "pg_ident.conf").write_text("".join(f'dbclone "{name}" all\n' for name in sorted(names)))
+            names = sorted({own_name(), self.account.name})
+            for file, text in (
+                ("pg_hba.conf", "local all all peer map=dbclone\n"),
+                ("pg_ident.conf", "".join(f'dbclone "{name}" all\n' for name in names)),
+            ):
+                with open_own(new / file) as opened:
+                    opened.write(text.encode())
         new.rename(self.data)
 
     def start(self, timeout: float, renew: bool = False) -> subprocess.Popen[bytes]:
@@ -173,16 +177,16 @@ class Cluster:
         settings["dynamic_shared_memory_type"] = "mmap" if below else "posix"
         command = [str(self.binaries.folder / "postgres"), "-D", str(self.data)]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with _open_private(self.log) as log:
+        with open_own(self.log) as log:
             server = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **self._process
             )
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         while not self.is_ready():
             if renew and server.poll() is not None and self.pid() is None:
                 self.init()
                 return self.start(timeout)
-            if server.poll() is not None or time.monotonic() > deadline:
+            if server.poll() is not None or monotonic() > deadline:
                 what = "did not start" if server.poll() is not None else f"did not accept connections within {timeout:g} s"
                 if server.poll() is None:
                     server.kill()
@@ -201,9 +205,9 @@ class Cluster:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):  # stopped by somebody else since
                 os.kill(pid, signal.SIGINT)
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         while self.pid() is not None:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 return False
             time.sleep(0.002)
         return True
@@ -211,21 +215,20 @@ class Cluster:
     def log_tail(self) -> str:
         """Return the last lines of the server's log."""
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-12:])
+            return "\n".join(read_own(self.log).decode(errors="replace").splitlines()[-12:])
         except OSError as error:
             return f"(cannot be read: {error.strerror})"
 
     @property
     def _process(self) -> dict[str, Any]:
-        """How programs of the server are run: as its account, from a folder it can enter, in a neutral language."""
+        """How programs of the server are run: as its account, from a folder it can enter, in a neutral language.
+
+        Another account can read the environment of its processes, so it gets nothing of ours but what programs need to run.
+        """
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG"))}
+        if self.account.other:
+            environ = {k: v for k, v in environ.items() if k in ("PATH", "TZ", "TZDIR", "TMPDIR") or k.startswith(("LD_", "DYLD_"))}
         return {"cwd": self.folder, "env": {**environ, "LC_ALL": "C"}, **self.account.popen}
-
-
-def _open_private(path: Path) -> IO[bytes]:
-    """Open a file of ours for writing. The folder may be another account's: a link there must not lead root elsewhere."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def free_bytes(path: str | Path) -> int:
@@ -240,18 +243,19 @@ def sweep(home: Path, cache: Path) -> None:
     """Drop what nobody will come back for: stopped clusters of other versions here that are a month old, and the homes in memory
     of cache folders that no longer exist. A running server is left alone."""
     origin = home / "origin"
-    with contextlib.suppress(OSError), _open_private(origin) as file:
+    with contextlib.suppress(OSError, ServerError), open_own(origin) as file:
         file.write(os.fsencode(cache))
     homes = [home, *(Path("/dev/shm").glob(f"dbclone-{os.getuid()}-*") if sys.platform == "linux" else ())]
     for place in homes:
         with contextlib.suppress(OSError):
-            told = place / "origin"
-            orphaned = place != home and not told.is_symlink() and not Path(os.fsdecode(told.read_bytes())).exists()
+            if place.lstat().st_uid != home.stat().st_uid or place.is_symlink():
+                continue  # anybody may make a folder there that looks like ours
+            orphaned = place != home and not Path(os.fsdecode(read_own(place / "origin"))).exists()
             clusters = [folder for folder in place.iterdir() if (folder / "data").is_dir()]
-            if place.stat().st_uid != home.stat().st_uid or any((c / "data" / "postmaster.pid").exists() for c in clusters):
+            if any((c / "data" / "postmaster.pid").exists() for c in clusters):
                 continue
             if orphaned:
                 shutil.rmtree(place, ignore_errors=True)
             for folder in clusters if place == home else ():
-                if time.time() - (folder / "data").stat().st_mtime > 30 * 86400:
+                if wall() - (folder / "data").stat().st_mtime > 30 * 86400:
                     shutil.rmtree(folder, ignore_errors=True)

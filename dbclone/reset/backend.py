@@ -185,8 +185,8 @@ class Backend:
 
     def _query(self, query: bytes) -> None:
         text = query.decode(errors="surrogateescape")
-        pieces = controls(text)
-        if not pieces:
+        self._connection._session.noticed(text)
+        if not (pieces := controls(text)):
             self._statement(_DISCARDED if not self._in_block and _DISCARD.match(query) else query)
             return
         implicit, at = False, 0  # several statements in one string are one transaction, unless a BEGIN among them opens a block

@@ -5,31 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from ..clock import monotonic
 from ..errors import ResetBlocked
+from ..sessions import Identity
 
 # pg_locks shows everybody's locks to everybody; of others' sessions a plain role sees who and from where, not what they run.
 # ExclusiveLock on a transactionid is how a transaction with a number holds it (PostgreSQL documentation, view-pg-locks).
 _SESSIONS = """
 SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, '?'),
        coalesce(left(a.query, 200), ''), coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
-       bool_or(l.locktype = 'transactionid')
+       bool_or(l.locktype = 'transactionid'), current_user::text, a.datid::int8, a.backend_start
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 WHERE a.datname = current_database() AND l.granted AND a.pid <> pg_backend_pid() AND a.pid <> ALL(%(spared)s)
       AND a.usesysid IS NOT NULL
       AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' OR l.locktype IN ('relation', 'tuple') AND l.relation >= 16384)
-GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 6 DESC
+GROUP BY 1, 2, 3, 4, 5, 6, 8, 9, 10 ORDER BY 6 DESC
 """
 
 
 @dataclass(frozen=True)
 class Session:
-    """A session in the database: `name`, its application_name; `seconds`, how old its transaction is; `wrote`, it has written."""
+    """A session in the database: `name`, its application_name; `seconds`, how old its transaction is; `wrote`, it has written;
+    `viewer`, the role that asked; `database` and `started` tell it from a later one with its process id."""
 
     pid: int
     user: str
@@ -38,6 +42,9 @@ class Session:
     query: str
     seconds: float
     wrote: bool
+    viewer: str = ""
+    database: int = 0
+    started: datetime | None = None
 
     @property
     def test(self) -> str:
@@ -47,6 +54,11 @@ class Session:
 
     def __str__(self) -> str:
         opened = f"was opened by {self.test}" if self.test else f"calls itself {self.name!r}" if self.name else "has no name"
+        if self.state == "?":
+            return (
+                f"Session {self.pid} of user {self.user} {opened}. What it does is hidden from role {self.viewer!r}; a superuser"
+                f' can show it: GRANT pg_read_all_stats TO "{self.viewer}";'
+            )
         return (
             f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a transaction {self.seconds:.1f} s old,"
             f" and last ran: {self.query}"
@@ -84,10 +96,10 @@ def end(control: psycopg.Connection[Any], chosen: Iterable[Session], patience: f
     Raises psycopg.errors.InsufficientPrivilege for a session of a role above ours.
     """
     left = {session.pid: session for session in chosen}
-    for pid in left:
-        control.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
-    deadline = time.monotonic() + patience
-    while left and time.monotonic() < deadline:
+    for session in left.values():
+        Identity(session.pid, session.database, session.started).end(control)
+    deadline = monotonic() + patience
+    while left and monotonic() < deadline:
         there = {s.pid for s in sessions(control)}
         left = {pid: session for pid, session in left.items() if pid in there}
         if left:

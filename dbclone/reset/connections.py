@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import pq
@@ -24,8 +24,8 @@ from .beliefs import TAGS, Info, Seen, never, two_phase
 from .blocks import Command
 from .cursors import Gen, close_portals, exchange, render, sandboxed
 from .prepared import Prepared
-from .savepoints import Savepoints
-from .turns import Turn, Turns
+from .shared import Shared
+from .turns import Turn
 from .writes import never_inside, only_inside
 
 if TYPE_CHECKING:
@@ -36,28 +36,6 @@ else:
     _Base = object
 
 Status = pq.TransactionStatus
-
-
-class Shared(Protocol):
-    """What connections share: `stack`, of savepoints; `turns`, on the wire; `pgconn`, the real one; `gone`, a finished one."""
-
-    stack: Savepoints
-    turns: Turns
-    limited: str
-    prepares: bool
-    real: psycopg.Connection[Any]
-    pgconn: pq.abc.PGconn
-    gone: pq.abc.PGconn
-    speaker: int
-
-    @property
-    def failed(self) -> bool: ...
-
-    def number(self) -> int: ...
-
-    def join(self, number: int, connection: Any) -> None: ...
-
-    def left(self, prepared: int) -> None: ...
 
 
 class Sandboxed(_Base):
@@ -76,13 +54,15 @@ class Sandboxed(_Base):
         session = self._session
         owner = self._owner = session.number()
         self.lock = Turn(session.turns, lambda: session.stack.writing(owner))
-        self._prepared = Prepared(self._owner)
+        self._prepared = session.prepared()
         self.portals: set[bytes] = set()  # server-side cursors that end with the block
         self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
         session.join(owner, self)
 
     def __del__(self, __warn: Any = None) -> None:
         """Stay silent: what psycopg's warns of is a session left open, and this one is not the application's to close."""
+        with contextlib.suppress(AttributeError):  # it may not have been completed
+            self.shut()
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **_: Any) -> Generator[Any, Any, Any]:
@@ -127,9 +107,14 @@ class Sandboxed(_Base):
     def shut(self) -> None:
         """Be closed, without a word to the server."""
         if not self._closed:
-            self._session.left(self._prepared.count)
-        self._closed = True
-        self.pgconn = self._session.gone
+            self._session.left(self._prepared)
+        self._closed, self.pgconn = True, self._session.gone
+
+    def _inherited(self) -> bool:
+        """Return whether this is a fork of the process whose connection this is; then forget it, without a word to anybody."""
+        if left := self._session.turns.home.left:
+            self.shut()
+        return left
 
     def _closing(self) -> Gen:
         """Roll an open block back, as the server would if the session ended."""
@@ -172,9 +157,8 @@ class Sandboxed(_Base):
         yield from ()
 
     def _rollback_gen(self) -> Gen:
-        if self.status == Status.IDLE and not (self._pipeline or self._num_transactions):
-            return
-        yield from super()._rollback_gen()
+        if self.status != Status.IDLE or self._pipeline or self._num_transactions:
+            yield from super()._rollback_gen()
 
     def _start_query(self) -> Gen:
         self._speak()

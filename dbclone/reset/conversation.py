@@ -6,12 +6,12 @@ A thread serves it, because the driver blocks while it waits.
 from __future__ import annotations
 
 import contextlib
-import shutil
+import posix
+import secrets
 import socket
 import struct
 import tempfile
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -37,7 +37,8 @@ class Conversation:
     def __init__(self, session: Session, encoding: bytes | None = None) -> None:
         self.backend = Backend(session, self._copying, encoding)
         parent = tempfile.gettempdir()
-        self.folder = Path(tempfile.mkdtemp(prefix="dbclone-", dir=parent if len(parent) < _LONGEST else "/tmp"))
+        self.folder = f"{parent if len(parent) < _LONGEST else '/tmp'}/dbclone-{secrets.token_hex(8)}"
+        posix.mkdir(self.folder, 0o700)  # not os.mkdir: os is a fake one in a test that uses pyfakefs
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._place)
         self._listener.listen(1)
@@ -51,7 +52,7 @@ class Conversation:
 
     @property
     def _place(self) -> str:
-        return str(self.folder / f".s.PGSQL.{PORT}")
+        return f"{self.folder}/.s.PGSQL.{PORT}"
 
     def hang_up(self) -> None:
         """End the conversation from our side, and wait until it has ended: the client finds its connection broken."""
@@ -72,7 +73,8 @@ class Conversation:
         try:
             with self._listener:
                 self._socket = self._listener.accept()[0]
-            shutil.rmtree(self.folder, ignore_errors=True)
+            posix.unlink(self._place)
+            posix.rmdir(self.folder)
             with self._socket:
                 if self._greet():
                     while self._answer():

@@ -64,6 +64,7 @@ class _Statements(_Base):
     """What is mixed into the application's cursor class: SQL text that controls transactions is translated."""
 
     _conn: Any
+    _plain = False  # the statement is known not to control transactions
     _tags: dict[int, str] = {}  # by result, of the statement that was asked for, where another was sent
 
     @property
@@ -75,15 +76,16 @@ class _Statements(_Base):
         connection = self._conn
         text = connection._upcoming = _text(query, connection)
         connection._leading = text is not None and bool(controls(text))
-        if text is not None and text.lstrip()[:7].upper() == "PREPARE":
-            connection._session.prepares = True
+        self._plain = text is not None and not connection._leading
+        if text is not None:
+            connection._session.noticed(text)
         try:
             yield from super()._start_query(query)
         finally:
             connection._leading, connection._upcoming = False, None
 
     def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, **options: Any) -> Gen:
-        pieces = controls(pgq.query.decode(errors="replace"))
+        pieces = [] if self._plain else controls(pgq.query.decode(errors="replace"))
         if not pieces:
             yield from super()._maybe_prepare_gen(pgq, prepare=prepare, **options)
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from ..clock import monotonic
 from . import Outcome
 
 # Top-level objects in user schemas, by what DROP calls them; what belongs to an extension goes with it, and plpgsql is everywhere.
@@ -81,11 +81,11 @@ class Drop:
 
     def after(self) -> Outcome:
         """Drop everything."""
-        started = time.perf_counter()
+        started = monotonic()
         connection = self._connect()
         try:
             count = drop_everything(connection)
         finally:
             connection.close()
         self.empty = True
-        return Outcome("drop", time.perf_counter() - started, count)
+        return Outcome("drop", monotonic() - started, count)

@@ -19,11 +19,14 @@ from .sequences import ask as ask_sequences
 # itself, so that a partition which is a foreign table, and with it another server, is out of reach.
 # tgtype bits: 4 INSERT, 8 DELETE, 16 UPDATE, 32 TRUNCATE (src/include/catalog/pg_trigger.h). A trigger or rule fires if it is
 # enabled for the session's replication role: O and A in origin, R and A in replica. A foreign key that acts on what references
-# a deleted row runs a statement there, and so that table's triggers, even where it finds no row.
+# a deleted row runs a statement there, and so that table's triggers, even where it finds no row. Whether a trigger is the user's is
+# not in tgisinternal: before PostgreSQL 15 a partition has what is declared on its parent as an internal one. Those of keys have a
+# constraint, whose kind is 't' where it is a constraint trigger of the user's.
 _TABLES = """
 SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, pg_relation_size(c.oid) > 0, c.relispopulated,
        coalesce((SELECT bit_or(t.tgtype::int) FROM pg_trigger t
-                 WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled = ANY(%(fires)s)), 0),
+                 WHERE t.tgrelid = c.oid AND t.tgenabled = ANY(%(fires)s)
+                 AND NOT EXISTS (SELECT FROM pg_constraint i WHERE i.oid = t.tgconstraint AND i.contype <> 't')), 0),
        coalesce((SELECT array_agg(DISTINCT r.ev_type::text) FROM pg_rewrite r
                  WHERE r.ev_class = c.oid AND r.ev_type <> '1' AND r.ev_enabled = ANY(%(fires)s)), '{}'),
        NOT %(superuser)s AND c.relrowsecurity AND c.relforcerowsecurity,
@@ -34,7 +37,8 @@ SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, pg_relati
        NOT %(superuser)s AND EXISTS (
            SELECT FROM pg_constraint k WHERE k.contype = 'f' AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd')
            AND (EXISTS (SELECT FROM pg_trigger t
-                        WHERE t.tgrelid = k.conrelid AND NOT t.tgisinternal AND t.tgenabled = ANY(%(fires)s))
+                        WHERE t.tgrelid = k.conrelid AND t.tgenabled = ANY(%(fires)s)
+                        AND NOT EXISTS (SELECT FROM pg_constraint i WHERE i.oid = t.tgconstraint AND i.contype <> 't'))
                 OR EXISTS (SELECT FROM pg_rewrite r
                            WHERE r.ev_class = k.conrelid AND r.ev_type <> '1' AND r.ev_enabled = ANY(%(fires)s))))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import selectors
-import time
 from typing import Any
 
 from psycopg.waiting import Ready, Wait
+
+from ..clock import monotonic
 
 
 class Statement:
@@ -35,7 +36,7 @@ class Statement:
 
     def finish(self, socket: int, deadline: float) -> bool:
         """Run to the end without an event loop; return whether it ended before the deadline (on the monotonic clock)."""
-        while self._end is None and time.monotonic() < deadline:
+        while self._end is None and monotonic() < deadline:
             with selectors.DefaultSelector() as selector:
                 selector.register(socket, int(self._wait))
                 found = selector.select(0.1)

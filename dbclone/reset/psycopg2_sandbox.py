@@ -19,6 +19,7 @@ import psycopg2.extensions as extensions
 from psycopg2._psycopg import sqlstate_errors
 
 from ..errors import SandboxLimit
+from ..forks import cut
 from .backend import LIMIT
 from .conversation import PORT, Conversation
 
@@ -104,7 +105,7 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         demands = {key: value for key, value in _DEMANDS.items() if key in given}
         with self._gate._opened() as conversation:
             self._conversation = conversation
-            place = {**_PLACE, **demands, "host": str(conversation.folder), "port": PORT}
+            place = {**_PLACE, **demands, "host": conversation.folder, "port": PORT}
             super().__init__(extensions.make_dsn(dsn, **place), *arguments, **keywords)
 
     @property
@@ -116,6 +117,7 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         return super().cursor(name, self._gate._mixed(factory, _Cursor), withhold, scrollable)
 
     def _here(self) -> None:
+        self._gate._session.turns.home.needed()
         if self._conversation is not None:
             self._conversation.backend.speaks_for(threading.get_ident())
 
@@ -136,8 +138,11 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
 
     def close(self) -> None:
         """As psycopg2's; and what is left open is rolled back before anything else happens."""
+        forked = os.getpid() != self._gate._pid
+        if forked and not self.closed:
+            cut(self.fileno())  # or else the goodbye would end our parent's connection
         super().close()
-        if self._conversation is not None and os.getpid() == self._gate._pid:
+        if self._conversation is not None and not forked:
             self._conversation.backend.finish()
 
     def __del__(self) -> None:
@@ -169,7 +174,7 @@ class Gate:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for conversation in self._conversations:
+        for conversation in self._conversations if os.getpid() == self._pid else ():
             conversation.hang_up()
         self._conversations.clear()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from psycopg import pq
 
+from ..clock import monotonic
 from . import Outcome
 from .cursors import exchange, render
 from .sandbox import Session
@@ -52,7 +54,7 @@ class Rollback:
     def after(self) -> Outcome:
         """Undo everything since `before`. A boundary that the test destroyed, by a COMMIT that never passed through the sandbox or
         a lost connection, shows here: the savepoint is gone."""
-        session, started = self._session, time.perf_counter()
+        session, started = self._session, monotonic()
         spoiled, verdict = "", Verdict.NOTHING
         blocked = session.turns.seize(session.lock)
         try:
@@ -70,10 +72,31 @@ class Rollback:
             session.stack.entries.clear()
         finally:
             session.turns.give(session.lock)
+        session.undone()
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
-        return Outcome("rollback", time.perf_counter() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
+        return Outcome("rollback", monotonic() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
+
+    def keep(self) -> str:
+        """Commit what the test left, instead of undoing it, and all levels around it; return why not, if that is impossible.
+
+        Of a block that has failed nothing is left, as ever, but what was there before it is committed.
+        """
+        session = self._session
+        session.turns.seize(session.lock)
+        try:
+            commands = [render(("ROLLBACK TO", session.stack.entries[-1].name))] if session.failed else []
+            session.stack.entries.clear()
+            results = self._send([*commands, b"COMMIT"])
+            return "" if results[-1].command_status == b"COMMIT" else "its transaction had failed"
+        except (psycopg.Error, IndexError) as error:
+            if session.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                with contextlib.suppress(psycopg.Error):
+                    self._send([b"ROLLBACK"])
+            return str(error).strip().splitlines()[0] if str(error) else "its transaction was lost"
+        finally:
+            session.turns.give(session.lock)
 
     def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
         """Send the commands that undo, and in the same message the question of what was committed meanwhile."""
@@ -82,8 +105,10 @@ class Rollback:
             self._send([*commands, *([b"SELECT pg_catalog.pg_advisory_unlock_all()"] if outermost else [])])
             return Verdict.NOTHING
         results = self._prepared(commands, witness.question, []) if outermost else self._send([*commands, witness.text])
-        row = tuple(results[-1].get_value(0, column) for column in range(3))
-        return witness.judge(Moment.of(row), row[2], self._begun)
+        moment, fates = witness.fates(results[-1])
+        if fates is None:
+            moment, fates = witness.fates(self._send([witness.text])[-1])
+        return witness.judge(moment, fates, self._begun)
 
     def _prepared(self, before: list[bytes], call: Callable[[str], bytes], after: list[bytes]) -> list[Any]:
         """Send a call of one of our prepared statements between other commands, and return the results from the call on.
@@ -97,7 +122,8 @@ class Rollback:
         except psycopg.errors.InvalidSqlStatementName:
             session.audits += 1
             name = f"dbclone_{session.audits}"
-            return self._send([*prepare(name), call(name), *after])[2:]
+            texts = prepare(name)
+            return self._send([*texts, call(name), *after])[len(texts) :]
 
     def _send(self, commands: list[bytes]) -> list[Any]:
         connection: psycopg.Connection[Any] = self._session.real

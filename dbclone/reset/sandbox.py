@@ -14,18 +14,20 @@ from typing import Any
 
 import psycopg
 from psycopg import pq, sql
+from psycopg._adapters_map import AdaptersMap
+from psycopg.abc import AdaptContext
 from psycopg.rows import tuple_row
 
 from .beliefs import Block, Segments
 from .connections import Sandboxed
 from .pending import Statement
+from .prepared import Prepared, alters
 from .savepoints import CHECK, Savepoints
 from .turns import Claim, Turn, Turns
 from .writes import WRITERS
 
 _DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred FROM pg_catalog.pg_constraint c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace WHERE c.condeferrable"""
-_MANY = 500  # prepared statements that nobody uses any more
 
 
 class Session:
@@ -43,13 +45,14 @@ class Session:
         self.lock = Turn(self.turns)
         self.real.lock = self.lock  # type: ignore[assignment]
         self.limited = ""  # what was refused that a stronger reset allows
-        self.prepares = False  # the application prepares statements by SQL, which no rollback undoes
-        self._prepared = 0  # statements that closed connections have left
+        self._alters = False  # the application changed objects that prepared statements may use
+        self._prepares = False  # the application prepared statements by SQL, which no rollback undoes
+        self._left: list[Prepared] = []  # what closed connections have prepared, for later ones
         self.audits = 0  # how often the statements of the reset had to be prepared
         self.speaker = 0  # whose handlers hear the server's notices
         self.gone = pq.PGconn.connect_start(b"port=-1")  # fails without touching the network
         self.gone.finish()
-        self._owners = itertools.count(1)
+        self._owners, self._numbers = itertools.count(1), itertools.count(1)
         self._classes: dict[type[Any], type[Any]] = {}
         self._connections: weakref.WeakValueDictionary[int, Sandboxed] = weakref.WeakValueDictionary()
 
@@ -75,10 +78,27 @@ class Session:
             self._classes[base] = type(shell.__name__, bases, {"_session": self, "__module__": shell.__module__})
         return self._classes[base]
 
-    def connect(self, **options: Any) -> SandboxConnection:
-        """Return a new connection of the application into the sandbox. `options` are those of `psycopg.connect`; those about where
-        to connect do nothing."""
-        connection: SandboxConnection = self.connection_class().connect("", **options)
+    def connect(
+        self,
+        *,
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        row_factory: Any = None,
+        cursor_factory: Any = None,
+        **_: Any,
+    ) -> SandboxConnection:
+        """Return a new connection of the application into the sandbox. Arguments are those of `psycopg.connect`; those about where
+        to connect do nothing, and looking at them, as psycopg's would, costs as much as a round trip."""
+        connection: SandboxConnection = self.connection_class()(self.pgconn)
+        connection._autocommit = bool(autocommit)
+        if row_factory:
+            connection.row_factory = row_factory
+        if cursor_factory:
+            connection.cursor_factory = cursor_factory
+        if context:
+            connection._adapters = AdaptersMap(context.adapters)
+        connection.prepare_threshold = prepare_threshold
         return connection
 
     async def aconnect(self, **options: Any) -> AsyncSandboxConnection:
@@ -93,9 +113,22 @@ class Session:
             if connection is not None:
                 connection.shut()
         self._connections.clear()
-        if (self.prepares or self._prepared > _MANY) and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
-            self.prepares, self._prepared = False, 0
+        if self._prepares and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
+            self._prepares = False
+            self._left.clear()
             self.real.execute("DEALLOCATE ALL")
+
+    def noticed(self, text: str) -> None:
+        """Remember of a statement whether it may change objects, or prepare others."""
+        if alters(text):
+            self._alters, self._prepares = True, self._prepares or "PREPARE" in text.upper()
+
+    def undone(self) -> None:
+        """Discard what psycopg prepared, if the objects that it uses may be others now that a test has been rolled back."""
+        if self._alters:
+            self._alters = False
+            for prepared in (*self._left, *(connection._prepared for connection in list(self._connections.values()))):
+                prepared.clear()
 
     def met(self) -> str:
         """Return what was refused, since this was last asked, that a stronger reset allows; empty if nothing was."""
@@ -103,9 +136,16 @@ class Session:
         self.limited = self.turns.limited = ""
         return found
 
-    def left(self, prepared: int) -> None:
-        """Count the statements that a connection had prepared when it was closed."""
-        self._prepared += prepared
+    def prepared(self) -> Prepared:
+        """Return what a new connection knows of prepared statements: what one that is closed has left, if there is any."""
+        try:
+            return self._left.pop().handed_on()
+        except IndexError:
+            return Prepared(next(self._numbers))
+
+    def left(self, prepared: Prepared) -> None:
+        """Keep what a connection had prepared when it was closed."""
+        self._left.append(prepared)
 
 
 def _stack(real: psycopg.Connection[Any]) -> Savepoints:
@@ -129,7 +169,7 @@ class SandboxConnection(Sandboxed, psycopg.Connection[Any]):
     def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
         pool = getattr(self, "_pool", None)
-        if self.closed:
+        if self.closed or self._inherited():
             return
         if pool and getattr(pool, "close_returns", False):
             pool.putconn(self)
@@ -181,7 +221,7 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
     async def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
         pool = getattr(self, "_pool", None)
-        if self.closed:
+        if self.closed or self._inherited():
             return
         if pool and getattr(pool, "close_returns", False):
             await pool.putconn(self)

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from ..clock import monotonic
 from . import Outcome, blockers, sequences
 from .baseline import Baseline, question
 from .control import Circumstances, Spoiled, nothing_committed, now
@@ -102,7 +103,7 @@ class Truncate:
 
         Raises ResetBlocked if sessions are in the way for longer than `lock_timeout` and may not be ended.
         """
-        started = time.perf_counter()
+        started = monotonic()
         notes: list[str] = []
         outcome = Outcome("truncate", 0.0)
         try:
@@ -128,7 +129,7 @@ class Truncate:
         if self.upkeep.due() and not outcome.spoiled:
             with contextlib.suppress(psycopg.Error):  # the next time will do
                 self.upkeep.run()
-        return replace(outcome, seconds=time.perf_counter() - started, notes=tuple(notes))
+        return replace(outcome, seconds=monotonic() - started, notes=tuple(notes))
 
     def _once(self, outcome: Outcome) -> Outcome:
         if self._idle and self._gate:
@@ -228,13 +229,13 @@ class Truncate:
         commands = [*made.statements, *self._objects(answer, since)]
         if answer.moved and not self._where.layered():
             commands.append(sequences.put_back(self._sequences[oid] for oid in answer.moved))
-        started = time.perf_counter()
+        started = monotonic()
         texts = [command.as_bytes(self._control) for command in commands]
         results = self._question.send(
             [b"BEGIN", *texts, b"SELECT pg_catalog.pg_current_xact_id()", b"COMMIT", f"SELECT {NOW}".encode()]
         )
         ours, end = int(results[-3].get_value(0, 0)), Moment.of((results[-1].get_value(0, 0), results[-1].get_value(0, 1)))
-        self._costs = self._costs.learn(made.pages, made.truncated, time.perf_counter() - started)
+        self._costs = self._costs.learn(made.pages, made.truncated, monotonic() - started)
         self.witness.settle(Since(answer.moment, (ours,)), end)
 
     def _objects(self, answer: Answer, since: Since) -> list[sql.Composed]:
@@ -261,8 +262,8 @@ class Truncate:
         prepared = blockers.rolled_back(self._control)
         if not found:
             return not prepared
-        deadline = time.monotonic() + self._where.lock_timeout
-        while found and time.monotonic() < deadline:
+        deadline = monotonic() + self._where.lock_timeout
+        while found and monotonic() < deadline:
             time.sleep(0.005)
             found = blockers.writers(self._control, self._where.spared())
         self._clear(found, notes)

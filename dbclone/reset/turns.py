@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from psycopg import pq
 
+from ..clock import monotonic
 from ..errors import SandboxLimit
+from ..forks import Home
 from .pending import Statement
 
 _MINE: Any = None  # the task of a holder that is a thread
@@ -38,6 +39,7 @@ class Turns:
 
     def __init__(self, pgconn: pq.abc.PGconn, timeout: float) -> None:
         self.timeout = timeout
+        self.home = Home()
         self.limited = ""  # what had to be refused
         self._pgconn = pgconn
         self._mutex = threading.Lock()
@@ -53,6 +55,7 @@ class Turns:
 
     def take(self, turn: Turn) -> None:
         """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible in time."""
+        self.home.needed()  # before the mutex, which another thread may have held when this process was forked
         hold = turn.last
         if hold.thread != (turn.thread or threading.get_ident()) or hold is self._hold:
             hold = turn.last = _Hold(turn)
@@ -61,7 +64,7 @@ class Turns:
                 self._hold = hold
                 return
         hold = _Hold(turn)
-        deadline, holder = time.monotonic() + self.timeout, self._hold or self._claim
+        deadline, holder = monotonic() + self.timeout, self._hold or self._claim
         if holder is not None and holder.thread == hold.thread and self._take_over(holder, hold, deadline):
             return
         woken = threading.Lock()
@@ -70,7 +73,7 @@ class Turns:
         with self._mutex:
             self._queue(hold)
         try:
-            if not woken.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            if not woken.acquire(timeout=max(0.0, deadline - monotonic())):
                 self._give_up(hold)
         except BaseException:
             self._withdraw(hold)
@@ -78,20 +81,21 @@ class Turns:
 
     async def take_async(self, turn: Turn) -> None:
         """Take the turn for this task, without keeping its event loop from running."""
+        self.home.needed()
         hold = _Hold(turn, asyncio.current_task())
         with self._mutex:
             if self._hold is None and self._may(hold):
                 self._hold = hold
                 hold.entered = True
                 return
-        loop, deadline = asyncio.get_running_loop(), time.monotonic() + self.timeout
+        loop, deadline = asyncio.get_running_loop(), monotonic() + self.timeout
         while True:
             woken = loop.create_future()
             with self._mutex:
                 hold.wake = lambda woken=woken: loop.call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))  # type: ignore[misc]
                 self._queue(hold)
             try:
-                await asyncio.wait({woken}, timeout=max(0.0, deadline - time.monotonic()))
+                await asyncio.wait({woken}, timeout=max(0.0, deadline - monotonic()))
                 if not woken.done():
                     self._give_up(hold)
             except BaseException:

@@ -14,8 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 _MANY = 5000  # numbers whose fates are worth asking for, rather than for the tables
+_FEW = 16  # numbers that a test seldom exceeds, whose fates cost half as much if each has a column of its own
 _WRAP = 1 << 32  # rows have the lower half of a number
 
 # The next number that will be given out is not in a snapshot, which knows only those that have ended; age() counts from it.
@@ -32,6 +34,9 @@ _FATES = f"""SELECT {NOW}, ARRAY(
                   pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8 - 1)) AS x
               UNION ALL SELECT pg_catalog.unnest($2)) AS u) AS v
     WHERE s IS DISTINCT FROM 'aborted')::text"""
+# The same for few numbers, with one column each. What has not been given out may not be asked for: those columns repeat the last.
+_EACH = ", ".join(f"pg_catalog.pg_xact_status(LEAST($1 + {number}, u.last)::text::xid8)" for number in range(_FEW))
+_LAST = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8 - 1 AS last OFFSET 0"
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,13 @@ class Since:
 
 
 def prepare(name: str) -> list[bytes]:
-    """Return what prepares the statements name_now and name_fates in a session. The latter lets go of session-level advisory locks
-    too, which a rollback does not and which would meet the next test."""
+    """Return what prepares the statements name_now, name_few and name_fates in a session. The latter two let go of session-level
+    advisory locks too, which a rollback does not and which would meet the next test."""
+    unlock = "pg_catalog.pg_advisory_unlock_all()"
     return [
         f"PREPARE {name}_now AS SELECT {NOW}".encode(),
-        f"PREPARE {name}_fates(int8, int8[]) AS {_FATES}, pg_catalog.pg_advisory_unlock_all()".encode(),
+        f"PREPARE {name}_few(int8) AS SELECT {NOW}, {_EACH}, {unlock} FROM ({_LAST}) AS u".encode(),
+        f"PREPARE {name}_fates(int8, int8[]) AS {_FATES}, {unlock}".encode(),
     ]
 
 
@@ -139,7 +146,9 @@ class Witness:
         return moment == self._quiet
 
     def question(self, name: str) -> bytes:
-        """Return the call of the prepared statement that asks what became of all numbers since; `prepare` gives it its name."""
+        """Return the call of the prepared statement that asks what became of the numbers since; `prepare` gives it its name."""
+        if not self._pending:
+            return f"EXECUTE {name}_few({self._next})".encode()
         pending = ",".join(map(str, self._pending))
         return f"EXECUTE {name}_fates({self._next}, '{{{pending}}}')".encode()
 
@@ -148,6 +157,21 @@ class Witness:
         """The same question as a statement that is not prepared."""
         pending = ",".join(map(str, self._pending))
         return _FATES.replace("$1", f"{self._next}::int8").replace("$2", f"'{{{pending}}}'::int8[]").encode()
+
+    def fates(self, result: Any) -> tuple[Moment, bytes | None]:
+        """Return the moment, and the numbers with their fates, that a result of libpq to `question` or `text` tells. None for the
+        fates if there were too many: then `text` has to be asked."""
+        moment = Moment.of((result.get_value(0, 0), result.get_value(0, 1)))
+        if result.nfields <= _FEW:
+            return moment, result.get_value(0, 2)
+        if moment.next - self._next > _FEW:
+            return moment, None
+        found = []
+        for number in range(moment.next - self._next):
+            fate = result.get_value(0, 2 + number)
+            if fate != b"aborted":
+                found.append(b"%d%s" % (self._next + number, b"p" if fate == b"in progress" else b"c"))
+        return moment, b"{%s}" % b",".join(found)
 
     def judge(self, moment: Moment, fates: bytes | str | None, begun: Moment | None = None) -> Verdict:
         """Return what happened on this server since then, and go on from there if it was nothing that lasts.

@@ -43,6 +43,7 @@ def test_it_is_sensitive_to_a_leak(project: Project) -> None:
 
 
 def test_it_writes_nothing_into_its_own_folder(project: Project) -> None:
+    """E15: a checkout may be read-only."""
     before = {path: path.stat().st_mtime_ns for path in DEMO.rglob("*") if "__pycache__" not in path.parts}
     project.run("dbclone", "demo", "--", "-q", "tests/test_users.py")
     assert {path: path.stat().st_mtime_ns for path in DEMO.rglob("*") if "__pycache__" not in path.parts} == before

@@ -154,6 +154,7 @@ def test_under_truncate_other_sessions_see_what_was_committed_and_nothing_is_lef
 
 @pytest.mark.parametrize("setting", [True, False])
 def test_reset_sequences_makes_ids_start_anew(project: Project, setting: bool) -> None:
+    """D5: and only where that is asked for."""
     project.configure(reset_sequences=setting)
     mark = "" if setting else "@pytest.mark.dbclone(reset_sequences=True)"
     project.write(
@@ -207,6 +208,28 @@ def test_a_hook_in_conftest_may_give_the_schema(project: Project, server: Server
     )
     passes(project, 2, "-n", workers)
     assert project.clones(server) == []
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_application_that_was_imported_before_anything_else_is_led_to_the_clone(project: Project, workers: str) -> None:
+    """E12: also if its handle has led to another database since its import, which nothing of a test ever reaches."""
+    models = (project.folder / "models.py").read_text()
+    project.write(
+        models=models.replace("PostgresqlDatabase(None,", "PostgresqlDatabase('production', host='nowhere.invalid',"),
+        early="import models, sys\nassert 'dbclone.run' not in sys.modules\n",
+        test_a="""
+        import early, pytest
+        from models import User, db
+        @pytest.mark.parametrize("reset", ["rollback", "truncate"])
+        @pytest.mark.parametrize("i", range(2))
+        def test_it(dbclone_worker, reset, i):
+            with dbclone_worker.isolated(reset, "test"):
+                assert db.execute_sql("SELECT current_database()").fetchone() == (dbclone_worker.name,)
+                User.create(name="ann")
+                assert User.select().count() == 1
+        """,
+    )
+    passes(project, 4, "-n", workers, "-p", "early", PYTHONPATH=f"{project.folder}:{project.environ.get('PYTHONPATH', '')}")
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

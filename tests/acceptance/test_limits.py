@@ -40,6 +40,7 @@ LIMITS = """
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_it_is_named_and_that_test_begins_under_truncate_the_next_time(project: Project, workers: int) -> None:
+    """D7 (LISTEN), D10."""
     project.write(test_a=LIMITS)
     first = project.run("pytest", "-q", "-n", str(workers))
     assert "1 failed, 8 passed" in first.stdout

@@ -9,7 +9,7 @@ from ..conftest import Project
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fresh_clones_and_other_resets_side_by_side(project: Project, workers: int) -> None:
-    """The handle that the application bound leads to each fresh clone, under the same name; NOTIFY is delivered; DDL is gone."""
+    """D7. The application's handle leads to each fresh clone, under the same name; NOTIFY is delivered; DDL is gone."""
     project.write(
         test_a="""
         import os, psycopg, pytest

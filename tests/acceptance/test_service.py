@@ -32,7 +32,9 @@ def test_with_a_service_the_application_is_in_its_clone(project: Project, server
 
 
 def test_with_a_url_an_inherited_address_leads_nowhere(project: Project, server: Server) -> None:
+    """S3: and the first lines say where, so that a wrong server is seen."""
     project.configure(url=server.dsn.url)
     project.write(test_a=TEST.replace('psycopg.connect("")', 'psycopg.connect(os.environ["DATABASE_URL"])'))
-    done = project.pytest("-q", PGHOSTADDR="203.0.113.1", PGCONNECT_TIMEOUT="3")
+    done = project.pytest(PGHOSTADDR="203.0.113.1", PGCONNECT_TIMEOUT="3")
     assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert f"server {server.dsn.shown} from " in done.stdout

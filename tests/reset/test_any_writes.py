@@ -59,8 +59,10 @@ def equal_after_any_writes(server: Server, above: Server) -> None:
 
 
 def test_after_any_writes_of_a_superuser(server: Server) -> None:
+    """C15, C18: any DDL, under any names."""
     equal_after_any_writes(server, server)
 
 
 def test_after_any_writes_of_a_plain_role(server: Server, plain: Server) -> None:
+    """C9, C15, C18."""
     equal_after_any_writes(plain, server)

@@ -23,6 +23,10 @@ _SET_DEFAULT = """CREATE TABLE public.audit (id serial, what text); CREATE FUNCT
 BEGIN INSERT INTO public.audit (what) VALUES (TG_OP); RETURN NULL; END $$;
 CREATE TABLE p (k int PRIMARY KEY); CREATE TABLE c (p int REFERENCES p ON DELETE SET DEFAULT);
 CREATE TRIGGER n AFTER UPDATE ON c EXECUTE FUNCTION note_it()"""
+_NOTED = """CREATE TABLE public.audit (id serial, what text); CREATE FUNCTION note_it() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO public.audit (what) VALUES (TG_OP); RETURN NULL; END $$;
+CREATE TABLE p (k int PRIMARY KEY) PARTITION BY RANGE (k); CREATE TABLE p1 PARTITION OF p DEFAULT;
+INSERT INTO p VALUES (1), (2); CREATE {} TRIGGER n AFTER INSERT OR DELETE ON p FOR EACH ROW EXECUTE FUNCTION note_it()"""
 CASES: dict[str, tuple[str, list[tuple[str, ...]]]] = {
     "a column that is called t": ("CREATE TABLE a (k int PRIMARY KEY, t text); INSERT INTO a VALUES (1, NULL)", [("truncate",)]),
     "a refresh with no data": (_SEEN, [("truncate", "0 REFRESH MATERIALIZED VIEW m WITH NO DATA")]),
@@ -48,6 +52,8 @@ CASES: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         [("truncate", "0 DO $$BEGIN EXECUTE format('GRANT TEMP ON DATABASE %I TO pg_monitor', current_database()); END$$")],
     ),
     "a trigger behind ON DELETE SET DEFAULT": (_SET_DEFAULT, [("truncate", "0 INSERT INTO p VALUES (1)")]),
+    "a trigger that a partition inherits": (_NOTED.format(""), [("truncate", "0 DELETE FROM p WHERE k = 1")]),
+    "a constraint trigger that a partition inherits": (_NOTED.format("CONSTRAINT"), [("truncate", "0 DELETE FROM p WHERE k = 1")]),
     "an escape into rows that may not be read": (
         "CREATE TABLE a (k int); INSERT INTO a VALUES (1); ALTER TABLE a ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
         " CREATE POLICY p ON a USING (true)",

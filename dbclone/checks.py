@@ -1,0 +1,178 @@
+"""Checks of a server and of a project's template: what will fail there, or is slow; one function each, which gives a value.
+
+A check never decides for itself what an error already says: it runs what would raise and shows it. What could not be looked at is
+"not checked", with the reason, never "ok".
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from . import adapters, features
+from .build import adoptable, collation_flaw, flaws, full_manifest
+from .errors import Error
+from .marks import Database, template_name
+from .server import Server
+from .settings import Settings
+
+OK, SLOW, WARNING, FAILS, NOT_CHECKED = "ok", "slow", "warning", "fails", "not checked"
+KNOWN = (14, 18)  # major versions
+# When the community stops to correct a version: https://www.postgresql.org/support/versioning/
+_END_OF_LIFE = {14: "2026-11-12", 15: "2027-11-11", 16: "2028-11-09", 17: "2029-11-08", 18: "2030-11-14"}
+_PER_WORKER = 5  # administration, sandbox, control of the reset, copies made ahead, and one more for the test
+_WORKERS_OF_THEIR_OWN = ("timescaledb", "pg_cron")
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check: `verdict` is one of ok, slow, warning, fails and "not checked"; `why`, and what `to_do` about it."""
+
+    name: str
+    verdict: str
+    why: str
+    to_do: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: Error) -> Check:
+        """Return an error as a check that fails, in the error's own words."""
+        return cls(name, FAILS, " ".join(filter(None, [error.message + ".", error.detail])), error.hint)
+
+
+@dataclass
+class Patient:
+    """What the checks look at: a server that we are connected to, and the databases on it whose names begin as ours do."""
+
+    server: Server
+    workers: int
+    known: list[Database] = field(default_factory=list)
+    template: Database | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return self.server.settings
+
+    @property
+    def ours(self) -> list[Database]:
+        return [d for d in self.known if not d.problem(self.server.facts.system)]
+
+
+def version(patient: Patient) -> Check:
+    major, shown = patient.server.facts.major, patient.server.version
+    (seconds,) = patient.server.fetch("SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8")[0]
+    text = f"PostgreSQL {shown}, running for {seconds / 3600:.1f} hours"
+    if major > KNOWN[1]:
+        return Check(
+            "version", WARNING, f"{text}; dbclone knows {KNOWN[0]} to {KNOWN[1]}", "Run verify after an upgrade of dbclone."
+        )
+    end = datetime.date.fromisoformat(_END_OF_LIFE[major])
+    if end < datetime.date.today():
+        return Check("version", WARNING, f"{text}; the community stopped to correct it on {end}", "Use a newer version.")
+    return Check("version", OK, f"{text}; corrected by the community until {end}")
+
+
+def rights(patient: Patient) -> Check:
+    facts = patient.server.facts
+    if facts.superuser:
+        return Check("rights", OK, f"role {facts.role} is a superuser")
+    (sees,) = patient.server.fetch("SELECT pg_has_role('pg_read_all_stats', 'USAGE')")[0]
+    text = f"role {facts.role} may create databases"
+    if not sees:
+        hint = f'To be told what they do, run as a superuser: GRANT pg_read_all_stats TO "{facts.role}";'
+        return Check("rights", OK, f"{text}; what sessions of other roles do is hidden from it", hint)
+    return Check("rights", OK, text)
+
+
+def connections(patient: Patient) -> Check:
+    server = patient.server
+    used, allowed, limit, own = server.fetch(
+        "SELECT count(*), current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        " - coalesce(current_setting('reserved_connections', true)::int, 0),"
+        " (SELECT CASE WHEN rolsuper THEN -1 ELSE rolconnlimit END FROM pg_roles WHERE rolname = current_user),"
+        " count(*) FILTER (WHERE usename = current_user)"
+        " FROM pg_stat_activity WHERE backend_type = 'client backend' OR backend_type IS NULL"
+    )[0]
+    needed, free = 1 + patient.workers * _PER_WORKER, int(allowed) - int(used) + 1  # ours will be free again
+    if limit >= 0:
+        free = min(free, int(limit) - int(own) + 1)
+    text = (
+        f"{patient.workers} workers need about {needed} connections, besides the application's own; {free} of"
+        f" {server.facts.max_connections} are free"
+    )
+    if needed > free:
+        fit = max(1, (free - 1) // _PER_WORKER)
+        limited = f"ALTER ROLE … CONNECTION LIMIT {needed}, " if limit >= 0 else ""
+        return Check("connections", FAILS, text, f"Use -n {fit}, end other sessions, or raise the limit: {limited}max_connections.")
+    return Check("connections", OK, text)
+
+
+def durability(patient: Patient) -> Check:
+    settings = patient.server.fetch(
+        "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name"
+    )
+    text = ", ".join(f"{name} = {value}" for name, value in settings)
+    if not patient.server.facts.durable:
+        return Check("durability", OK, f"{text}: commits do not wait for the disk")
+    return Check("durability", SLOW, f"{text}: tests pay for surviving a power failure", "See what that costs, below.")
+
+
+def template(patient: Patient) -> Check:
+    if not patient.settings.schema:
+        return Check(
+            "template", NOT_CHECKED, "no setting says what goes into it; a hook in conftest may", "Set schema, or run there."
+        )
+    schema, _ = adapters.load(patient.settings)
+    name = template_name(patient.settings.project, full_manifest(patient.server, schema).fingerprint)
+    patient.template = adoptable(patient.server, patient.known, name)
+    if patient.template is not None:
+        return Check("template", OK, f"{name} is there, {patient.template.bytes / 2**20:.1f} MB")
+    features.check(patient.server, schema)
+    stale = next((d for d in patient.known if d.name == name), None)
+    if stale is not None:
+        return Check(
+            "template", SLOW, f"{name} is stale: {', '.join(flaws(patient.server, stale))}", "The next run builds it anew."
+        )
+    return Check(
+        "template", OK, f"{name} is not there yet; the next run builds it", "To have it built now: python -m dbclone prepare"
+    )
+
+
+def collations(patient: Patient) -> Check:
+    server = patient.server
+    if server.facts.major < 15:
+        return Check("collations", NOT_CHECKED, "before PostgreSQL 15 a database does not record the version of its collation")
+    stale = {d.name: flaw for d in patient.ours if d.sealed and (flaw := collation_flaw(server, d))}
+    rows = server.fetch(
+        "SELECT datname::text, format('ALTER DATABASE %I REFRESH COLLATION VERSION;', datname) FROM pg_database"
+        " WHERE datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL"
+        " AND NOT datname ~ '^dbclone_' ORDER BY 1"
+    )
+    if stale:
+        return Check("collations", SLOW, "; ".join(f"{n}: {flaw}" for n, flaw in stale.items()), "The next run builds it anew.")
+    if rows:
+        names = ", ".join(name for name, _ in rows)
+        why = f"the collation of {names} has another version than its indexes were built with; dbclone does not copy them"
+        return Check("collations", WARNING, why, "REINDEX there, then: " + " ".join(text for _, text in rows))
+    return Check("collations", OK, "every collation has the version that its database was made with")
+
+
+def background_workers(patient: Patient) -> Check:
+    name = "background workers"
+    try:
+        (text,) = patient.server.fetch("SELECT current_setting('shared_preload_libraries')")[0]
+    except psycopg.errors.InsufficientPrivilege:
+        hint = f'Run as a superuser: GRANT pg_read_all_settings TO "{patient.server.facts.role}";'
+        return Check(name, NOT_CHECKED, "the role may not read shared_preload_libraries", hint)
+    loaded = {Path(word.strip().strip('"')).name.removesuffix(".so") for word in text.split(",")}
+    found = [extension for extension in _WORKERS_OF_THEIR_OWN if extension in loaded]
+    if not found:
+        return Check(name, OK, "no preloaded library is known to connect to databases by itself")
+    why = f"{' and '.join(found)} is preloaded and connects to databases by itself, also to one that is to be copied"
+    if patient.server.facts.superuser:
+        return Check(
+            name, WARNING, f"{why}; its sessions in a template are ended", "Leave it out of shared_preload_libraries for tests."
+        )
+    return Check(name, WARNING, f"{why}; this role may not end its sessions", "Leave it out of shared_preload_libraries for tests.")
