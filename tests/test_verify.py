@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dbclone.dsn import Dsn
 from dbclone.server import Server
 
 from .conftest import Project
@@ -138,3 +139,16 @@ def test_a_build_that_fails_beside_the_template_leaves_nothing(migrated: Project
     assert done.returncode == 1
     assert "division by zero" in done.stderr
     assert migrated.databases(server) == before
+
+
+def test_rows_that_a_policy_hides_from_the_role_are_not_taken_for_equal(project: Project, role: Dsn) -> None:
+    project.configure(schema="schema.sql", bind=None)
+    (project.folder / "schema.sql").write_text(
+        "CREATE TABLE hidden (id int); INSERT INTO hidden VALUES (1); ALTER TABLE hidden ENABLE ROW LEVEL SECURITY,"
+        " FORCE ROW LEVEL SECURITY; CREATE TABLE seen (id int); INSERT INTO seen VALUES (1)"
+    )
+    status, facts = verified(project, "--url", role.replace(dbname="postgres").url)
+    assert (status, facts["equal"], facts["rows"], list(facts["not_compared"])) == (0, True, 1, ["public.hidden"])
+    shown = project.run("dbclone", "verify", "--url", role.replace(dbname="postgres").url).stdout
+    assert "not compared: public.hidden: " in shown
+    assert "as far as it was compared" in shown
