@@ -65,7 +65,8 @@ class Verdict:
         lines = [str(difference) for difference in self.differences]
         lines += [f"not compared: {name}: {why}" for name, why in self.blind.items()]
         if not lines or not self.differences:
-            return [*lines, f"equal to what the schema builds now: {self.objects} objects, {self.rows} rows"]
+            far = ", as far as it was compared" if self.blind else ""
+            return [*lines, f"equal to what the schema builds now{far}: {self.objects} objects, {self.rows} rows"]
         if steady:
             lines += ["Something that the fingerprint does not see decides what is built. Name it in inputs, or rebuild now:",
                       "python -m dbclone prepare --rebuild"]  # fmt: skip

@@ -106,7 +106,9 @@ def test_a_role_that_may_not_create_databases_gets_the_command_that_lets_it(proj
     assert (status, checks["server"]["verdict"]) == (1, "fails")
     assert checks["server"]["to_do"] == f'Run as a superuser: ALTER ROLE "{role.get("user")}" CREATEDB;'
     server.connection.execute(sql.SQL("ALTER ROLE {} CREATEDB CONNECTION LIMIT 10").format(user))
-    status, checks, _ = doctor(project, "--url", role.url, "--no-measures", "--workers", "1")
+    with database(server):
+        status, checks, _ = doctor(project, "--url", role.url, "--no-measures", "--workers", "1")
+    assert checks["strangers"]["verdict"] == "ok", "it is another role's, and has its mark"
     assert (status, checks["connections"]["verdict"]) == (0, "ok")
     assert checks["background workers"]["verdict"] == "not checked"
     assert "GRANT pg_read_all_settings" in checks["background workers"]["to_do"]
