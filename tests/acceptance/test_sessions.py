@@ -105,6 +105,7 @@ def test_every_distribution_of_xdist_works(suite: Project, server: Server, distr
 
 
 def test_a_worker_that_dies_is_replaced_and_its_clone_dropped_by_the_controller(suite: Project, server: Server) -> None:
+    """E1: os._exit in the middle of a test."""
     done = suite.pytest("-q", "-n", "2", timeout=120, DIE="1")
     assert "crashed while running" in done.stdout
     assert "1 failed, 9 passed" in done.stdout, done.stdout
@@ -137,7 +138,7 @@ def test_nothing_of_a_killed_run_remains_after_the_next_ones_start(suite: Projec
 
 
 def test_a_run_does_not_touch_the_workers_that_outlive_their_controller(suite: Project, server: Server) -> None:
-    """SIGKILL of the controller alone: a worker in the middle of a test still has its lease, and so its clone."""
+    """E2: SIGKILL of the controller alone: a worker in the middle of a test still has its lease, and so its clone."""
     run = blocked(suite, "-n", "1")
     (alive,) = suite.clones(server)
     os.kill(run.pid, signal.SIGKILL)

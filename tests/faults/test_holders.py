@@ -1,4 +1,4 @@
-"""Who holds what, when it is taken away or outlives its owner: a builder's lock, a server that is another one now, a killed server."""
+"""Who holds what when it is taken away or outlives its owner: a builder's lock, a server that is another one now, a dead server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 
-import psycopg
 import pytest
 
 from dbclone.embedded import Embedded
@@ -17,9 +16,8 @@ from dbclone.server import Server
 from dbclone.settings import Settings, load
 
 from ..conftest import Project
-from ..oracle import differences, fingerprint
 from ..private import own_server
-from .aftermath import SCHEMA, all_well, ensure, nobody_holds, write
+from .aftermath import SCHEMA, all_well, ensure, write
 from .nursery import Child, Nursery, children
 from .stops import at, ended, until
 

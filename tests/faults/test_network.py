@@ -133,7 +133,12 @@ def test_a_server_that_stays_away_is_waited_for_once_and_then_every_test_fails_a
     with ensure(server).clone("gw0", "r") as clone:
         tries: list[bool] = []
         again = Server.connect_again
-        monkeypatch.setattr(Server, "connect_again", lambda self: (tries.append(self.gone), again(self))[1])
+
+        def counted(self: Server) -> Any:
+            tries.append(self.gone)
+            return again(self)
+
+        monkeypatch.setattr(Server, "connect_again", counted)
         proxy.closed = True
         proxy.cut()
         for _ in range(5):
