@@ -7,6 +7,7 @@ what was done instead. `python -m tests.promises` prints the whole table.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def tests() -> Iterator[tuple[str, str]]:
                 yield f"{path.relative_to(HERE).as_posix()}::{node.name}", ast.get_docstring(node) or ""
 
 
+@functools.cache
 def named() -> dict[str, list[str]]:
     """The tests that name each id; an id that none names is not in it."""
     found: dict[str, list[str]] = {}
