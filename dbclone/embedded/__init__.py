@@ -199,9 +199,13 @@ class Embedded:
     def rejoin(self, connect: Connect) -> psycopg.Connection[tuple[Any, ...]]:
         """Become a user again after our connection was lost, and return the new one. Raises ServerError if the server is gone."""
         if not self._join(connect) or self.connection is None:
+            if isinstance(self._refusal, OutOfConnections):
+                raise self._refusal
             what = "does not answer" if self.cluster.pid() is not None else "has stopped"
-            raise self._refusal or ServerError(
-                f"the private server in {self.cluster.folder} {what}", self.cluster.log_tail(), "Run again: that starts a new one."
+            raise ServerError(
+                f"the private server in {self.cluster.folder} {what}",
+                f"The end of {self.cluster.log}:\n{self.cluster.log_tail()}",
+                "Run again: that starts a new one. Somebody killed it, or the machine has no memory left.",
             )
         return self.connection
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .stops import main
+from .stops import LIMIT, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,7 +113,7 @@ def children(nursery: Nursery, folder: Path, options: Mapping[str, str]) -> Iter
     """Give a function that starts children in a project; at the end none of them lives.
 
     The function's arguments: `action`, a name of ACTIONS; `stops`, from steps to "die", "wait" or "interrupt"; `more`, further
-    settings; `folder`, of another project; what else, the action's own arguments.
+    settings; `folder`, of another project; `limit`, seconds after which it ends itself; what else, the action's own arguments.
     """
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"}
     started: list[Child] = []
@@ -123,10 +123,11 @@ def children(nursery: Nursery, folder: Path, options: Mapping[str, str]) -> Iter
         stops: Mapping[str, str] | None = None,
         more: Mapping[str, str] | None = None,
         folder: Path = folder,
+        limit: int = LIMIT,
         **values: Any,
     ) -> Child:
         plan = {"action": action, "stops": dict(stops or {}), "options": {**options, **(more or {})}, "values": values}
-        started.append(nursery.bear({**plan, "folder": str(folder), "environ": environ}))
+        started.append(nursery.bear({**plan, "folder": str(folder), "environ": environ, "limit": limit}))
         return started[-1]
 
     try:

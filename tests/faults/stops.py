@@ -114,7 +114,7 @@ def main(plan: dict[str, Any]) -> None:
     from dbclone.server import Server
     from dbclone.settings import load
 
-    signal.alarm(LIMIT)
+    signal.alarm(plan.get("limit", LIMIT))
     stops: dict[str, str] = plan["stops"]
     for step, act in stops.items():
         if STEPS.get(step, ("",))[0]:
@@ -127,6 +127,8 @@ def main(plan: dict[str, Any]) -> None:
                 del stops[step]  # once: a wait is told again every second
                 _stop(step, act)
 
+    if "gate" in stops:
+        _stop("gate", stops["gate"])
     try:
         with Server.open(load(Path.cwd(), plan["options"], {})) as server:
             if "start" in stops:
@@ -180,10 +182,26 @@ def live(server: Any, progress: Any, owner: str, run: str, reset: str) -> dict[s
     return {"name": made.name}
 
 
+def churn(server: Any, progress: Any, owner: str, run: str, clones: int) -> dict[str, Any]:
+    """Have several clones one after the other, sign each, and drop what the dead of other runs left in between."""
+    from dbclone import adapters
+    from dbclone.template import Template
+
+    template = Template.ensure(server, adapters.load(server.settings)[0])
+    found = []
+    for _ in range(clones):
+        with template.clone(owner, run) as made, made.connect(autocommit=True) as connection:
+            state = connection.execute("SELECT count(*)::int, count(signature) FROM item").fetchone()
+            connection.execute("UPDATE item SET signature = %s", [f"{run} {owner}"])
+            prune(server, progress, template.name)
+            found.append([state, connection.execute("SELECT DISTINCT signature FROM item").fetchall()])
+    return {"name": template.name, "oid": template.database.oid, "built": template.built, "found": found}
+
+
 def prune(server: Any, progress: Any, current: str) -> dict[str, Any]:
     """Drop what has had its time, when a run uses the template `current`."""
     room = importlib.import_module("dbclone.prune")
     return {"dropped": [database.name for database, _ in room.prune(server, current)]}
 
 
-ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"ensure": ensure, "clone": clone, "live": live, "prune": prune}
+ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"ensure": ensure, "clone": clone, "live": live, "churn": churn, "prune": prune}

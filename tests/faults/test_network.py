@@ -131,14 +131,13 @@ def test_a_server_that_stays_away_is_waited_for_once_and_then_every_test_fails_a
     """D12, promise 6: and when it is back, the tests are too."""
     server = through(connect_timeout="2")
     with ensure(server).clone("gw0", "r") as clone:
-        tries: list[bool] = []
-        again = Server.connect_again
+        tries, again = [], Server.connect_again
 
-        def counted(self: Server) -> Any:
-            tries.append(self.gone)
+        def connect_again(self: Server) -> psycopg.Connection[tuple[Any, ...]]:
+            tries.append(self)
             return again(self)
 
-        monkeypatch.setattr(Server, "connect_again", counted)
+        monkeypatch.setattr(Server, "connect_again", connect_again)
         proxy.closed = True
         proxy.cut()
         for _ in range(5):

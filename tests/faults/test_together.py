@@ -54,19 +54,6 @@ def locks(cache: Path) -> list[Path]:
     return [path for path in (cache / "locks").glob("*.lock") if not path.name.startswith("server-")]
 
 
-def test_twenty_processes_that_start_together_build_once_and_get_the_same(project: Project, start: Start) -> None:
-    """A3."""
-    crowd = [start("ensure", {"start": "wait"}) for _ in range(20)]
-    for child in crowd:
-        child.reaches("start")
-    for child in crowd:
-        child.go()
-    results = [child.result() for child in crowd]
-    assert len({(result["name"], result["oid"]) for result in results}) == 1
-    assert [result["built"] for result in results].count(True) == 1
-    assert len(builds(project)) == 1
-
-
 def test_two_machines_with_nothing_in_common_but_the_server_build_once(
     project: Project, shop: Server, start: Start, tmp_path: Path
 ) -> None:
