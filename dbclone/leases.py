@@ -58,14 +58,23 @@ class Leases:
             if held is not None:
                 self._unlock(held)
 
-    def take(self, name: str, shared: bool = False) -> bool:
-        """Take the lease `name` for as long as this connection lives; return False if somebody else holds it."""
+    def take(self, name: str, shared: bool = False, patience: float = 0.0) -> bool:
+        """Take the lease `name` for as long as this connection lives; return False if somebody else holds it.
+
+        Arguments: `patience`, seconds to try again: a prune elsewhere holds the lease of what it takes for dead, for a moment.
+        """
         if name in self._taken:
             return True  # the server counts locks: taken twice, it would outlive `give_up`
-        taken = self._try_lock(lock_key(name), shared)
+        deadline = monotonic() + patience
+        while not (taken := self._try_lock(lock_key(name), shared)) and monotonic() < deadline:
+            time.sleep(0.01)
         if taken:
             self._taken[name] = shared
         return taken
+
+    def has(self, name: str) -> bool:
+        """Return whether this connection has the lease `name`."""
+        return name in self._taken
 
     def again(self, connection: psycopg.Connection[tuple[Any, ...]], deadline: float) -> None:
         """Hold all leases through another connection, because this one was lost.

@@ -20,7 +20,7 @@ from .dsn import Dsn
 from .errors import NotOurs, ServerError, TemplateError
 from .keeping import KEPT, keep
 from .licence import licensed_here
-from .marks import Database, Mark, clone_name, lock_key
+from .marks import Database, Mark, clone_name
 from .pool import Pool
 from .recovery import recover, twice
 from .report import Report
@@ -36,6 +36,7 @@ Self = TypeVar("Self", bound="Owned")
 log = logging.getLogger("dbclone")
 _GOODBYE = 60.0  # seconds that the server may take to drop the clone at the end
 Connection = psycopg.Connection[Any]
+_PATIENCE = 2.0  # seconds for a prune to let go of a name
 
 
 @dataclass(repr=False)
@@ -84,7 +85,7 @@ class Owned:
         mark = Mark.make("clone", settings.project, server.facts.system, run=run, worker=owner, fingerprint=fingerprint)
         clone = cls(server, clone_name(settings.project, run, owner), template, mark, handle, schema)
         # A session gets a lock that it holds already, so another clone of this very process has to be looked for.
-        if lock_key(clone.name) in server.leases.held() or not server.leases.take(clone.name):
+        if server.leases.has(clone.name) or not server.leases.take(clone.name, patience=_PATIENCE):
             raise TemplateError(
                 f'database "{clone.name}" is in use by another process',
                 f"Its lease is held by {server.leases.holder(clone.name)}: two workers of one run have the same name.",

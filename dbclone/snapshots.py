@@ -15,6 +15,8 @@ from .errors import NotOurs, ResetBlocked, TemplateError
 from .marks import Mark, clone_name
 from .server import Server
 
+_PATIENCE = 2.0  # seconds for a prune to let go of a name
+
 
 @dataclass
 class Snapshots:
@@ -33,7 +35,12 @@ class Snapshots:
         nobody_connected(self.server, self.name)
         found = clone_name(self.mark.project, self.mark.run, f"{self.mark.worker} snapshot {label}")
         self._drop(label)
-        self.server.leases.take(found)
+        if not self.server.leases.take(found, patience=_PATIENCE):
+            raise TemplateError(
+                f"the name of snapshot {label!r} of {self.name!r} is taken",
+                f"Its lease is held by {self.server.leases.holder(found)}.",
+                "Give each worker a name of its own.",
+            )
         self._taken[label] = found
         try:
             copy(self.server, self.name, found, self.mark)

@@ -73,7 +73,7 @@ class Template:
         found = adoptable(server, known, name)
         if found is not None and not rebuild:
             databases.touch(server, found)
-            server.leases.take(found.name, shared=True)
+            server.leases.take(found.name, shared=True, patience=5.0)
             return cls(server, found, schema, handle, seconds=monotonic() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
         with builder.exclusively():
@@ -85,7 +85,7 @@ class Template:
                 # One that is ours and was not good enough to adopt has the name still.
                 found = builder.build(replaced=next((d for d in known if d.name == name), None))
         assert found is not None
-        server.leases.take(found.name, shared=True)
+        server.leases.take(found.name, shared=True, patience=5.0)
         return cls(server, found, schema, handle, built, why, monotonic() - started)
 
     def clone(self, owner: str = "main", run: str = "") -> Clone:
