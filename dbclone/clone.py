@@ -117,8 +117,8 @@ class Clone(Owned):
                 self._undo.forget()
                 return self._drop.after()
             except (psycopg.Error, ServerError) as error:
-                text = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"  # such as an object of another role
-                return Outcome(wanted, 0.0, spoiled=text if wanted == "truncate" else f"not everything could be dropped: {text}")
+                what = type(error).__name__ if wanted == "truncate" else "not everything could be dropped"
+                return Outcome(wanted, 0.0, spoiled=f"{what}: {str(error).strip().splitlines()[0]}")
             except BaseException:
                 self.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
                 raise

@@ -47,6 +47,10 @@ MODELS = [Post, User]
 """
 
 
+# What a pytest process of a test does not load: plugins of our own tests, which would cost as much as all the rest of its start.
+LEAN = "-p no:fakefs -p no:hypothesispytest -p no:time_machine"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _neutral_environment() -> Iterator[None]:
     """Nothing of the machine's own configuration, nor of the run that these tests are in, reaches the code under test."""
@@ -58,6 +62,7 @@ def _neutral_environment() -> Iterator[None]:
         ):
             patch.delenv(name)
     patch.delenv("TEST_BINARIES", raising=False)
+    patch.setenv("PYTEST_ADDOPTS", LEAN)
     yield
     patch.undo()
 
@@ -195,7 +200,9 @@ def project(tmp_path: Path, server: Server, options: dict[str, str]) -> Project:
     """A peewee project with two tables on this test process's server, which is running."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"}
     environ |= {f"DBCLONE_{key.upper()}": value for key, value in options.items()}
-    found = Project(tmp_path / "project", f"p{uuid.uuid4().hex[:8]}", {**environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    found = Project(
+        tmp_path / "project", f"p{uuid.uuid4().hex[:8]}", {**environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": LEAN}
+    )
     found.configure()
     found.write(models=MODELS)
     return found

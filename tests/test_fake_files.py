@@ -53,7 +53,7 @@ def test_pyfakefs_from_the_first_test_on(project: Project, driver: str, first: s
     project.write(test_a=TESTS.format(first=FIRST[first]))
     place = project.folder.parent / "tmp"
     place.mkdir()
-    done = project.pytest("-q", "-n", str(workers), "-p", "no:randomly", TMPDIR=str(place))
+    done = project.pytest("-q", "-n", str(workers), "-p", "no:randomly", TMPDIR=str(place), PYTEST_ADDOPTS="")
     assert "7 passed" in done.stdout, done.stdout
     assert done.stdout.count("built in") == 1
     assert not list(place.glob("dbclone*"))

@@ -94,7 +94,7 @@ def test_resets_and_deadlines_work_and_marks_tell_the_true_time(
     project.configure(lock_timeout=0.3, name=kept)
     assert project.run("dbclone", "prepare").returncode == 0
     project.configure(lock_timeout=0.3)
-    done = project.pytest("-q", "-n", str(workers), timeout=90)
+    done = project.pytest("-q", "-n", str(workers), timeout=90, PYTEST_ADDOPTS="")
     assert "11 passed" in done.stdout, done.stdout
     found = {database.name: database.mark for database in databases.listed(server)}
     marks = [mark for name, mark in found.items() if f"_{project.name}_t_" in name and mark is not None]

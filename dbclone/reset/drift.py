@@ -30,6 +30,7 @@ _PROBES = (
     "pg_enum",
     f"pg_rewrite WHERE ev_class >= {_USER}",
     f"pg_description WHERE objoid >= {_USER}",
+    "pg_description WHERE objoid = 2200 AND classoid = 2615",  # of the schema public
     "pg_extension",
     "pg_sequence",
     "pg_constraint WHERE conrelid = 0",
@@ -38,6 +39,11 @@ _PROBES = (
     "pg_publication",
     "pg_default_acl",
     f"pg_cast WHERE oid >= {_USER}",
+    f"pg_am WHERE oid >= {_USER}",
+    f"pg_language WHERE oid >= {_USER}",
+    "pg_foreign_data_wrapper",
+    "pg_foreign_server",
+    "pg_transform",
     "pg_db_role_setting WHERE setdatabase = {database}",
     "pg_database WHERE oid = {database}",
 )

@@ -29,11 +29,24 @@ class Prepared(PrepareManager):
     def __init__(self, number: int) -> None:
         super().__init__()
         self._number = number
+        self._inherited: set[Any] = set()  # what earlier connections have prepared
 
     def handed_on(self) -> Prepared:
         """Forget what the application had set for the connection that is closed, but not what was prepared."""
         self.prepare_threshold, self.prepared_max = PrepareManager.prepare_threshold, PrepareManager.prepared_max
+        self._inherited = set(self._names)
         return self
+
+    def changed(self) -> None:
+        """Discard what this connection did not prepare itself, because the objects that it uses may have been changed."""
+        self._to_flush.extend(self._names.pop(key) for key in self._inherited & self._names.keys())
+        self._inherited.clear()
+
+    def forget(self) -> None:
+        """Forget everything, because the server has been told to."""
+        self._counts.clear()
+        self._names.clear()
+        self._to_flush.clear()
 
     def get(self, query: Any, prepare: bool | None = None) -> tuple[Prepare, bytes]:
         found, name = super().get(query, prepare)

@@ -48,6 +48,7 @@ class Session:
         self._alters = False  # the application changed objects that prepared statements may use
         self._prepares = False  # the application prepared statements by SQL, which no rollback undoes
         self._left: list[Prepared] = []  # what closed connections have prepared, for later ones
+        self._own = real._prepared = Prepared(0)
         self.audits = 0  # how often the statements of the reset had to be prepared
         self.speaker = 0  # whose handlers hear the server's notices
         self.gone = pq.PGconn.connect_start(b"port=-1")  # fails without touching the network
@@ -115,19 +116,34 @@ class Session:
         self._connections.clear()
         if self._prepares and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
             self._prepares = False
-            self._left.clear()
             self.real.execute("DEALLOCATE ALL")
+            self._forget()
 
     def noticed(self, text: str) -> None:
-        """Remember of a statement whether it may change objects, or prepare others."""
-        if alters(text):
-            self._alters, self._prepares = True, self._prepares or "PREPARE" in text.upper()
+        """Remember of a statement that begins whether it may change objects, or what is prepared."""
+        if not alters(text):
+            return
+        upper = text.upper()
+        self._alters, self._prepares = True, self._prepares or "PREPARE" in upper
+        if "DEALLOCATE" in upper or "DISCARD" in upper:
+            self._forget()
+        for prepared in self._managers():
+            prepared.changed()
+
+    def _managers(self) -> list[Prepared]:
+        """Return what is known of prepared statements: by closed connections, open ones, and our own."""
+        open_ones = [connection._prepared for connection in list(self._connections.values())]
+        return [*self._left, *open_ones, self._own]
+
+    def _forget(self) -> None:
+        for prepared in self._managers():
+            prepared.forget()
 
     def undone(self) -> None:
         """Discard what psycopg prepared, if the objects that it uses may be others now that a test has been rolled back."""
         if self._alters:
             self._alters = False
-            for prepared in (*self._left, *(connection._prepared for connection in list(self._connections.values()))):
+            for prepared in self._managers():
                 prepared.clear()
 
     def met(self) -> str:

@@ -37,4 +37,4 @@ def test_with_a_url_an_inherited_address_leads_nowhere(project: Project, server:
     project.write(test_a=TEST.replace('psycopg.connect("")', 'psycopg.connect(os.environ["DATABASE_URL"])'))
     done = project.pytest(PGHOSTADDR="203.0.113.1", PGCONNECT_TIMEOUT="3")
     assert "1 passed" in done.stdout, done.stdout + done.stderr
-    assert f"server {server.dsn.shown} from " in done.stdout
+    assert f"server at host {server.dsn.get('host')}, port {server.dsn.get('port')}, user " in done.stdout
