@@ -185,8 +185,7 @@ def test_a_wrong_marker_is_a_usage_error_that_names_the_test(project: Project, m
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("given", ["models.MODELS", "'models:MODELS'", "create"])
+@pytest.mark.parametrize(("workers", "given"), [("0", "'models:MODELS'"), ("2", "models.MODELS"), ("2", "create")])
 def test_a_hook_in_conftest_may_give_the_schema(project: Project, server: Server, workers: str, given: str) -> None:
     project.configure(schema=None)
     project.write(

@@ -80,8 +80,7 @@ def settled(project: Project, server: Server) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("workers", ["0", "1", "4"])
-@pytest.mark.parametrize("ending", [{}, {"RED": "1"}, {"BREAK": "1"}])
+@pytest.mark.parametrize(("workers", "ending"), [("0", {}), ("0", {"BREAK": "1"}), ("1", {"RED": "1"}), ("4", {"BREAK": "1"})])
 def test_a_run_leaves_its_template_and_no_clone(suite: Project, server: Server, workers: str, ending: dict[str, str]) -> None:
     done = suite.pytest("-q", "-n", workers, timeout=120, **ending)
     assert done.returncode == (1 if ending else 0), done.stdout + done.stderr
