@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from . import adapters
 from .checks import FAILS, NOT_CHECKED, Check, Patient
 from .doctor import advice, examine, measured
-from .errors import Error, printable
-from .progress import Line, Progress
+from .errors import Error
+from .progress import Line, Progress, say
 from .server import Server
 from .settings import Settings
 from .template import Template
 from .verify import verify as verify_template
-
-
-def say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:
-    """Print facts as JSON or lines of text, as was asked."""
-    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(map(printable, lines)))
 
 
 def verify(arguments: argparse.Namespace, settings: Settings) -> int:

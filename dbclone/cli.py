@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from . import adapters
-from .checking import doctor, say, verify
 from .copying import warm
 from .embedded import Embedded
 from .errors import Error, ServerError, ServerNotFound, SettingsError
-from .progress import Line, Progress
+from .progress import Line, Progress, say
 from .prune import prune as prune_databases
 from .report import template_line
 from .scratch import dropped_at_end, scratch
@@ -128,6 +127,20 @@ def server(arguments: argparse.Namespace, settings: Settings) -> int:
     ]
     say(arguments, facts, [*lines, f"url: {located.dsn.url}"] if pid is not None else lines)
     return 0 if action != "status" or pid is not None else 1
+
+
+def verify(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Rebuild the schema beside the cached template and show any difference."""
+    from . import checking  # which no other command should wait for
+
+    return checking.verify(arguments, settings)
+
+
+def doctor(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Say what will fail or is slow on this server, measured."""
+    from . import checking
+
+    return checking.doctor(arguments, settings)
 
 
 def demo(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .clock import monotonic
 from .errors import printable
@@ -66,3 +69,8 @@ class Line:
         """Leave an empty line on a terminal."""
         if self._width:
             print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+
+
+def say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:
+    """Print facts as JSON or lines of text, as was asked."""
+    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(map(printable, lines)))

@@ -6,10 +6,10 @@ import argparse
 from typing import Any
 
 from . import databases
-from .checking import say
 from .clock import wall
 from .embedded import Embedded
 from .marks import Database, Mark, lock_key
+from .progress import say
 from .server import Server, external
 from .settings import Settings
 
