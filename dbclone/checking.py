@@ -10,7 +10,7 @@ from . import adapters
 from .checks import FAILS, NOT_CHECKED, Check, Patient
 from .doctor import advice, examine, measured
 from .errors import Error
-from .progress import Line, Progress, say
+from .progress import on_terminal, say
 from .server import Server
 from .settings import Settings
 from .template import Template
@@ -19,15 +19,11 @@ from .verify import verify as verify_template
 
 def verify(arguments: argparse.Namespace, settings: Settings) -> int:
     """Rebuild the schema beside the cached template and show any difference."""
-    line = Line()
     schema, handle = adapters.load(settings)
     with Server.open(settings) as server:
-        try:
-            with Progress(line.write, 0.1 if line.in_place else 1.0) as progress:
-                template = Template.ensure(server, schema, handle, progress=progress)
-                found = verify_template(server, template, progress)
-        finally:
-            line.clear()
+        with on_terminal() as progress:
+            template = Template.ensure(server, schema, handle, progress=progress)
+            found = verify_template(server, template, progress)
         facts = {"template": template.name, "built": template.built, "server": server.where, "version": server.version}
     built = ", built just now" if template.built else ""
     say(arguments, {**facts, **found.facts()}, [f"template {template.name}{built}", *found.lines()])
@@ -36,7 +32,6 @@ def verify(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def doctor(arguments: argparse.Namespace, settings: Settings) -> int:
     """Say what will fail or is slow on this server, measured; exit 1 if something will fail."""
-    line = Line()
     workers = arguments.workers or os.cpu_count() or 1
     facts: dict[str, Any] = {"workers": workers}
     lines: list[str] = []
@@ -55,11 +50,8 @@ def doctor(arguments: argparse.Namespace, settings: Settings) -> int:
             if arguments.no_measures:
                 checks.append(Check("speed", NOT_CHECKED, "--no-measures was given"))
             else:
-                try:
-                    with Progress(line.write, 0.1 if line.in_place else 1.0) as progress:
-                        more, found = measured(patient, progress)
-                finally:
-                    line.clear()
+                with on_terminal() as progress:
+                    more, found = measured(patient, progress)
                 checks += more
                 if found is not None:
                     facts["measures"] = found.facts()

@@ -16,7 +16,7 @@ from . import adapters
 from .copying import warm
 from .embedded import Embedded
 from .errors import Error, ServerError, ServerNotFound, SettingsError
-from .progress import Line, Progress, say
+from .progress import on_terminal, say
 from .prune import prune as prune_databases
 from .report import template_line
 from .scratch import dropped_at_end, scratch
@@ -28,14 +28,10 @@ from .template import Template
 
 def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
     """Build the template if it is not there, and warm clones for the workers to come."""
-    line = Line()
     schema, handle = adapters.load(settings)
     with Server.open(settings) as server:
-        try:
-            with Progress(line.write, 0.1 if line.in_place else 1.0) as progress:
-                template = Template.ensure(server, schema, handle, arguments.rebuild, progress)
-        finally:
-            line.clear()
+        with on_terminal() as progress:
+            template = Template.ensure(server, schema, handle, arguments.rebuild, progress)
         dropped = [d.name for d, _ in prune_databases(server, template.name)]
         made = warm(server, template.database, arguments.workers)
         facts = {

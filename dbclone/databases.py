@@ -212,6 +212,19 @@ def drop(server: Server, database: Database, force: bool = False, patience: floa
 
 
 @contextlib.contextmanager
+def private(server: Server, name: str) -> Iterator[None]:
+    """Hold the lease of a database that the block makes for itself, and drop it at the end, whoever is in it."""
+    server.leases.take(name)
+    try:
+        yield
+    finally:
+        if not server.connection.closed:
+            if (database := find(server, name)) is not None:
+                drop(server, database, force=True)
+            server.leases.give_up(name)
+
+
+@contextlib.contextmanager
 def _within(server: Server, patience: float) -> Iterator[None]:
     """Let a statement of the block take so many seconds at most. A DROP that is cancelled can be finished by another one."""
     limit = sql.SQL("SET statement_timeout = {}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from . import databases
+from .clock import monotonic
 from .clone import Clone
 from .marks import Database, Mark, build_name
 from .server import Server
@@ -80,10 +80,10 @@ def measure(server: Server, template: Database | None, progress: Callable[[str],
         source = template or databases.find(server, name)
         assert source is not None
         progress("measuring clones")
-        started = time.perf_counter()
+        started = monotonic()
         clone = Clone.create(server, source, secrets.token_hex(8), "doctor")
         try:
-            created = time.perf_counter() - started
+            created = monotonic() - started
             with contextlib.closing(server.connect(clone.name, "doctor")) as connection:
                 foreign = connection.execute("SELECT ftrelid::regclass::text FROM pg_foreign_table ORDER BY 1").fetchall()
         finally:
@@ -98,19 +98,13 @@ def measure(server: Server, template: Database | None, progress: Callable[[str],
 def _sample(server: Server) -> Iterator[str]:
     """Yield the name of a scratch database with a few tables, under a lease; drop it at the end."""
     name = build_name(server.settings.project)
-    server.leases.take(name)
-    try:
+    with databases.private(server, name):
         databases.create(server, name, "template0", Mark.make("build", server.settings.project, server.facts.system))
         with contextlib.closing(server.connect(name, "doctor")) as connection:
             for number in range(_TABLES):
                 table = sql.Identifier(f"{_SAMPLE}{number}")
                 connection.execute(sql.SQL("CREATE TABLE public.{} (id serial PRIMARY KEY, text text)").format(table))
         yield name
-    finally:
-        if not server.connection.closed:
-            if (database := databases.find(server, name)) is not None:
-                databases.drop(server, database, force=True)
-            server.leases.give_up(name)
 
 
 def _commits(connection: psycopg.Connection[Any]) -> float:
@@ -136,16 +130,16 @@ def _resets(server: Server, sample: str) -> tuple[float, float, float, float]:
 def _reset(clone: Clone, reset: str, write: bool) -> float:
     found = []
     for _ in range(_RESETS + 1):
-        started = time.perf_counter()
+        started = monotonic()
         with clone.isolated(reset) as test:
-            before = time.perf_counter() - started
+            before = monotonic() - started
             if write:
                 for number in range(_TABLES):
                     test.execute(sql.SQL("INSERT INTO public.{} (text) VALUES ('x')").format(sql.Identifier(f"{_SAMPLE}{number}")))
             else:
                 test.execute("SELECT 1")
-            started = time.perf_counter()
-        found.append(before + time.perf_counter() - started)
+            started = monotonic()
+        found.append(before + monotonic() - started)
     return statistics.median(found[1:])  # the first one learns what there is
 
 
@@ -154,9 +148,9 @@ def _median(times: int, act: Callable[[], object]) -> float:
 
 
 def _timed(act: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = monotonic()
     act()
-    return time.perf_counter() - started
+    return monotonic() - started
 
 
 def compose(major: int) -> str:

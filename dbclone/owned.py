@@ -184,14 +184,9 @@ class Owned:
     def _sibling(self) -> Iterator[str]:
         """Make another copy of the template for the block."""
         name = clone_name(self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}")
-        self.server.leases.take(name)
-        try:
+        with databases.private(self.server, name):
             copy(self.server, self.template.name, name, self.mark)
             yield name
-        finally:
-            if (database := databases.find(self.server, name)) is not None:
-                databases.drop(self.server, database, force=True)
-            self.server.leases.give_up(name)
 
     def replace(self, reason: str, quiet: bool = False, often: bool = False, gone: bool = False) -> None:
         """Put a fresh copy of the template in the place of the database, under the same name, so that every URL stays right.

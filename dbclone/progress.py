@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .clock import monotonic
@@ -69,6 +70,17 @@ class Line:
         """Leave an empty line on a terminal."""
         if self._width:
             print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def on_terminal() -> Iterator[Progress]:
+    """Yield a Progress that a person reads on standard error; on a terminal nothing of it stays."""
+    line = Line()
+    try:
+        with Progress(line.write, 0.1 if line.in_place else 1.0) as progress:
+            yield progress
+    finally:
+        line.clear()
 
 
 def say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from psycopg import sql
 from .clock import monotonic
 from .errors import ServerError
 from .server import Server
+from .sessions import Identity
 
 
 def roll_back_prepared(server: Server, name: str) -> bool:
@@ -43,10 +44,13 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
                     "DROP SUBSCRIPTION {}",
                 ):
                     connection.execute(sql.SQL(statement).format(sql.Identifier(subscription)))
-    readers = "SELECT active_pid FROM pg_replication_slots WHERE database = %s AND active"
+    readers = (
+        "SELECT a.pid, a.datid::int8, a.backend_start FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid"
+        " WHERE s.database = %s"
+    )
     found, deadline = server.fetch(readers, [name]) if force else [], monotonic() + 10
-    for (pid,) in found:
-        server.fetch("SELECT pg_terminate_backend(%s)", [pid])
+    for reader in found:
+        Identity(*reader).end(server.connection)
     while found and server.fetch(readers, [name]) and monotonic() < deadline:
         time.sleep(0.002)
     return bool(subscriptions or found)

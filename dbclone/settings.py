@@ -272,17 +272,3 @@ def load(
     given = {key: value for key, value in (options or {}).items() if value is not None}
     put((key, value, f"the option {prefix}{key.replace('_', '-')}", key) for key, value in given.items())
     return Settings(**values, root=root, sources=sources)
-
-
-def is_configured(start: Path, environ: Mapping[str, str] | None = None) -> bool:
-    """Return whether a project asks for dbclone at all: cheap enough for every pytest session."""
-    environ = os.environ if environ is None else environ
-    if any(key.startswith(_ENV_PREFIX) for key in environ):
-        return True
-    for folder in (start, *start.parents):
-        try:
-            if b"tool.dbclone" in (folder / "pyproject.toml").read_bytes():
-                return True
-        except OSError:
-            continue
-    return False

@@ -110,23 +110,10 @@ def verify(server: Server, template: Template, progress: Progress) -> Verdict:
 
 
 @contextlib.contextmanager
-def _private(server: Server, name: str) -> Iterator[None]:
-    """Hold the lease of a private database for the block, and drop it at the end; nobody else can be in it."""
-    server.leases.take(name)
-    try:
-        yield
-    finally:
-        if not server.connection.closed:
-            if (database := databases.find(server, name)) is not None:
-                databases.drop(server, database, force=True)
-            server.leases.give_up(name)
-
-
-@contextlib.contextmanager
 def _copied(server: Server, template: Template) -> Iterator[psycopg.Connection[Any]]:
     """A connection to a copy of the template, which admits nobody itself."""
     name = build_name(server.settings.project)
-    with _private(server, name):
+    with databases.private(server, name):
         copy(server, template.name, name, Mark.make("build", server.settings.project, server.facts.system))
         with contextlib.closing(server.connect(name, "verify", OPTIONS)) as connection:
             yield connection
@@ -138,7 +125,7 @@ def _rebuilt(server: Server, template: Template, progress: Progress) -> Iterator
     manifest = full_manifest(server, template.schema)
     builder = Builder(server, template.schema, template.handle, manifest, template.name, progress)
     name = build_name(server.settings.project)
-    with _private(server, name):
+    with databases.private(server, name):
         builder.aside(name)
         with contextlib.closing(server.connect(name, "verify", OPTIONS)) as connection:
             yield connection

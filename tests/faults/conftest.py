@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from dbclone.server import Server
+from dbclone.settings import load
 
-from .aftermath import Foreign, foreign, reference
-from .nursery import Nursery
+from ..conftest import Project
+from .aftermath import Foreign, foreign, reference, write
+from .nursery import Nursery, Start, children
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,18 @@ def others(server: Server) -> Iterator[Foreign]:
     """What is not ours on this test process's server."""
     with foreign(server) as found:
         yield found
+
+
+@pytest.fixture
+def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
+    """The server as a project sees it whose schema is one SQL file."""
+    write(project)
+    with Server.open(load(project.folder, options, {})) as opened:
+        yield opened
+
+
+@pytest.fixture
+def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
+    """What starts a child process that works on the same server, and ends it with the test."""
+    with children(nursery, project.folder, options) as starter:
+        yield starter

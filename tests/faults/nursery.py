@@ -108,8 +108,11 @@ class Child:
         self.stdout.close()
 
 
+Start = Callable[..., Child]
+
+
 @contextlib.contextmanager
-def children(nursery: Nursery, folder: Path, options: Mapping[str, str]) -> Iterator[Callable[..., Child]]:
+def children(nursery: Nursery, folder: Path, options: Mapping[str, str]) -> Iterator[Start]:
     """Give a function that starts children in a project; at the end none of them lives.
 
     The function's arguments: `action`, a name of ACTIONS; `stops`, from steps to "die", "wait" or "interrupt"; `more`, further

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,24 +18,8 @@ from dbclone.settings import Settings, load
 from ..conftest import Project
 from ..private import own_server
 from .aftermath import SCHEMA, all_well, ensure, write
-from .nursery import Child, Nursery, children
+from .nursery import Start
 from .stops import at, ended, until
-
-Start = Callable[..., Child]
-
-
-@pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
-    """The server as a project sees it whose schema is one SQL file."""
-    write(project)
-    with Server.open(load(project.folder, options, {})) as opened:
-        yield opened
-
-
-@pytest.fixture
-def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
-    with children(nursery, project.folder, options) as starter:
-        yield starter
 
 
 @pytest.fixture

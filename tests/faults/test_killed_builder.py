@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import psycopg
 import pytest
 
@@ -14,25 +12,9 @@ from dbclone.server import Server
 from dbclone.settings import load
 
 from ..conftest import Project
-from .aftermath import SCHEMA, Foreign, all_well, ensure, write
-from .nursery import Child, Nursery, children
+from .aftermath import SCHEMA, Foreign, all_well, ensure
+from .nursery import Child, Start
 from .stops import ended, until
-
-Start = Callable[..., Child]
-
-
-@pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
-    """The server as a project sees it whose schema is one SQL file."""
-    write(project)
-    with Server.open(load(project.folder, options, {})) as opened:
-        yield opened
-
-
-@pytest.fixture
-def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
-    with children(nursery, project.folder, options) as starter:
-        yield starter
 
 
 def dies(child: Child, step: str, server: Server) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import psycopg
@@ -14,10 +13,9 @@ from dbclone.settings import load
 
 from ..conftest import Project
 from .aftermath import Foreign, all_well, ensure, nobody_holds, write
-from .nursery import Child, Nursery, children
+from .nursery import Start
 from .stops import until
 
-Start = Callable[..., Child]
 LIVES = {
     "rollback": ("leased", "created", "carrying", "cloned", "in the test", "rolling back", "rolled back", "dropping", "dropped"),
     "truncate": ("in the test", "asking", "putting right", "put right"),
@@ -25,20 +23,6 @@ LIVES = {
     "drop": ("clearing", "cleared"),
     "snapshot": ("putting aside", "put aside", "dropping", "dropped"),
 }
-
-
-@pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
-    """The server as a project sees it whose schema is one SQL file."""
-    write(project)
-    with Server.open(load(project.folder, options, {})) as opened:
-        yield opened
-
-
-@pytest.fixture
-def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
-    with children(nursery, project.folder, options) as starter:
-        yield starter
 
 
 def other_run(server: Server) -> Server:

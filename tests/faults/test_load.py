@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from dbclone.settings import load
 
 from ..conftest import Project
 from .aftermath import Foreign
-from .nursery import Child, Nursery, children
+from .nursery import Child, Start
 
-Start = Callable[..., Child]
 CLONES = int(os.environ.get("TEST_LOAD", "1"))
 LIMIT = 90 + 30 * CLONES  # seconds: only a hang comes near
 BUILT = """
@@ -44,12 +43,6 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
     prepared(project, 100)
     with Server.open(load(project.folder, options, {})) as opened:
         yield opened
-
-
-@pytest.fixture
-def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
-    with children(nursery, project.folder, options) as starter:
-        yield starter
 
 
 def prepared(project: Project, rows: int) -> Project:

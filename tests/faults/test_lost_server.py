@@ -153,6 +153,16 @@ def unharmed(clone: Clone, reset: str, truth: dict[str, str]) -> None:
             test.execute("INSERT INTO item (name) VALUES ('after')")
 
 
+@contextlib.contextmanager
+def survived(project: Project, server: Server, reset: str, truth: dict[str, str]) -> Iterator[Clone]:
+    """A clone that the block may harm as it likes: afterwards two tests find the template in it, and nothing of it is left."""
+    with lasting(server).clone("gw0", "r") as clone:
+        yield clone
+        unharmed(clone, reset, truth)
+    nobody_holds(project, server)
+    all_well(project, server, truth)
+
+
 RESETS = [
     ("rollback", "rolling back"),
     ("truncate", "asking"),
@@ -170,16 +180,12 @@ def test_a_reset_whose_server_is_lost_is_replaced_by_a_fresh_clone(
     reset: str, step: str, project: Project, place: Place, shop: Shop, truth: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D12."""
-    server = shop()
-    with lasting(server).clone("gw0", "r") as clone:
+    with survived(project, shop(), reset, truth) as clone:
         at(step, place.once, monkeypatch.setattr)
         with clone.isolated(reset, "a test") as test:
             test.execute("INSERT INTO item (name) VALUES ('new')")
         assert place.struck
         monkeypatch.undo()
-        unharmed(clone, reset, truth)
-    nobody_holds(project, server)
-    all_well(project, server, truth)
 
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate", "clone", "drop"])
@@ -187,16 +193,12 @@ def test_a_test_whose_server_is_lost_sees_the_cause_and_the_next_one_the_templat
     reset: str, project: Project, place: Place, shop: Shop, truth: dict[str, str]
 ) -> None:
     """D12, B3."""
-    server = shop()
-    with lasting(server).clone("gw0", "r") as clone:
+    with survived(project, shop(), reset, truth) as clone:
         with clone.isolated(reset, "a test") as test:
             test.execute("INSERT INTO item (name) VALUES ('new')")
             place.strike()
             with pytest.raises(psycopg.OperationalError):
                 test.execute("SELECT 1")
-        unharmed(clone, reset, truth)
-    nobody_holds(project, server)
-    all_well(project, server, truth)
 
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate", "clone", "drop"])
@@ -204,14 +206,10 @@ def test_a_server_that_was_lost_between_two_tests_harms_neither(
     reset: str, project: Project, place: Place, shop: Shop, truth: dict[str, str]
 ) -> None:
     """D12."""
-    server = shop()
-    with lasting(server).clone("gw0", "r") as clone:
+    with survived(project, shop(), reset, truth) as clone:
         with clone.isolated(reset, "a test") as test:
             test.execute("INSERT INTO item (name) VALUES ('new')")
         place.strike()
-        unharmed(clone, reset, truth)
-    nobody_holds(project, server)
-    all_well(project, server, truth)
 
 
 @pytest.mark.parametrize("during", [True, False])

@@ -42,14 +42,6 @@ def through(project: Project, proxy: Proxy, options: dict[str, str]) -> Iterator
         )
 
 
-@pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
-    """The same server without the proxy."""
-    write(project)
-    with Server.open(load(project.folder, options, {})) as opened:
-        yield opened
-
-
 STATEMENTS = [b"CREATE DATABASE", b"COMMENT ON", b"INSERT INTO item", b"ALLOW_CONNECTIONS false", b"VACUUM", b"RENAME TO"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,8 @@ from dbclone.settings import load
 from dbclone.template import Template
 
 from ..conftest import Project
-from .nursery import Child, Nursery, children
+from .nursery import Start
 
-Start = Callable[..., Child]
 BUILT = """
 import os
 import psycopg
@@ -36,12 +35,6 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
     project.write(built=BUILT)
     with Server.open(load(project.folder, options, {})) as opened:
         yield opened
-
-
-@pytest.fixture
-def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
-    with children(nursery, project.folder, options) as starter:
-        yield starter
 
 
 def builds(project: Project) -> list[int]:
