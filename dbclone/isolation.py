@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from . import adapters
-from .connect import connect_async
+from .connect import connect_async, hang_up
 from .dsn import parse
 from .errors import SandboxLimit
 from .reset.connections import Sandboxed
@@ -118,7 +118,7 @@ class Isolation:
             if isinstance(connection, Sandboxed):
                 connection.shut()
             else:
-                connection.pgconn.finish()  # what close() does, without an event loop
+                hang_up(connection.pgconn)
         self._opened.clear()
         self._opened_async.clear()
 

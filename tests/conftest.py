@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -26,6 +27,12 @@ from dbclone.server import Server
 from dbclone.settings import Settings, load
 
 pytest_plugins = ["pytester"]
+
+# Without TEST_EXAMPLES every run tries the same programs and texts, so that a failure tells of the last change and not of luck;
+# with it others each time, so many times as many.
+hypothesis.settings.register_profile("the same", derandomize=True)
+if "TEST_EXAMPLES" not in os.environ:
+    hypothesis.settings.load_profile("the same")
 
 MODELS = """
 from peewee import CharField, ForeignKeyField, Model, PostgresqlDatabase, TextField

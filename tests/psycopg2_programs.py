@@ -264,4 +264,26 @@ def forgotten(connect: Connect, told: Told) -> None:
         told(rows(cursor))
 
 
-TRANSACTIONS = [blocks, autocommit, sql_text, settings, forgotten]
+def cursors(connect: Connect, told: Told) -> None:
+    """Server-side cursors end with their transaction, unless they are declared to stay."""
+    connection = connect()
+    cursor = connection.cursor()
+    for end in (connection.commit, connection.rollback):
+        cursor.execute("DECLARE a CURSOR FOR SELECT generate_series(1, 3); DECLARE stays CURSOR WITH HOLD FOR SELECT 1")
+        named = connection.cursor("named")
+        named.execute("SELECT generate_series(1, 5)")
+        told(named.fetchmany(2))
+        end()
+        with told.error():
+            named.fetchmany(2)
+        connection.rollback()
+        with told.error():
+            cursor.execute("CLOSE stays")
+        connection.commit()
+    connection.autocommit = True
+    for _ in range(2):
+        cursor.execute("DECLARE a CURSOR FOR SELECT generate_series(1, 3); FETCH 2 FROM a")
+        told(rows(cursor))
+
+
+TRANSACTIONS = [blocks, autocommit, sql_text, settings, forgotten, cursors]

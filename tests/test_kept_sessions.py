@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,3 +162,26 @@ def test_a_sessions_state_is_no_writing(clone: Clone) -> None:
                 kept.execute("INSERT INTO parent (name) VALUES ('x')")
         assert kept.execute("SELECT count(*) FROM passing").fetchone() == (2,)
     assert identity(clone) == before
+
+
+@pytest.mark.parametrize("begun", ["a statement", "rows that are read", "rows that are written"])
+def test_what_a_connection_had_begun_when_the_test_ended_does_not_go_on(clone: Clone, begun: str) -> None:
+    """C20: the server would finish it after the reset, though its client has gone."""
+    truth = fingerprint(clone.url)
+    for _ in range(5):
+        with clone.isolated("truncate", "test") as isolation:
+            pgconn = isolation.connect(autocommit=True).pgconn
+            if begun == "a statement":
+                pgconn.send_query(b"SELECT pg_sleep(0.2); INSERT INTO parent (name) VALUES ('late')")
+                while pgconn.flush():
+                    pass
+                time.sleep(0.02)
+            elif begun == "rows that are read":
+                pgconn.exec_(b"COPY (SELECT nextval('free') FROM generate_series(1, 100000)) TO STDOUT")
+            else:
+                pgconn.exec_(b"COPY parent (name) FROM STDIN")
+                pgconn.put_copy_data(b"".join(b"row %d\n" % number for number in range(50)))
+        if begun == "a statement":
+            time.sleep(0.3)
+        with clone.isolated("truncate", "next"):
+            assert fingerprint(clone.url) == truth

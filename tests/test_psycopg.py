@@ -256,3 +256,66 @@ def test_in_a_class_too_nothing_prepared_outlives_the_objects_of_a_test(clone: C
             with clone.isolated("rollback"):
                 assert connection.execute("SELECT * FROM t").fetchall() == []
                 connection.commit()
+
+
+def test_what_a_failed_pipeline_never_prepared_is_not_handed_on(clone: Clone) -> None:
+    """psycopg takes a statement for prepared as soon as it is in a pipeline, whether or not the server ever came to it."""
+
+    def pipe(connection: psycopg.Connection[Any]) -> None:
+        with connection.pipeline():
+            connection.execute("SELECT 1/0")
+            connection.execute("SELECT abs(a) FROM t WHERE a = %s", [1])
+
+    def fail(db: Isolation) -> None:
+        with db.connect(autocommit=True) as connection:
+            for _ in range(5):
+                connection.execute("SELECT abs(a) FROM t WHERE a = %s", [1])
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                pipe(connection)
+
+    for _ in range(3):
+        with clone.isolated("rollback") as db:
+            for _ in range(2):
+                fail(db)
+                with db.connect(autocommit=True) as later:
+                    assert later.execute("SELECT abs(a) FROM t WHERE a = %s", [1]).fetchall() == []
+
+
+def test_statements_that_nobody_remembers_do_not_pile_up(clone: Clone) -> None:
+    for _ in range(150):
+        with clone.isolated("rollback") as db:
+            connection = db.connect(autocommit=True, prepare_threshold=0)
+            connection.execute("SELECT abs(a) FROM t WHERE a = %s", [1])
+            connection.execute("CREATE TYPE colour AS ENUM ('red')")
+            connection.execute("SELECT abs(a) FROM t WHERE a = %s AND a = 1", [1])
+            left = connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
+    assert left is not None
+    assert left[0] < 120
+
+
+DECLARED = 'DECLARE "a ""b" CURSOR FOR SELECT generate_series(1, 3); Declare Other CURSOR WITH HOLD FOR SELECT 1'
+
+
+@pytest.mark.parametrize("texts", [DECLARED.split("; "), [DECLARED], [f"{DECLARED}; COMMIT; {DECLARED.replace('Other', 'more')}"]])
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_cursors_declared_by_sql_last_as_long_as_in_production(both: Both, texts: list[str], autocommit: bool) -> None:
+    def program(db: Isolation) -> Any:
+        connection, seen = db.connect(autocommit=autocommit), []
+        for text in [
+            *texts,
+            'FETCH "a ""b"',
+            "FETCH other",
+            "COMMIT",
+            'FETCH "a ""b"',
+            "ROLLBACK",
+            "FETCH other",
+            "COMMIT",
+            *texts,
+        ]:
+            try:
+                seen.append(connection.execute(text.encode()).statusmessage)
+            except psycopg.Error as error:
+                seen.append(str(error.sqlstate))
+        return seen
+
+    assert both(program)

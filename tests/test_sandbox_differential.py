@@ -29,7 +29,7 @@ from dbclone.template import Template
 
 Connect = Callable[..., "psycopg.Connection[Any]"]
 Step = tuple[Any, ...]
-EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "60"))
+EXAMPLES = max(1, round(60 * float(os.environ.get("TEST_EXAMPLES", "1"))))
 SCHEMA = """
 CREATE TABLE item (id int PRIMARY KEY, note text);
 CREATE TABLE part (item int REFERENCES item DEFERRABLE INITIALLY DEFERRED);

@@ -22,7 +22,7 @@ from ..errors import SandboxLimit
 from ..statements import Control, controls
 from .beliefs import TAGS, Info, Seen, never, two_phase
 from .blocks import Command
-from .cursors import Gen, close_portals, exchange, render, sandboxed
+from .cursors import Gen, close_portals, declared, exchange, render, sandboxed
 from .prepared import Prepared
 from .shared import Shared
 from .turns import Turn
@@ -150,10 +150,10 @@ class Sandboxed(_Base):
             raise two_phase("a method of the connection")
 
     def _check_intrans_gen(self, attribute: str) -> Gen:
-        if self._num_transactions:
-            raise psycopg.ProgrammingError(f"can't change {attribute!r} now: connection.transaction() context in progress")
         if self.status != Status.IDLE:
-            raise psycopg.ProgrammingError(f"can't change {attribute!r} now: connection in transaction status {self.status.name}")
+            block = "connection.transaction() context in progress"
+            why = block if self._num_transactions else f"connection in transaction status {self.status.name}"
+            raise psycopg.ProgrammingError(f"can't change {attribute!r} now: {why}")
         yield from ()
 
     def _rollback_gen(self) -> Gen:
@@ -163,12 +163,14 @@ class Sandboxed(_Base):
     def _start_query(self) -> Gen:
         self._speak()
         self._refuse_busy()
-        if self._session.stack.ready(self._owner):
-            return
-        if not self._autocommit and not self._session.stack.in_block(self._owner):
-            yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
-        if not self._leading:
-            yield from self._before_statement(self._upcoming)
+        text = self._upcoming
+        if not self._session.stack.ready(self._owner):
+            if not self._autocommit and not self._session.stack.in_block(self._owner):
+                yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
+            if not self._leading:
+                yield from self._before_statement(text)
+        if text and not self._leading:
+            self.portals.update(declared(text))
 
     def _refuse_busy(self) -> None:
         """Refuse what the session could not be asked now, before the stack of savepoints takes it for done."""
@@ -193,6 +195,8 @@ class Sandboxed(_Base):
         with self._noting():
             commands = session.stack.before_statement(self._owner, session.failed, text)
         yield from self._send([render(command) for command in commands])
+        if self.portals and not self._pipeline and not session.stack.in_block(self._owner):
+            yield from close_portals(self)  # of several statements in one string, which were a transaction of their own
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:

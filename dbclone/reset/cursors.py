@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ else:
     _Base = object
 
 Gen = Generator[Any, Any, Any]
+_DECLARE = re.compile(r'\bDECLARE\s+("(?:[^"]|"")+"|\w+)', re.IGNORECASE)
 _NOTHING = b"SET LOCAL dbclone.nothing TO ''"  # a command that succeeds and does nothing, where production only warns
 
 
@@ -48,6 +50,13 @@ def exchange(pgconn: pq.abc.PGconn, commands: list[bytes]) -> Gen:
         if result.status == pq.ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result)
     return results
+
+
+def declared(text: str) -> list[bytes]:
+    """Return the names of the cursors that a text declares; more than those, if the word has another meaning in it."""
+    if "ECLARE" not in text and "eclare" not in text:
+        return []
+    return [name[1:-1].replace('""', '"').encode() if name[0] == '"' else name.lower().encode() for name in _DECLARE.findall(text)]
 
 
 def close_portals(connection: Any) -> Gen:
@@ -108,6 +117,7 @@ class _Statements(_Base):
                     implicit = True
                 if control is None:
                     yield from connection._before_statement(text)
+                    connection.portals.update(declared(text))
                     sent = [text.encode()]
                 else:
                     tag = connection._tag(text, control)

@@ -26,6 +26,7 @@ from .savepoints import CHECK, Savepoints
 from .turns import Claim, Turn, Turns
 from .writes import WRITERS
 
+_STALE = 100  # statements to leave in the session, so that not every test that changes objects pays for discarding them
 _DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred FROM pg_catalog.pg_constraint c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace WHERE c.condeferrable"""
 
@@ -47,6 +48,7 @@ class Session:
         self.limited = ""  # what was refused that a stronger reset allows
         self._alters = False  # the application changed objects that prepared statements may use
         self._prepares = False  # the application prepared statements by SQL, which no rollback undoes
+        self._stale = 0  # statements that the server has prepared, and nobody here remembers
         self._left: list[Prepared] = []  # what closed connections have prepared, for later ones
         self._own = real._prepared = Prepared(0)
         self.audits = 0  # how often the statements of the reset had to be prepared
@@ -114,10 +116,10 @@ class Session:
             if connection is not None:
                 connection.shut()
         self._connections.clear()
-        if self._prepares and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
-            self._prepares = False
-            self.real.execute("DEALLOCATE ALL")
+        if (self._prepares or self._stale > _STALE) and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
             self._forget()
+            self._prepares, self._stale = False, 0
+            self.real.execute("DEALLOCATE ALL")
 
     def noticed(self, text: str) -> None:
         """Remember of a statement that begins whether it may change objects, or what is prepared."""
@@ -127,8 +129,7 @@ class Session:
         self._alters, self._prepares = True, self._prepares or "PREPARE" in upper
         if "DEALLOCATE" in upper or "DISCARD" in upper:
             self._forget()
-        for prepared in self._managers():
-            prepared.changed()
+        self._stale += sum(prepared.changed() for prepared in self._managers())
 
     def _managers(self) -> list[Prepared]:
         """Return what is known of prepared statements: by closed connections, open ones, and our own."""
@@ -136,15 +137,13 @@ class Session:
         return [*self._left, *open_ones, self._own]
 
     def _forget(self) -> None:
-        for prepared in self._managers():
-            prepared.forget()
+        self._stale += sum(prepared.forget() for prepared in self._managers())
 
     def undone(self) -> None:
-        """Discard what psycopg prepared, if the objects that it uses may be others now that a test has been rolled back."""
+        """Forget what psycopg prepared, if the objects that it uses may be others now that a test has been rolled back."""
         if self._alters:
             self._alters = False
-            for prepared in self._managers():
-                prepared.clear()
+            self._forget()
 
     def met(self) -> str:
         """Return what was refused, since this was last asked, that a stronger reset allows; empty if nothing was."""
@@ -161,6 +160,7 @@ class Session:
 
     def left(self, prepared: Prepared) -> None:
         """Keep what a connection had prepared when it was closed."""
+        self._stale += len(prepared.unproven)
         self._left.append(prepared)
 
 
@@ -210,6 +210,7 @@ class SandboxConnection(Sandboxed, psycopg.Connection[Any]):
     @contextlib.contextmanager
     def pipeline(self) -> Iterator[psycopg.Pipeline]:
         """As psycopg's; meanwhile the session is this connection's."""
+        self._prepared.piped = True
         if self._pipeline is None:
             self._pipeline = _Pipeline(self)
         with Claim(self.lock), super().pipeline() as pipeline:
@@ -265,6 +266,7 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
     @contextlib.asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         """As psycopg's; meanwhile the session is this connection's."""
+        self._prepared.piped = True
         if self._pipeline is None:
             self._pipeline = _AsyncPipeline(self)
         async with Claim(self.lock), super().pipeline() as pipeline:

@@ -190,7 +190,7 @@ class Savepoints:
         self._alone(owner, failed)
         if failed and self.last == owner:
             return [("", "SET TRANSACTION READ ONLY")]  # for the server to refuse
-        if (entry.asked or self.entries[-1].kind == "app") and entry.refuses(modes):
+        if (entry.asked or any(e.kind == "app" and e.owner == owner for e in self.entries)) and entry.refuses(modes):
             entry.failed = True
             raise psycopg.errors.ActiveSqlTransaction("SET TRANSACTION must be called before any query")
         return [*self._turn(owner, failed), *entry.modes(modes, self.deferred)]

@@ -16,6 +16,7 @@ from peewee import PostgresqlDatabase
 
 from dbclone import databases
 from dbclone.clone import Clone
+from dbclone.connect import hang_up
 from dbclone.errors import Error, ResetBlocked, SandboxLimit
 from dbclone.isolation import Isolation
 from dbclone.schema import Progress, digest
@@ -147,7 +148,7 @@ class Life:
     def _dismiss(self, chosen: list[Connection]) -> None:
         for stranger in chosen:
             self.strangers.remove(stranger)
-            stranger.close()
+            hang_up(stranger.pgconn)  # or the server would go on with what it has been sent
 
 
 def _perform(connection: Connection, step: Step, real: bool) -> None:

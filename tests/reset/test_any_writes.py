@@ -1,7 +1,7 @@
 """The promise that matters most, for any schema and any writes: after a test, the clone equals its template again, or is
 replaced by one that does.
 
-Without more, some 500 programs are run; the environment variable TEST_EXAMPLES multiplies them.
+Without more, some 500 programs are run; the environment variable TEST_EXAMPLES multiplies them, and chooses others each time.
 """
 
 from __future__ import annotations
