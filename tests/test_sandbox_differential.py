@@ -246,6 +246,7 @@ def outcome(program: list[Step], count: int, plain: str, sandbox: Clone) -> tupl
     return production.seen, imitation.seen
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # programs leave cursors open, in either world
 @given(program=st.lists(st.tuples(st.integers(0, 1), STEP).map(lambda t: (t[0], *t[1])), max_size=14), count=st.integers(1, 2))
 @settings_of_hypothesis(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_program_sees_the_same(both: Both, program: list[Step], count: int) -> None:
