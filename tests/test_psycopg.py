@@ -213,8 +213,12 @@ def test_what_psycopg_prepared_in_one_test_is_still_prepared_in_the_next(clone: 
     for way in ("kept", "kept", "closed", "forgotten", "kept"):
         with clone.isolated("rollback") as db:
             connection = db.connect(autocommit=True)
+            connection.execute("BEGIN;")
+            connection.execute('SAVEPOINT "as peewee writes it";')
             for _ in range(3):
                 connection.execute("SELECT abs(a) FROM t WHERE a = %s", [1])
+            connection.execute('RELEASE SAVEPOINT "as peewee writes it";')
+            connection.execute("COMMIT;")
             seen.append(connection.execute(_PREPARED).fetchall())
             if way == "closed":
                 connection.close()

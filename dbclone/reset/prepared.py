@@ -17,7 +17,7 @@ _HARMLESS = (
 def alters(text: str) -> bool:
     """Whether a statement may change objects that prepared statements use. PostgreSQL plans these anew after a change, but fails if
     their results have other types then, or if a type of theirs was made anew (PostgreSQL documentation, sql-prepare)."""
-    return not text.lstrip()[:9].upper().startswith(_HARMLESS) or ";" in text
+    return not text.lstrip()[:9].upper().startswith(_HARMLESS) or ";" in text.rstrip("; \t\r\n")
 
 
 class Prepared(PrepareManager):
