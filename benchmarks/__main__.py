@@ -25,14 +25,14 @@ from .places import EMBEDDED, Place, say
 _PEERS = "peers"
 # The module of each part, and its seconds at most if it can do less: in full, and quick. The suites come last, and take the rest.
 PARTS: dict[str, tuple[str, int, int]] = {
-    "start-up": ("start_up", 90, 30),
-    "reset": ("resets", 150, 30),
-    "clone": ("clones", 120, 30),
-    "scale": ("scale", 120, 20),
+    "start-up": ("start_up", 70, 30),
+    "reset": ("resets", 110, 30),
+    "clone": ("clones", 80, 30),
+    "scale": ("scale", 100, 20),
     _PEERS: (_PEERS, 150, 20),
     "suites": ("suites", 600, 40),
 }
-LIMIT = 1170  # seconds for all parts together: below twenty minutes
+MINUTES = 19.5  # for all parts together
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,6 +43,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--json", metavar="FILE", help="where the figures go (default: standard output)")
     parser.add_argument("--quick", action="store_true", help="few and small, under two minutes: to see that it works")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all parts; more of them are more rounds (%(default)s)")
     parser.add_argument("--server", default=EMBEDDED, metavar="URL", help="an existing server instead of private ones")
     parser.add_argument("--binaries", default="", metavar="DIR", help="of initdb and postgres for the private servers")
     found = parser.parse_args(words)
@@ -67,7 +68,9 @@ def main(words: Sequence[str] | None = None) -> int:
     }
     for part in given.parts:
         name, most, quick = PARTS[part]
-        seconds = float(quick) if given.quick else LIMIT - (time.monotonic() - began) if part == "suites" else float(most)
+        seconds = (
+            float(quick) if given.quick else given.minutes * 60 - (time.monotonic() - began) if part == "suites" else float(most)
+        )
         say(f"{part}: at most about {seconds:.0f} s")
         try:
             for data in _measured(name, given, seconds):

@@ -77,9 +77,10 @@ def test_the_best_peer_is_held_against_auto(found: dict[str, Any]) -> None:
         told = {"median": costs[0], "p95": costs[0], "p99": costs[0]}
         extremes = {"median": 1.0, "min": 1.0, "max": 2.0}
         probed = {"undoes": {"DDL": package == "good", "sequences": None}, "error": None}
-        return {"name": name, "package": package, "per_test_ms": told, "suite_s": extremes, "runs": runs, **probed}
+        floor = "" if package == "none" else "floor"
+        return {"name": name, "package": package, "floor": floor, "per_test_ms": told, "suite_s": extremes, "runs": runs, **probed}
 
-    rows = [row("no isolation", "", [0.1]), row("dbclone auto", "dbclone", [1.0, 2.0]), row("slow", "slow", [90.0, 90.0])]
+    rows = [row("no isolation", "none", [0.1]), row("dbclone auto", "dbclone", [1.0, 2.0]), row("slow", "slow", [90.0, 90.0])]
     found["parts"]["peers"] = {"rows": [*rows, row("good", "good", [4.0, 7.0])]}
     rows[1]["undoes"]["DDL"] = True
     rows.append(row("cheap", "cheap", [2.0, 2.0]))

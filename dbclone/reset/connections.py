@@ -182,18 +182,19 @@ class Sandboxed(_Base):
         return level + {None: "", True: " READ ONLY", False: " READ WRITE"}[self._read_only]
 
     def _before_statement(self, text: str | None) -> Gen:
-        session = self._session
+        session, known = self._session, text
         if text is not None and not session.stack.in_block(self._owner):
             if self._pipeline and self._segment is self._pipeline:
                 return  # up to the next sync all are one transaction, behind one guard
             self._segment = self._pipeline
+            known = text if self._pipeline is None else None
             if command := only_inside(text):
                 raise psycopg.errors.NoActiveSqlTransaction(f"{command} can only be used in transaction blocks")
             if command := never_inside(text):
                 with self._noting():
                     raise never(command, text)
         with self._noting():
-            commands = session.stack.before_statement(self._owner, session.failed, text)
+            commands = session.stack.before_statement(self._owner, session.failed, known)
         yield from self._send([render(command) for command in commands])
         if self.portals and not self._pipeline and not session.stack.in_block(self._owner):
             yield from close_portals(self)  # of several statements in one string, which were a transaction of their own

@@ -47,7 +47,7 @@ class Guess:
         self._moved.append(again)
 
     def commands(self) -> list[bytes]:
-        """Return the call that empties the tables which most of the last resets found dirty; none if there are none."""
+        """Return the call that empties the tables which half of the last resets or more found dirty; none if there are none."""
         if self._learned:
             self._learned = False
             tables = (oid for oid in _most(self._recent) if not self._spared(oid))
@@ -89,6 +89,6 @@ class Guess:
 
 
 def _most(recent: deque[frozenset[int]]) -> tuple[int, ...]:
-    """Return, in order of oid, what is in more than half of the sets."""
+    """Return, in order of oid, what is in half of the sets at least: tests of two kinds often take turns."""
     often = Counter(oid for found in recent for oid in found)
-    return tuple(sorted(oid for oid, times in often.most_common(_TABLES) if times * 2 > len(recent)))
+    return tuple(sorted(oid for oid, times in often.most_common(_TABLES) if times * 2 >= len(recent)))

@@ -40,7 +40,7 @@ class Rollback:
         outermost = session.stack.levels == 0
         with session.lock:
             commands = session.stack.enter_level(session.failed)
-            self._level = session.stack.entries[-1].name
+            self._level = session.stack.level
             sent = [render(command) for command in commands]
             if self._witness is None:
                 self._send([b"BEGIN", *sent] if outermost else sent)

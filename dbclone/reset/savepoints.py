@@ -5,7 +5,8 @@ One real transaction holds everything. Inside it a stack of savepoints stands fo
     level   a test, or the data of a class or module: undone when it ends
     block   a transaction block of the application: its COMMIT releases the savepoint, its ROLLBACK rolls back to it
     app     a savepoint that the application itself set inside its block
-    guard   set before a statement outside any block, so that its failure does not poison what follows
+    guard   set before a statement outside any block, so that its failure does not poison what follows; kept for the next while
+            there is nothing that the failure of the next could undo
     done    what nobody needs any more but cannot be released yet, because something else lies on it
 
 Several connections of the application share the stack; each entry knows its owner. Blocks of several connections may be open at
@@ -23,8 +24,8 @@ from dataclasses import dataclass, field
 import psycopg
 
 from ..statements import Control
-from .blocks import PREFIX, Command, Entry, interleaved, limit, reserved
-from .writes import looks, reads_only
+from .blocks import PREFIX, Command, Entry, committed, interleaved, limit, named, reserved, written_by_another
+from .writes import leaves_nothing, looks, reads_only
 
 CHECK = "SET CONSTRAINTS ALL IMMEDIATE"
 
@@ -36,6 +37,7 @@ class Savepoints:
     entries: list[Entry] = field(default_factory=list)
     writers: frozenset[str] = frozenset()  # names of functions that may write
     deferred: str = ""  # SQL that lets constraints wait for a COMMIT as they were declared; none if no constraint can
+    foresees: bool = False  # whether the application was last seen to need a guard after a block or at a test's beginning
     last: int = 0  # the owner of the last statement, whose failure it is if the real transaction is aborted
 
     def in_block(self, owner: int) -> bool:
@@ -81,11 +83,7 @@ class Savepoints:
         """Raise SandboxLimit if somebody else has written in a block that is open; one that failed is about to be undone."""
         lost = self.entries[-1] if failed and self.last != owner and self.entries else None
         if any(e.kind == "block" and e.owner != owner and e.written and e is not lost for e in self.entries):
-            raise limit(
-                "another connection has written in a transaction that is still open",
-                "In production this statement would not see those rows, or would wait for them; in the one real transaction of a"
-                " rollback it would see them.",
-            )
+            raise written_by_another()
         if any(e.read_only and e.owner != owner for e in self.entries):
             raise limit("another connection's transaction is READ ONLY and still open", "It would be read only for this one too.")
 
@@ -110,19 +108,20 @@ class Savepoints:
             self._cover(text)
             return [*settled, self._push("guard", owner)]
         self.last = owner
+        commands: list[Command] = []
         if top is None or top.kind != "guard":
-            return [self._push("guard", owner)]
-        if failed:
-            return [("ROLLBACK TO", top.name)]
-        return [("RELEASE", top.name), ("SAVEPOINT", top.name)]
+            commands, self.foresees = [self._push("guard", owner)], True
+        elif failed:
+            commands = [("ROLLBACK TO", top.name)]
+        elif top.written:
+            commands = [("RELEASE", top.name), ("SAVEPOINT", top.name)]
+        guard = self.entries[-1]
+        guard.used, guard.written = True, not leaves_nothing(text, self.writers)
+        return commands
 
     def _inside(self, index: int, owner: int, failed: bool, text: str | None) -> list[Command]:
         entry = self.entries[index]
-        if entry.frozen:
-            raise limit(
-                f"others have committed since this {entry.isolation} transaction began",
-                "Its statements would see what its snapshot would hide from them.",
-            )
+        entry.thaws()
         if text is not None and not text.strip("; \t\r\n"):
             return []  # the server answers it whatever the transaction's state
         entry.goes_on()
@@ -167,17 +166,12 @@ class Savepoints:
     def _cover(self, text: str | None) -> None:
         """Remember of all open blocks that something is committed on top of them."""
         if not reads_only(text, self.writers):
-            self._committed(self.entries)
-
-    @staticmethod
-    def _committed(entries: list[Entry]) -> None:
-        for entry in entries:
-            if entry.kind == "block":
-                entry.covered, entry.stale = True, entry.stale or entry.asked
+            committed(self.entries)
 
     def begin(self, owner: int, failed: bool, modes: str = "") -> list[Command]:
         """Open a block for an owner that has none, with the transaction modes of its BEGIN."""
         self._alone(owner, failed)
+        self.foresees = self.foresees and self.entries[-1].used
         commands = [*self._turn(owner, failed), self._push("block", owner)]
         if self.deferred:  # outside blocks all are checked at once, because there each statement commits
             commands.append(("", self.deferred))
@@ -231,10 +225,17 @@ class Savepoints:
             return commands + self._release_done()
         keep = keep and not mine and not entry.failed
         if keep and entry.written:
-            self._committed(self.entries[:index])
+            committed(self.entries[:index])
         del self.entries[index:]
         undo: list[Command] = [] if keep else [("ROLLBACK TO", entry.name)]
-        return [*commands, *undo, ("RELEASE", entry.name), *self._release_done()]
+        return [*commands, *undo, ("RELEASE", entry.name), *self._release_done(), *self._foresee(owner)]
+
+    def _foresee(self, owner: int) -> list[Command]:
+        """Set a guard before it is needed, in a message that is sent anyway, if the application is wont to need one next."""
+        if not self.foresees or self.entries[-1].kind != "level":
+            return []
+        commands, self.entries[-1].used = [self._push("guard", owner)], False
+        return commands
 
     def _release_done(self) -> list[Command]:
         """Let go of what lies on top of the stack and is not needed any more."""
@@ -258,7 +259,7 @@ class Savepoints:
                 return [(verb, control.name)]  # for the server to refuse
         self._alone(owner, failed)
         self._within_level(index)
-        at = self._named(index, control.name)
+        at = named(self.entries, index, control.name)
         if control.verb != "savepoint" and at is not None and any(e.kind == "level" for e in self.entries[at:]):
             raise interleaved("a test or fixture that began later")
         commands = self._turn(owner, failed)
@@ -266,7 +267,7 @@ class Savepoints:
         index = self._own(owner)
         if control.verb == "savepoint":
             return [*commands, self._push("app", owner, control.name)]
-        at = self._named(index, control.name)
+        at = named(self.entries, index, control.name)
         if at is not None:
             del self.entries[at if control.verb == "release" else at + 1 :]
             self.entries[self._own(owner)].failed = False
@@ -276,15 +277,10 @@ class Savepoints:
             name += "_"
         return [*commands, (verb, name)]
 
-    def _named(self, index: int, name: str) -> int | None:
-        """Return where the last savepoint of that name is, in the block at `index`."""
-        wanted = ("app", self.entries[index].owner, name)
-        found = ((i, self.entries[i]) for i in range(len(self.entries) - 1, index, -1))
-        return next((i for i, e in found if (e.kind, e.owner, e.name) == wanted), None)
-
     def enter_level(self, failed: bool) -> list[Command]:
         """Open a level: what follows is undone when it is left."""
-        return [*self._turn(0, failed), self._push("level", 0), *([("", CHECK)] if self.deferred else [])]
+        commands = [*self._turn(0, failed), self._push("level", 0), *([("", CHECK)] if self.deferred else [])]
+        return commands + self._foresee(0)
 
     def leave_level(self, name: str) -> list[Command]:
         """Undo everything since the level `name` was entered, whatever is open in it; nothing if an outer level has undone it."""
@@ -293,6 +289,10 @@ class Savepoints:
             return []
         del self.entries[index:]
         return [("ROLLBACK TO", name), ("RELEASE", name)]
+
+    @property
+    def level(self) -> str:  # the innermost
+        return next(entry.name for entry in reversed(self.entries) if entry.kind == "level")
 
     @property
     def levels(self) -> int:

@@ -41,6 +41,13 @@ def _reads(text: str, writers: frozenset[str]) -> bool:
 
 
 _remembered = lru_cache(maxsize=1024)(_reads)
+_PURE = re.compile(r"[\s(]*(SELECT|VALUES|TABLE)\b(?!.*\bset_config\b)", re.I | re.S)
+
+
+def leaves_nothing(text: str | None, writers: frozenset[str] = frozenset()) -> bool:
+    """Return whether undoing a statement would change nothing, neither in the database nor in the session. Arguments: `text`, None
+    if it is not known; `writers`, names of functions that may write, from `WRITERS`."""
+    return text is not None and reads_only(text, writers) and bool(_PURE.match(text))
 
 
 def looks(text: str | None) -> bool:

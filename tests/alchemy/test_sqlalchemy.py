@@ -23,6 +23,7 @@ def run(program: Callable[[Engine], Seen], found: Engine, clone: Clone, reset: s
         return program(found)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a pool disposed of leaves connections behind
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_an_application_sees_the_same_sandboxed_and_for_real(bind: Bind, clone: Clone, program: Callable[[Engine], Seen]) -> None:
     found = bind(engine())
