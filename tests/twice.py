@@ -24,6 +24,8 @@ from dbclone.template import Template
 TIMEOUT = 0.5  # seconds, the lock_timeout of these clones
 SCHEMA = "CREATE TABLE t (a int UNIQUE, b text);"
 
+INSERT = "INSERT INTO t VALUES (%s)"
+
 
 @contextlib.contextmanager
 def table(server: Server, settings: Settings, folder: Path, handle: Any = None, **changes: Any) -> Iterator[Clone]:
@@ -78,3 +80,8 @@ async def arefused(what: Awaitable[Any]) -> str:
     with pytest.raises(psycopg.Error) as caught:
         await what
     return str(caught.value.sqlstate)
+
+
+def values(connection: psycopg.Connection[Any]) -> list[int]:
+    """Return what the table has."""
+    return [a for (a,) in connection.execute("SELECT a FROM t ORDER BY a").fetchall()]
