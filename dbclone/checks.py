@@ -146,7 +146,10 @@ def collations(patient: Patient) -> Check:
         return Check("collations", NOT_CHECKED, "before PostgreSQL 15 a database does not record the version of its collation")
     stale = {d.name: flaw for d in patient.ours if d.sealed and (flaw := collation_flaw(server, d))}
     rows = server.fetch(
-        "SELECT datname::text, format('ALTER DATABASE %I REFRESH COLLATION VERSION;', datname) FROM pg_database"
+        # A version that there is none of any more (C.UTF-8 had one once) cannot be refreshed, only forgotten.
+        "SELECT datname::text, CASE WHEN pg_database_collation_actual_version(oid) IS NULL"
+        " THEN format('UPDATE pg_database SET datcollversion = NULL WHERE datname = %L;', datname)"
+        " ELSE format('ALTER DATABASE %I REFRESH COLLATION VERSION;', datname) END FROM pg_database"
         " WHERE datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL"
         " AND NOT datname ~ '^dbclone_' ORDER BY 1"
     )

@@ -157,7 +157,13 @@ def test_a_template_that_is_stale_or_has_another_collation_is_named_and_built_an
             assert "ALTER DATABASE template1 REFRESH COLLATION VERSION;" in checks["collations"]["to_do"]
             assert checks["collations"]["verdict"] == "warning"
             assert project.run("dbclone", "prepare", "--rebuild").returncode == 0
+            server.connection.execute("CREATE DATABASE unversioned TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'")
+            server.connection.execute(stale, ["unversioned"])
+            for command in quick(project)["collations"]["to_do"].split("then: ")[1].split("; "):
+                server.connection.execute(command.encode())
+            assert quick(project)["collations"]["verdict"] == "ok"
         finally:
+            server.connection.execute("DROP DATABASE IF EXISTS unversioned")
             server.connection.execute("UPDATE pg_database SET datcollversion = %s WHERE datname = 'template1'", [before])
     found = databases.find(server, name)
     assert found is not None
