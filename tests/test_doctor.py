@@ -154,7 +154,7 @@ def test_a_template_that_is_stale_or_has_another_collation_is_named_and_built_an
         try:
             server.connection.execute(stale, ["template1"])
             checks = quick(project)
-            assert "ALTER DATABASE template1 REFRESH COLLATION VERSION;" in checks["collations"]["to_do"]
+            assert "template1" in checks["collations"]["to_do"]
             assert checks["collations"]["verdict"] == "warning"
             assert project.run("dbclone", "prepare", "--rebuild").returncode == 0
             server.connection.execute("CREATE DATABASE unversioned TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'")
