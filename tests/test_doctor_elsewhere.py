@@ -34,7 +34,7 @@ def url(tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]) -> It
         folder, patch = stack.enter_context(public_folder()), stack.enter_context(pytest.MonkeyPatch.context())
         located = Embedded.locate(settings)
         located._prepare_folders(settings)
-        library = located.cluster.binaries.folder.parent / "lib" / "auto_explain.so"
+        library = next(located.cluster.binaries.folder.parent.rglob("auto_explain.so"))
         shutil.copy(library, folder / "timescaledb.so")
         for name, value in {**SETTINGS, "shared_preload_libraries": str(folder / "timescaledb")}.items():
             patch.setitem(cluster._THROW_AWAY, name, value)
