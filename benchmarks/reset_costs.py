@@ -210,8 +210,8 @@ def table(data: dict[str, Any]) -> list[str]:
     for wear in data["wear"]:
         before, fresh, after = (wear[f"probe_{when}"] for when in ("before", "fresh", "after"))
         lines += [
-            f"{wear['name']}: median of the first {wear['head']} {wear['first_ms']:.3f} ms,"
-            f" of the last {wear['head']} {wear['last_ms']:.3f} ms, {wear['ratio']:.2f} x; worst {wear['worst_ms']:.1f} ms",
+            f"{wear['name']}: median of {wear['head']} in a fresh clone {wear['first_ms']:.3f} ms,"
+            f" of the last ones by turns {wear['last_ms']:.3f} ms, {wear['ratio']:.2f} x; worst {wear['worst_ms']:.1f} ms",
             f"    {'met   ' if wear['same_plan'] else 'MISSED'} the same plan of a join before and after; ms and pages:"
             f" {before['query_ms']:.3f} {before['pages']} before, {after['query_ms']:.3f} {after['pages']} after,"
             f" {fresh['query_ms']:.3f} {fresh['pages']} after it in a fresh clone",

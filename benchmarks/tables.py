@@ -179,4 +179,4 @@ def wear(rows: Sequence[Found]) -> list[str]:
     for row in rows:
         plan = "the same" if row["same_plan"] else "another"
         lines.append([row["name"], *(shown(row[key]) for key in ("first_ms", "last_ms", "ratio", "worst_ms")), plan])
-    return table(["", "first ones, ms", "last ones, ms", "ratio", "worst, ms", "plan of a join afterwards"], lines)
+    return table(["", "in a fresh clone, ms", "the last ones, ms", "ratio", "worst, ms", "plan of a join afterwards"], lines)

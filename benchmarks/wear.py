@@ -14,17 +14,20 @@ from dbclone.clone import Clone
 from dbclone.server import Server
 from dbclone.template import Template
 
-from .cases import Case
+from .cases import Case, Contender
 from .pings import Run
 from .shop import Shop, inserts
 
 _ROWS = 100
 _PROBES = 21
+_TIMES = 10  # that both get new sessions
+_WARM = 30  # tests before a clone's resets are what they stay: statements are prepared, caches are filled
 
 
 def worn(server: Server, template: Template, shop: Shop, reset: str, count: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Reset a clone `count` times after tests that write to three tables, and return what that changed, as plain data.
 
+    The last resets take turns with those of a fresh clone: the machine's pace changes more in the meantime than anything else.
     Before and after, a query joins the three tables with 100 rows in each, in a test of its own: its time and its plan tell
     whether dead rows and stale statistics reach the tests.
     """
@@ -41,9 +44,11 @@ def worn(server: Server, template: Template, shop: Shop, reset: str, count: int,
                 say(f"{case.name}: {number + 1:,}")
         contender.finish(run)
         # And in a clone that nothing has worn out, at the same time of day.
+        head = min(200, count // 3)
+        with case.opened(server, template) as unworn:
+            pairs = [pair for _ in range(_TIMES) for pair in _side_by_side(contender, unworn, max(1, head // _TIMES))]
         fresh, after = _probe(shop, other, reset), _probe(shop, clone, reset)
-    head = min(200, count // 3)
-    first, last = statistics.median(run.samples[:head]) * 1000, statistics.median(run.samples[-head:]) * 1000
+    first, last = (statistics.median(pair[one] for pair in pairs) * 1000 for one in (1, 0))
     return {
         "name": case.name,
         "reset": reset,
@@ -51,7 +56,7 @@ def worn(server: Server, template: Template, shop: Shop, reset: str, count: int,
         "head": head,
         "first_ms": first,
         "last_ms": last,
-        "ratio": last / first,
+        "ratio": statistics.median(worn / new for worn, new in pairs),
         "worst_ms": max(run.samples) * 1000,
         "looks": run.looks,
         "probe_before": before,
@@ -59,6 +64,17 @@ def worn(server: Server, template: Template, shop: Shop, reset: str, count: int,
         "probe_after": after,
         "same_plan": before["plan"] == after["plan"],
     }
+
+
+def _side_by_side(worn: Contender, new: Contender, count: int) -> list[tuple[float, float]]:
+    """Reset both by turns. With sessions of their own each time: on which core a server process happens to run makes up to half of
+    a rollback's cost, and stays so for thousands of them."""
+    for contender in (worn, new):
+        assert contender.clone is not None
+        contender.clone._undo.disconnect()
+        for _ in range(_WARM):
+            contender.act(None)
+    return [(worn.act(None), new.act(None)) for _ in range(count)]
 
 
 def _probe(shop: Shop, clone: Clone, reset: str) -> dict[str, Any]:
