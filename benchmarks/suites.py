@@ -181,22 +181,23 @@ class Suites:
         return cell.run(self.folders[cell.size], self.servers[cell.server], self.place)
 
     def rounds(self) -> None:
-        """Run all cells, and then those of _AGAIN as long as there is time: contenders for the same take turns."""
+        """Run what the goals need, then everything else once, then the former again and again, as long as there is time: contenders
+        for the same take turns, and the floor is among them each time."""
         groups: dict[tuple[str, int, int], list[Cell]] = {}
         for cell in self.runs:
             groups.setdefault((cell.server, cell.size, cell.workers), []).append(cell)
         number, going = 0, True
         while going:
-            going = False
+            going = number == 0
             for (server, size, workers), group in groups.items():
-                again = [c for c in group if c.contender in _AGAIN[server == DURABLE] and c not in self.failed]
-                late = not number and self.place.left < 0  # what the goals need is measured all the same
-                chosen = again if number or late else group
-                if server == DURABLE and number % _SELDOM:
+                again = [c for c in group if c.contender in _AGAIN[server == DURABLE]]
+                rest = [c for c in group if c not in again]
+                chosen = again if number != 1 else rest and [*rest, *(c for c in again if c.contender == FLOOR)]
+                chosen = [c for c in chosen if c not in self.failed]
+                if not chosen or (number > 1 and (self.place.quick or (server == DURABLE and number % _SELDOM))):
                     continue
-                self.failed |= {c: "there was no time left" for c in group if late and c not in chosen}
-                need = sum(self.runs[c][-1]["wall_s"] for c in chosen) if number else 0.0
-                if number and (self.place.quick or not chosen or self.place.left < need * 1.2):
+                if number and self.place.left < sum(self.expected(c) for c in chosen):
+                    self.failed |= {c: "there was no time left" for c in rest if number == 1}
                     continue
                 say(f"suites, round {number + 1}: {size} tests, {workers} workers, {server}")
                 for cell in chosen:
@@ -210,6 +211,11 @@ class Suites:
                 going = True
                 self.place.partial = self.data()
             number += 1
+
+    def expected(self, cell: Cell) -> float:
+        """Return how many seconds a cell will take, about: what it took, or somewhat more than the others of its size."""
+        known = self.runs[cell] or [run for other, runs in self.runs.items() if other.size == cell.size for run in runs]
+        return 1.2 * max((run["wall_s"] for run in known), default=0.0)
 
     def data(self) -> dict[str, Any]:
         """Return everything as plain data."""
