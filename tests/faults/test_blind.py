@@ -24,7 +24,7 @@ from dbclone.settings import Settings
 from ..conftest import Project
 from .stops import until
 
-ROUNDS = 3 * int(os.environ.get("TEST_LOAD", "1"))
+ROUNDS = 2 * int(os.environ.get("TEST_LOAD", "1"))
 PATIENCE = 60.0  # seconds for a run that has lost a process
 TESTS = """
 import pytest
