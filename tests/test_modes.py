@@ -58,6 +58,9 @@ def both(clone: Clone, program: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
     "program",
     [
         ("BEGIN", BROKEN, "COMMIT", READ, WRITE, READ),
+        ("BEGIN", BROKEN, RIGHT, "SAVEPOINT a", "SAVEPOINT a", "SET TRANSACTION READ ONLY", "COMMIT", COUNT, WRITE, READ),
+        ("BEGIN", BROKEN, "SAVEPOINT a", "SET TRANSACTION READ ONLY", "COMMIT", COUNT, WRITE, READ),
+        ("BEGIN", BROKEN, RIGHT, "SET TRANSACTION READ ONLY", "COMMIT", COUNT, WRITE, READ),
         ("BEGIN", BROKEN, RIGHT, "COMMIT", COUNT),
         ("BEGIN", BROKEN, "SET CONSTRAINTS ALL IMMEDIATE", READ, "ROLLBACK", READ),
         ("BEGIN", "SAVEPOINT a", BROKEN, "RELEASE a", "COMMIT", READ),

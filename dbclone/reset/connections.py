@@ -264,7 +264,7 @@ class Sandboxed(_Base):
         if control.verb in ("commit", "rollback") and not control.chain:
             return stack.end(owner, failed, keep=control.verb == "commit")
         if control.verb in ("modes", "constraints") and not inside:
-            return stack.settle(owner, failed)
+            return stack.end(owner, failed, keep=True)  # which does nothing outside a block
         if not inside:
             what = {"release": "RELEASE SAVEPOINT", "rollback_to": "ROLLBACK TO SAVEPOINT", "savepoint": "SAVEPOINT"}
             raise psycopg.errors.NoActiveSqlTransaction(

@@ -194,16 +194,16 @@ class Savepoints:
         entry = self.entries[self._own(owner)]
         return entry.isolation + (" READ ONLY" if entry.read_only else "")
 
-    def settle(self, owner: int, failed: bool) -> list[Command]:
-        """Return what must precede a command that does nothing, because its owner is in no block."""
-        return self._turn(owner, failed) if failed else []
-
     def check(self, owner: int, failed: bool) -> list[Command]:
         """Return what checks, before the block of `owner` is kept, the constraints that wait for its COMMIT."""
         index = self._block(owner)
         if not self.deferred or index is None or not self.entries[index].written or self.has_failed(owner, failed):
             return []
-        return [*self._turn(owner, failed), ("", CHECK)]
+        commands = self._turn(owner, failed)
+        if self.entries[index].read_only and all(e.kind == "app" for e in self.entries[index + 1 :]):
+            # What was made read only after a savepoint is not any more when the server, committing, has released that.
+            commands += [("RELEASE", self.entries.pop().name) for _ in self.entries[index + 1 :]]
+        return [*commands, ("", CHECK)]
 
     def end(self, owner: int, failed: bool, keep: bool) -> list[Command]:
         """End the block of `owner`: keep its writes (COMMIT) unless it failed, or undo them (ROLLBACK).
@@ -212,7 +212,7 @@ class Savepoints:
         """
         index = self._block(owner)
         if index is None:
-            return self.settle(owner, failed)
+            return self._turn(owner, failed) if failed else []
         mine = failed and self.last == owner
         if any(e.kind == "level" for e in self.entries[index + 1 :]) and (self.entries[index].written or mine):
             raise interleaved("a test or fixture that began later")
@@ -291,8 +291,8 @@ class Savepoints:
         return [("ROLLBACK TO", name), ("RELEASE", name)]
 
     @property
-    def level(self) -> str:  # the innermost
-        return next(entry.name for entry in reversed(self.entries) if entry.kind == "level")
+    def level(self) -> str:
+        return next(entry.name for entry in reversed(self.entries) if entry.kind == "level")  # the innermost
 
     @property
     def levels(self) -> int:
