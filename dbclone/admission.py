@@ -13,7 +13,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
 from . import pooler
-from .connect import connect
+from .connect import Interruptible, connect
 from .dsn import Dsn
 from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
 from .settings import Settings
@@ -66,13 +66,13 @@ def enter(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connect
     if dsn.get("host") and settings.url and not dsn.get("hostaddr"):
         arguments["hostaddr"] = ""  # else an inherited PGHOSTADDR would lead elsewhere
     try:
-        connection: Connection = connect(dsn, **arguments, autocommit=True)
+        connection: Connection = connect(dsn, Interruptible, **arguments, autocommit=True)
     except psycopg.OperationalError as error:
         shown, trigger = translated(error, dsn), bool(_TRIGGER.search(str(error)))
         if not trigger or NO_TRIGGERS in options:
             raise shown from None
         try:
-            connection = connect(dsn, **{**arguments, "options": f"{options} {NO_TRIGGERS}"}, autocommit=True)
+            connection = connect(dsn, Interruptible, **{**arguments, "options": f"{options} {NO_TRIGGERS}"}, autocommit=True)
         except psycopg.OperationalError:
             raise PermissionMissing(
                 f"a login event trigger refuses us in database {dsn.get('dbname', MAINTENANCE)!r} at {dsn.shown}",

@@ -13,13 +13,28 @@ from .dsn import Dsn
 Raised = TypeVar("Raised", bound=Exception)
 
 
-def connect(dsn: Dsn, **options: Any) -> psycopg.Connection[Any]:
-    """Return a new psycopg connection to `dsn`. Arguments: `options`, of `psycopg.connect`, on top of it.
+class Interruptible(psycopg.Connection[Any]):
+    """A connection on which a statement can follow one that a signal has interrupted, whenever that was: cleaning up needs it."""
+
+    def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+        """As psycopg's, which leaves the connection in use if Ctrl-C came between sending and waiting, and after the exception of
+        any other signal's handler, such as one that limits the time of a test."""
+        try:
+            return super().wait(gen, *arguments, **options)
+        except psycopg.Error:
+            raise
+        except BaseException:
+            free(self.pgconn)
+            raise
+
+
+def connect(dsn: Dsn, kind: type[psycopg.Connection[Any]] = psycopg.Connection, **options: Any) -> psycopg.Connection[Any]:
+    """Return a new psycopg connection to `dsn`. Arguments: `kind`, its class; `options`, of `psycopg.connect`, on top of `dsn`.
 
     Raises psycopg.Error, with no frame in its traceback that has a password in a variable: pytest prints those on demand.
     """
     try:
-        return psycopg.connect(**{**dsn.kwargs, **options})
+        return kind.connect(**{**dsn.kwargs, **options})
     except psycopg.Error as error:
         failed = _bare(error)
     raise failed
@@ -40,6 +55,12 @@ def hang_up(pgconn: Any) -> None:
     A server that is told good-bye in the middle of a statement finishes that first, with the rows of an open COPY that were still
     on their way (PostgreSQL documentation, protocol-flow, "Termination").
     """
+    free(pgconn)
+    pgconn.finish()
+
+
+def free(pgconn: Any) -> None:
+    """Cancel what a connection of libpq has begun, if it has and nobody waits for it, and take its end."""
     if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
         with contextlib.suppress(psycopg.Error):
             pgconn.get_cancel().cancel()
@@ -48,7 +69,6 @@ def hang_up(pgconn: Any) -> None:
                     pgconn.put_copy_end(b"the test has ended")
                 while result.status == pq.ExecStatus.COPY_OUT and pgconn.get_copy_data(0)[0] > 0:
                     pass
-    pgconn.finish()
 
 
 def _bare(error: Raised) -> Raised:

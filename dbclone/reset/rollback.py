@@ -10,6 +10,7 @@ import psycopg
 from psycopg import pq
 
 from ..clock import monotonic
+from ..connect import free
 from . import Outcome
 from .cursors import exchange, render
 from .sandbox import Session
@@ -57,6 +58,8 @@ class Rollback:
         session, started = self._session, monotonic()
         spoiled, verdict = "", Verdict.NOTHING
         blocked = session.turns.seize(session.lock)
+        if not blocked:
+            free(session.pgconn)  # what raised in the middle of a statement, such as a limit on the test's time, left it running
         try:
             commands = [render(command) for command in session.stack.leave_level(self._level)]
             outermost = bool(commands) and not session.stack.levels
