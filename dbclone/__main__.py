@@ -7,9 +7,12 @@ import sys
 
 def main() -> int:
     """Run the command line; the console script `dbclone` starts here too."""
-    from .cli import main as run
+    try:
+        from .cli import main as run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # while modules are imported, too
+        return 130
 
 
 if __name__ == "__main__":

@@ -239,7 +239,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except KeyboardInterrupt:
-            return 130
     print(f"python -m dbclone {parsed.command} takes nothing after --", file=sys.stderr)
     return 2

@@ -100,3 +100,22 @@ def test_a_limit_on_the_time_of_a_test_costs_no_clone(project: Project, reset: s
     assert len(re.findall(r"^FAILED .* - TimeoutError: the test takes too long$", done.stdout, re.M)) == 2, done.stdout
     assert "replaced" not in done.stdout
     assert "1 clone" in done.stdout
+
+
+EARLY = """
+import runpy, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "psycopg":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["dbclone", "status"]
+runpy.run_module("dbclone", run_name="__main__")
+"""
+
+
+def test_interrupted_while_its_modules_are_imported(project: Project) -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], env=project.environ, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
