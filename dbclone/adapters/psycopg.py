@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from ..reset.connections import Sandboxed
 from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
+from .psycopg_tasks import cancel, given, guarded, returns, taken, unopened
 
 __all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema"]
 _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname", "service")
@@ -77,7 +79,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     kept = {} if callable(handle.conninfo) else conninfo_to_dict(handle.conninfo or "")
     kept = {name: value for name, value in kept.items() if name not in _TARGET}
     handle.conninfo = make_conninfo("", **{**kept, **parse(url).kwargs})
-    handle.kwargs = _without_target(handle.kwargs)
+    handle.kwargs, handle._add_to_pool = _without_target(handle.kwargs), guarded(handle)
     try:
         if opened:
             _stop(handle)
@@ -88,6 +90,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
         if not home.left:
             _stop(handle)
             vars(handle).update(before)
+            vars(handle).pop("_add_to_pool", None)
             if opened:
                 _restart(handle)
 
@@ -122,31 +125,9 @@ def _stop(pool: Any) -> None:
     if not pool.closed and not _is_async(pool):
         pool.close()
     if not pool.closed:
-        _cancel(pool)
+        cancel(pool)
         _drop(pool)
-    vars(pool).update(_unopened(pool))
-
-
-def _unopened(pool: Any) -> dict[str, Any]:
-    """Return the attributes of a pool that has not been opened yet."""
-    return {
-        "_opened": False,
-        "_closed": True,
-        "_pool": deque(),
-        "_waiting": deque(),
-        "_workers": [],
-        "_sched_runner": None,
-        "_nconns": pool.min_size,
-        "_growing": False,
-        "_pool_full_event": None,
-    }
-
-
-def _cancel(pool: Any) -> None:
-    """End the tasks of an asynchronous pool, if their event loop is still there."""
-    for task in (*pool._workers, pool._sched_runner):
-        with contextlib.suppress(RuntimeError, AttributeError):
-            task.cancel()
+    vars(pool).update(unopened(pool))
 
 
 def closed(handle: Any) -> None:
@@ -184,8 +165,10 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
             f"{reason[0].upper()}{reason[1:]}.",
             'Use a connection_class derived from psycopg.Connection or psycopg.AsyncConnection, or set reset = "truncate".',
         )
-    before, opened = dict(vars(handle)), not handle.closed
-    patches = _patches(handle, session, before["_pool"])
+    opened = not handle.closed
+    tasks = taken(handle, 1.0) if opened else []
+    before, over = dict(vars(handle)), threading.Event()
+    patches = _patches(handle, session, before["_pool"], over)
     vars(handle).update(patches)
     if opened:
         handle._pool, handle._waiting, handle._growing = deque(), deque(), False
@@ -194,27 +177,33 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
     try:
         yield
     finally:
+        over.set()
         if not opened:
             _stop(handle)
-            before = {**before, **_unopened(handle)}
+            before = {**before, **unopened(handle)}
         elif handle.closed:  # by the application: its workers have ended, so what comes back is not open either
             vars(handle).update(before)
             _drop(handle)
-            before = {**before, **_unopened(handle)}
+            before = {**before, **unopened(handle)}
+        else:
+            tasks += returns(taken(handle, 0.05))
         for name in set(vars(handle)) - set(before):
             delattr(handle, name)
         vars(handle).update(before)
+        if not handle.closed:
+            given(handle, tasks)
 
 
-def _patches(pool: Any, session: Session, aside: Any) -> dict[str, Any]:
+def _patches(pool: Any, session: Session, aside: Any, over: threading.Event) -> dict[str, Any]:
     """Return the attributes that make a pool hand out connections into `session`; real ones that come back go to `aside`."""
     kind, is_async, reset, configure = type(pool), _is_async(pool), pool._reset, pool._configure
 
     def add(connection: Any) -> Any:
-        if isinstance(connection, Sandboxed):
+        if isinstance(connection, Sandboxed) and connection._session is session:
             return kind._add_to_pool(pool, connection)
         connection._pool = None
-        aside.append(connection)
+        if not isinstance(connection, Sandboxed):
+            aside.append(connection)
         return _nothing() if is_async else None
 
     return {
@@ -223,7 +212,7 @@ def _patches(pool: Any, session: Session, aside: Any) -> dict[str, Any]:
         "_reset_connection": lambda connection: kind._reset_connection(pool, _Returned(connection)),
         "_reset": (lambda returned: reset(returned.connection)) if reset else None,
         "_configure": None,
-        "_connect": _configuring(kind._connect.__get__(pool), configure),
+        "_connect": _configuring(kind._connect.__get__(pool), configure, over),
         "putconn": _returning(pool, is_async),
     }
 
@@ -254,20 +243,33 @@ async def _nothing() -> None:
     pass
 
 
-def _configuring(connect: Callable[..., Any], configure: Any) -> Callable[..., Any]:
-    """Return the pool's `connect` followed by the application's `configure`, which must leave no transaction open."""
+def _configuring(connect: Callable[..., Any], configure: Any, over: threading.Event) -> Callable[..., Any]:
+    """Return the pool's `connect` followed by the application's `configure`, which must leave no transaction open.
+
+    A connection that fails because the test is `over` is not tried again, which would make a real one too many.
+    """
 
     async def connected(timeout: float | None = None) -> Any:
         connection = await connect(timeout)
-        if configure:
-            await configure(connection)
-        return _idle(connection)
+        try:
+            if configure:
+                await configure(connection)
+            return _idle(connection)
+        except psycopg.Error:
+            if over.is_set():
+                return connection
+            raise
 
     def connected_here(timeout: float | None = None) -> Any:
         connection = connect(timeout)
-        if configure:
-            configure(connection)
-        return _idle(connection)
+        try:
+            if configure:
+                configure(connection)
+            return _idle(connection)
+        except psycopg.Error:
+            if over.is_set():
+                return connection
+            raise
 
     return connected if inspect.iscoroutinefunction(connect) else connected_here
 
