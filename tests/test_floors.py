@@ -28,7 +28,7 @@ FLOORS = {
     "databases": 10,
     "reset.psycopg2_sandbox": 9, "adapters.peewee_schema": 9, "adapters.sqlalchemy_schema": 9, "adapters.sqlalchemy_engine": 10,
     "reset.rollback": 10, "reset.truncate": 10, "adapters.peewee": 10,
-    "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
+    "adapters.psycopg_tasks": 9, "adapters.psycopg": 10, "adapters.sqlalchemy": 11, "adapters": 11,
     "prune": 11, "keeping": 12, "undo": 11, "isolation": 12, "copying": 12, "build": 12, "outside": 12, "checks": 13,
     "pool": 13, "snapshots": 13, "traces": 14,
     "owned": 14, "clone": 15,
