@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 from .checks import NOT_CHECKED, OK, WARNING, Check, Patient
+from .clock import wall
 from .embedded.account import cache_folder
 from .mounts import SHARED, file_system
 from .prune import prune
@@ -81,7 +81,7 @@ def orphans(patient: Patient) -> Check:
     base = patient.server.embedded.cluster.data / "base"
     try:
         # Newer ones may be of a database that is being made.
-        folders = [p for p in base.iterdir() if p.name.isdigit() and p.stat().st_mtime < time.time() - 60]
+        folders = [p for p in base.iterdir() if p.name.isdigit() and p.stat().st_mtime < wall() - 60]
         known = {str(oid) for (oid,) in patient.server.fetch("SELECT oid::int8 FROM pg_database")}
         lost = [p for p in folders if p.name not in known]
         size = sum(f.stat().st_size for p in lost for f in p.rglob("*") if f.is_file())

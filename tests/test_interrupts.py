@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from typing import Any
 
 import psycopg
@@ -43,9 +41,8 @@ print(interrupted)
 
 def test_a_statement_can_follow_whenever_the_interrupt_came(project: Project, server: Server) -> None:
     rounds = 400
-    done = subprocess.run(
-        [sys.executable, "-c", SWEEP, server.dsn.url, str(rounds)], env=project.environ, capture_output=True, text=True, timeout=60
-    )
+    project.write(sweep=SWEEP)
+    done = project.run("sweep", server.dsn.url, str(rounds), timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, str(rounds)), done.stderr
 
 
@@ -117,5 +114,6 @@ runpy.run_module("dbclone", run_name="__main__")
 
 
 def test_interrupted_while_its_modules_are_imported(project: Project) -> None:
-    done = subprocess.run([sys.executable, "-c", EARLY], env=project.environ, capture_output=True, text=True, timeout=60)
+    project.write(early=EARLY)
+    done = project.run("early", timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

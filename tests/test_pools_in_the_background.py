@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import freezegun
 import psycopg
 import psycopg_pool
 import pytest
@@ -37,14 +38,37 @@ class SlowAsync(psycopg.AsyncConnection[Any]):
         return connection
 
 
-def greet(connection: Any) -> None:
-    connection.execute("SELECT 1")
-    connection.commit()
+class Gate:
+    """A `configure` that keeps a pool's worker at work on a connection into a sandbox until it may go on."""
+
+    def __init__(self) -> None:
+        self.reached, self.open, self.waited = threading.Event(), threading.Event(), list[bool]()
+
+    def __call__(self, connection: Any) -> None:
+        if isinstance(connection, Sandboxed):
+            self.reached.set()
+            self.waited.append(self.open.wait(30))
+        connection.execute("SELECT 1")
+        connection.commit()
 
 
 def names(found: list[Any]) -> set[tuple[bool, str]]:
     """Return of what kind the connections are."""
     return {(isinstance(connection, Sandboxed), connection.info.dbname) for connection in found}
+
+
+def require_all(clone: Clone, pool: Any, number: int) -> None:
+    """In a sandbox and for real, the pool has so many connections of the right kind, and no more."""
+    for reset in ("rollback", "truncate"):
+        with clone.isolated(reset, "test"):
+            found = [pool.getconn(10) for _ in range(number)]
+            found[0].execute(INSERT, [1])
+            found[0].commit()
+            assert names(found) == {(reset == "rollback", clone.name)}
+            with pytest.raises(psycopg_pool.PoolTimeout):
+                pool.getconn(0.2)
+            for connection in found:
+                pool.putconn(connection)
 
 
 def test_a_pool_opened_right_before_a_test_has_its_connections_after_it(clone: Clone) -> None:
@@ -59,14 +83,7 @@ def test_a_pool_opened_right_before_a_test_has_its_connections_after_it(clone: C
             assert {isinstance(connection, Sandboxed) for connection in found} == {True}
             for connection in found:
                 pool.putconn(connection)
-        for reset in ("rollback", "truncate"):
-            with clone.isolated(reset, "test"):
-                found = [pool.getconn(10) for _ in range(3)]
-                assert names(found) == {(reset == "rollback", clone.name)}
-                with pytest.raises(psycopg_pool.PoolTimeout):
-                    pool.getconn(0.2)
-                for connection in found:
-                    pool.putconn(connection)
+        require_all(clone, pool, 3)
 
 
 def test_an_asynchronous_pool_opened_right_before_a_test_has_its_connections_after_it(clone: Clone) -> None:
@@ -96,47 +113,30 @@ def test_an_asynchronous_pool_opened_right_before_a_test_has_its_connections_aft
 
 
 def test_a_connection_into_a_sandbox_that_comes_too_late_is_not_handed_out(clone: Clone) -> None:
-    """`configure` is still at work on it when the test is over."""
-    begun, slow = threading.Event(), threading.Event()
-    slow.set()
-
-    def configure(connection: Any) -> None:
-        if isinstance(connection, Sandboxed):
-            begun.set()
-            assert slow.wait(30)
-            greet(connection)
-
-    options: dict[str, Any] = {"min_size": 2, "max_size": 2, "num_workers": 1, "configure": configure}
+    """`configure` is still at work on it when the test is over. A clock that the test has stopped does not make its end wait."""
+    gate = Gate()
+    options: dict[str, Any] = {"min_size": 2, "max_size": 2, "num_workers": 1, "configure": gate}
     with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, **options)) as pool:
-        slow.clear()
-        with clone.isolated("rollback", "test"):
-            assert begun.wait(30)
-        slow.set()
-        for reset in ("rollback", "truncate"):
-            with clone.isolated(reset, "test"):
-                found = [pool.getconn(10) for _ in range(2)]
-                found[0].execute(INSERT, [1])
-                found[0].commit()
-                assert names(found) == {(reset == "rollback", clone.name)}
-                with pytest.raises(psycopg_pool.PoolTimeout):
-                    pool.getconn(0.2)
-                for connection in found:
-                    pool.putconn(connection)
+        with freezegun.freeze_time("2012-03-04"), clone.isolated("rollback", "test"):
+            assert gate.reached.wait(30)
+        gate.open.set()
+        require_all(clone, pool, 2)
+    assert gate.waited
+    assert all(gate.waited)
 
 
 def test_a_real_connection_that_comes_back_while_a_test_ends_is_not_lost(clone: Clone) -> None:
-    """A pool with `reset` takes a connection back in the background."""
-    resets: list[Any] = []
-    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "num_workers": 1, "reset": resets.append}
+    """A pool with `reset` takes a connection back in the background, here when its worker has time: after the test."""
+    gate, resets = Gate(), list[Any]()
+    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "num_workers": 1, "configure": gate, "reset": resets.append}
     with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, **options)) as pool:
-        for _ in range(20):
-            held = pool.getconn(10)
-            with clone.isolated("rollback", "test"):
-                pool.putconn(held)
+        held = pool.getconn(10)
+        process = held.info.backend_pid
         with clone.isolated("rollback", "test"):
-            held = pool.getconn(10)
-            held.execute(INSERT, [1])
-            held.commit()
+            assert gate.reached.wait(30)
             pool.putconn(held)
+        gate.open.set()
         with pool.connection(10) as connection:
-            assert names([connection]) == {(False, clone.name)}
+            assert connection.info.backend_pid == process
+            assert resets == [connection]
+        require_all(clone, pool, 1)

@@ -23,7 +23,7 @@ from ..reset.connections import Sandboxed
 from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
-from .psycopg_tasks import cancel, given, guarded, returns, taken, unopened
+from .psycopg_tasks import adding, cancel, given, is_async, returns, taken, unopened
 
 __all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema"]
 _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname", "service")
@@ -58,10 +58,6 @@ def parameters(handle: Any) -> dict[str, str]:
     return {"options": str(found)} if found else {}
 
 
-def _is_async(pool: Any) -> bool:
-    return inspect.iscoroutinefunction(pool.getconn)
-
-
 @contextlib.contextmanager
 def bound(handle: Any, url: str) -> Iterator[None]:
     """Point the pool at `url` for the block; host, user and database change, all other connection parameters stay.
@@ -70,7 +66,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     for each connection is not called, and its other parameters are lost.
     """
     before, opened, home = {"conninfo": handle.conninfo, "kwargs": handle.kwargs}, not handle.closed, Home()
-    if opened and _is_async(handle):
+    if opened and is_async(handle):
         raise SettingsError(
             "the pool that bind names is open already",
             "Its connections belong to an event loop, and lead to another database than the tests'.",
@@ -79,7 +75,7 @@ def bound(handle: Any, url: str) -> Iterator[None]:
     kept = {} if callable(handle.conninfo) else conninfo_to_dict(handle.conninfo or "")
     kept = {name: value for name, value in kept.items() if name not in _TARGET}
     handle.conninfo = make_conninfo("", **{**kept, **parse(url).kwargs})
-    handle.kwargs, handle._add_to_pool = _without_target(handle.kwargs), guarded(handle)
+    handle.kwargs, handle._add_to_pool = _without_target(handle.kwargs), adding(handle)
     try:
         if opened:
             _stop(handle)
@@ -122,7 +118,7 @@ def _wait(pool: Any) -> None:
 
 def _stop(pool: Any) -> None:
     """Close a pool, of whatever kind, so that it can be opened again."""
-    if not pool.closed and not _is_async(pool):
+    if not pool.closed and not is_async(pool):
         pool.close()
     if not pool.closed:
         cancel(pool)
@@ -132,7 +128,7 @@ def _stop(pool: Any) -> None:
 
 def closed(handle: Any) -> None:
     """Close the connections that are in the pool, and those that it is about to make; it makes new ones when they are wanted."""
-    if handle.closed or _is_async(handle):
+    if handle.closed or is_async(handle):
         _drop(handle)
     else:
         _restart(handle)
@@ -196,28 +192,19 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
 
 def _patches(pool: Any, session: Session, aside: Any, over: threading.Event) -> dict[str, Any]:
     """Return the attributes that make a pool hand out connections into `session`; real ones that come back go to `aside`."""
-    kind, is_async, reset, configure = type(pool), _is_async(pool), pool._reset, pool._configure
-
-    def add(connection: Any) -> Any:
-        if isinstance(connection, Sandboxed) and connection._session is session:
-            return kind._add_to_pool(pool, connection)
-        connection._pool = None
-        if not isinstance(connection, Sandboxed):
-            aside.append(connection)
-        return _nothing() if is_async else None
-
+    kind, reset, configure = type(pool), pool._reset, pool._configure
     return {
         "connection_class": session.connection_class(pool.connection_class),
-        "_add_to_pool": add,
+        "_add_to_pool": adding(pool, session, aside),
         "_reset_connection": lambda connection: kind._reset_connection(pool, _Returned(connection)),
         "_reset": (lambda returned: reset(returned.connection)) if reset else None,
         "_configure": None,
         "_connect": _configuring(kind._connect.__get__(pool), configure, over),
-        "putconn": _returning(pool, is_async),
+        "putconn": _returning(pool),
     }
 
 
-def _returning(pool: Any, is_async: bool) -> Callable[[Any], Any]:
+def _returning(pool: Any) -> Callable[[Any], Any]:
     """Return the pool's `putconn` after a rollback, for which the pool would use a thread or task of its own: until then it would
     keep others from going on in the one session."""
     kind = type(pool)
@@ -236,11 +223,7 @@ def _returning(pool: Any, is_async: bool) -> Callable[[Any], Any]:
             connection.rollback()
         kind.putconn(pool, connection)
 
-    return put if is_async else put_here
-
-
-async def _nothing() -> None:
-    pass
+    return put if is_async(pool) else put_here
 
 
 def _configuring(connect: Callable[..., Any], configure: Any, over: threading.Event) -> Callable[..., Any]:
@@ -249,35 +232,36 @@ def _configuring(connect: Callable[..., Any], configure: Any, over: threading.Ev
     A connection that fails because the test is `over` is not tried again, which would make a real one too many.
     """
 
+    @contextlib.contextmanager
+    def unless_over() -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error:
+            if not over.is_set():
+                raise
+
     async def connected(timeout: float | None = None) -> Any:
         connection = await connect(timeout)
-        try:
+        with unless_over():
             if configure:
                 await configure(connection)
-            return _idle(connection)
-        except psycopg.Error:
-            if over.is_set():
-                return connection
-            raise
+            _require_idle(connection)
+        return connection
 
     def connected_here(timeout: float | None = None) -> Any:
         connection = connect(timeout)
-        try:
+        with unless_over():
             if configure:
                 configure(connection)
-            return _idle(connection)
-        except psycopg.Error:
-            if over.is_set():
-                return connection
-            raise
+            _require_idle(connection)
+        return connection
 
     return connected if inspect.iscoroutinefunction(connect) else connected_here
 
 
-def _idle(connection: Sandboxed) -> Sandboxed:
+def _require_idle(connection: Sandboxed) -> None:
     if connection.status != psycopg.pq.TransactionStatus.IDLE:
         raise psycopg.ProgrammingError(f"connection left in status {connection.status.name} by configure function: discarded")
-    return connection
 
 
 class _Returned:

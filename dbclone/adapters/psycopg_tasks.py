@@ -15,10 +15,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ..clock import monotonic
 from ..reset.connections import Sandboxed
 
-__all__ = ["cancel", "given", "guarded", "returns", "taken", "unopened"]
+__all__ = ["adding", "cancel", "given", "is_async", "returns", "taken", "unopened"]
 _STEP = 0.0002  # seconds between two looks at the workers
+
+
+def is_async(pool: Any) -> bool:
+    """Return whether the pool works in an event loop instead of threads."""
+    return inspect.iscoroutinefunction(pool.getconn)
 
 
 def taken(pool: Any, timeout: float) -> list[Any]:
@@ -52,8 +58,8 @@ def _settle(pool: Any, timeout: float) -> None:
     waiting = getattr(getattr(pool._tasks, "not_empty", None), "_waiters", None)
     if waiting is None:
         return
-    deadline = time.monotonic() + timeout
-    while len(waiting) < sum(worker.is_alive() for worker in pool._workers) and time.monotonic() < deadline:
+    deadline = monotonic() + timeout
+    while len(waiting) < sum(worker.is_alive() for worker in pool._workers) and monotonic() < deadline:
         time.sleep(_STEP)
 
 
@@ -79,17 +85,24 @@ def cancel(pool: Any) -> None:
             task.cancel()
 
 
-def guarded(pool: Any) -> Callable[[Any], Any]:
-    """Return the pool's `_add_to_pool` without connections into a sandbox: one that arrives outside it comes too late."""
-    kind, is_async = type(pool), inspect.iscoroutinefunction(pool.getconn)
+def adding(pool: Any, session: Any = None, aside: Any = None) -> Callable[[Any], Any]:
+    """Return the pool's `_add_to_pool` for connections into the sandbox of `session`, or for real ones if it is None.
 
-    async def nothing() -> None:
-        pass
+    The others are not handed out: a real one goes `aside`, and one into another sandbox comes too late for it.
+    """
+    kind, waits = type(pool), is_async(pool)
 
     def add(connection: Any) -> Any:
-        if not isinstance(connection, Sandboxed):
+        sandbox = connection._session if isinstance(connection, Sandboxed) else None
+        if sandbox is session:
             return kind._add_to_pool(pool, connection)
         connection._pool = None
-        return nothing() if is_async else None
+        if sandbox is None:
+            aside.append(connection)
+        return _nothing() if waits else None
 
     return add
+
+
+async def _nothing() -> None:
+    pass
