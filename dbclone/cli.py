@@ -145,7 +145,9 @@ def demo(arguments: argparse.Namespace, settings: Settings) -> int:
 
     missing = [name for name in ("flask", "peewee", "pytest", "xdist") if importlib.util.find_spec(name) is None]
     if missing:
-        raise SettingsError(f"the demo needs {', '.join(missing)}", "They are not installed.", 'Run: pip install "dbclone[demo]"')
+        raise SettingsError(
+            f"the demo needs {', '.join(missing)}", "They are not installed.", 'Run: pip install "pytest-dbclone[demo]"'
+        )
     folder = Path(__file__).parent / "demo"
     command = [
         sys.executable,

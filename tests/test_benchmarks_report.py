@@ -80,7 +80,11 @@ def test_the_best_peer_is_held_against_auto(found: dict[str, Any]) -> None:
         floor = "" if package == "none" else "floor"
         return {"name": name, "package": package, "floor": floor, "per_test_ms": told, "suite_s": extremes, "runs": runs, **probed}
 
-    rows = [row("no isolation", "none", [0.1]), row("dbclone auto", "dbclone", [1.0, 2.0]), row("slow", "slow", [90.0, 90.0])]
+    rows = [
+        row("no isolation", "none", [0.1]),
+        row("dbclone auto", "pytest-dbclone", [1.0, 2.0]),
+        row("slow", "slow", [90.0, 90.0]),
+    ]
     found["parts"]["peers"] = {"rows": [*rows, row("good", "good", [4.0, 7.0])]}
     rows[1]["undoes"]["DDL"] = True
     rows.append(row("cheap", "cheap", [2.0, 2.0]))

@@ -117,7 +117,7 @@ def test_costs_are_those_of_all_runs(measured: dict[str, Any]) -> None:
         assert 0 < row["per_test_ms"]["median"] <= row["per_test_ms"]["p95"] <= row["per_test_ms"]["p99"]
     assert _row(measured, AUTO.name)["over_auto"] == {"median": 1, "min": 1, "max": 1}
     assert _row(measured, AUTO.name)["over_floor_ms"].keys() == {"median", "min", "max"}
-    assert _row(measured, AUTO.name)["version"] == HERE.packages["dbclone"]
+    assert _row(measured, AUTO.name)["version"] == HERE.packages["pytest-dbclone"]
 
 
 def test_a_contender_that_leaks_has_no_time(measured: dict[str, Any]) -> None:
@@ -230,7 +230,7 @@ def test_every_contender_is_pinned_and_says_how_it_isolates() -> None:
         assert all("==" in requirement for requirement in contender.environment.requirements)
         assert len(contender.how) > 10
         assert (contender.floor == "") == (contender in FLOORS) == (not contender.counts)
-        assert contender.package == "dbclone" or any(
+        assert contender.package == "pytest-dbclone" or any(
             requirement.startswith(contender.package) for requirement in contender.environment.requirements
         )
     assert "A B C A B C" in METHOD

