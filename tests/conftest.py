@@ -13,7 +13,7 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,15 @@ import hypothesis
 import psycopg
 import pytest
 
+from dbclone import adapters
 from dbclone.dsn import Dsn
 from dbclone.embedded import Embedded
+from dbclone.prune import prune
 from dbclone.server import Server
 from dbclone.settings import Settings, load
+from dbclone.template import Template
+
+from . import developer
 
 pytest_plugins = ["pytester"]
 
@@ -34,10 +39,12 @@ hypothesis.settings.register_profile("the same", derandomize=True)
 if "TEST_EXAMPLES" not in os.environ:
     hypothesis.settings.load_profile("the same")
 
+# Their own database is a developer's, on the same server: whoever is not led to a clone writes there, and that is noticed.
 MODELS = """
+import os
 from peewee import CharField, ForeignKeyField, Model, PostgresqlDatabase, TextField
 
-db = PostgresqlDatabase(None, prefer_psycopg3=True)
+db = PostgresqlDatabase("shop_dev", host=os.environ.get("SHOP_HOST", "nowhere.invalid"), user="postgres", prefer_psycopg3=True)
 
 class Base(Model):
     class Meta:
@@ -89,9 +96,11 @@ collect_ignore = (
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache folder of this test process: its private server is nobody else's."""
-    return tmp_path_factory.mktemp("cache") / "dbclone"
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of this test process: its private server is nobody else's. A user's files are beside it."""
+    place = tmp_path_factory.mktemp("cache")
+    with developer.files(place):
+        yield place / "dbclone"
 
 
 @pytest.fixture(scope="session")
@@ -107,14 +116,44 @@ def settings(options: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def server(settings: Settings) -> Iterator[Server]:
-    """The private server of this test process, as a superuser; stopped and removed at the end."""
-    with Server.open(settings) as opened:
+def server(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The private server of this test process, as a superuser; stopped and removed at the end.
+
+    A developer has databases on it and files near its folders, which are compared with what they were: see `developer`.
+    """
+    with Server.open(settings) as opened, pytest.MonkeyPatch.context() as patch:
         assert opened.embedded is not None
         home = opened.embedded.home
-        yield opened
-    opened.embedded.cluster.stop()
-    shutil.rmtree(home, ignore_errors=True)
+        patch.setenv(developer.HOST, str(opened.dsn.get("host")))
+        try:
+            with developer.neighbourhood(tmp_path_factory.getbasetemp()):
+                with developer.databases(opened.dsn.url, _comment_of_a_clone(settings, tmp_path_factory.mktemp("copied"))):
+                    yield opened
+        finally:
+            opened.embedded.cluster.stop()
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _comment_of_a_clone(settings: Settings, folder: Path) -> str:
+    """Return the comment of a database that dbclone made on the server and has dropped since."""
+    (folder / "schema.sql").write_text("CREATE TABLE item (id int)")
+    own = replace(settings, root=folder, name="copied", schema=("schema.sql",), retain_days=0)
+    with Server.open(own) as server:
+        with Template.ensure(server, adapters.load(own)[0]).clone("gw0") as clone:
+            ((comment,),) = server.fetch(
+                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [clone.name]
+            )
+        prune(server, everything=True)
+    return str(comment)
+
+
+if developer.EACH in os.environ:
+
+    @pytest.fixture(autouse=True)
+    def _untouched(server: Server) -> Iterator[None]:
+        """Compare after each test, to find out which of them has touched what is not its own."""
+        yield
+        developer.compare()
 
 
 @pytest.fixture
@@ -136,7 +175,8 @@ def role(server: Server) -> Iterator[Dsn]:
 def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
     """Settings with a cache of their own, and so a server of their own; whatever it left is removed."""
     found = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache")}, {})
-    yield found
+    with developer.files(tmp_path):
+        yield found
     server = Embedded.locate(found)
     server.cluster.stop()
     shutil.rmtree(server.home, ignore_errors=True)
@@ -214,8 +254,8 @@ def _toml(value: Any) -> str:
 
 
 @pytest.fixture
-def project(tmp_path: Path, server: Server, options: dict[str, str]) -> Project:
-    """A peewee project with two tables on this test process's server, which is running."""
+def project(tmp_path: Path, server: Server, options: dict[str, str]) -> Iterator[Project]:
+    """A peewee project with two tables on this test process's server, which is running. A user's files are beside it."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"}
     environ |= {f"DBCLONE_{key.upper()}": value for key, value in options.items()}
     found = Project(
@@ -223,4 +263,5 @@ def project(tmp_path: Path, server: Server, options: dict[str, str]) -> Project:
     )
     found.configure()
     found.write(models=MODELS)
-    return found
+    with developer.files(tmp_path):
+        yield found

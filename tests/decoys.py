@@ -69,7 +69,8 @@ def logging(server: Server) -> Iterator[Path]:
         yield server.embedded.cluster.log
     finally:
         server.connection.execute("ALTER ROLE ALL RESET log_min_messages")
-        server.connection.execute("ALTER SYSTEM RESET ALL")
+        for name in settings:
+            server.connection.execute(sql.SQL("ALTER SYSTEM RESET {}").format(sql.Identifier(name)))
         server.fetch("SELECT pg_reload_conf()")
         until(lambda: server.fetch("SHOW log_statement") == [("none",)])
 

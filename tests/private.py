@@ -18,6 +18,8 @@ from typing import Any
 from dbclone.embedded import Embedded
 from dbclone.settings import Settings, load
 
+from . import developer
+
 PROGRAM = """
 import json, sys
 from dbclone.errors import Error
@@ -112,12 +114,14 @@ def public_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def own_server(root: Path, options: Mapping[str, str], **more: Any) -> Iterator[Settings]:
-    """Settings that lead to a server of one's own; at the end it does not run, and its data are gone."""
+    """Settings that lead to a server of one's own; at the end it does not run, and its data are gone. A user's files are beside its
+    folders, and are as they were."""
     found = load(root, {**options, "cache_dir": str(root / "cache"), **more}, {})
-    try:
-        yield found
-    finally:
-        clear(Embedded.locate(found))
+    with developer.files(root, *([Path(found.data_dir).parent] if Path(found.data_dir).is_absolute() else []), name="papers"):
+        try:
+            yield found
+        finally:
+            clear(Embedded.locate(found))
 
 
 def clear(server: Embedded) -> None:

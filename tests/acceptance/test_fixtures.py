@@ -7,6 +7,7 @@ import pytest
 from dbclone.server import Server
 
 from ..conftest import Project
+from ..developer import application_url
 
 
 def passes(project: Project, expected: int, *arguments: str, **environ: str) -> str:
@@ -212,9 +213,7 @@ def test_a_hook_in_conftest_may_give_the_schema(project: Project, server: Server
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_an_application_that_was_imported_before_anything_else_is_led_to_the_clone(project: Project, workers: str) -> None:
     """E12: also if its handle has led to another database since its import, which nothing of a test ever reaches."""
-    models = (project.folder / "models.py").read_text()
     project.write(
-        models=models.replace("PostgresqlDatabase(None,", "PostgresqlDatabase('production', host='nowhere.invalid',"),
         early="import models, sys\nassert 'dbclone.run' not in sys.modules\n",
         test_a="""
         import early, pytest
@@ -244,7 +243,7 @@ def test_names_bind_before_the_first_conftest_is_imported(project: Project, work
             assert SEEN == dbclone.url.replace("postgresql://", "postgresql+psycopg://")
         """,
     )
-    passes(project, 4, "-n", workers, DATABASE_URL="postgresql+psycopg://somewhere/else")
+    passes(project, 4, "-n", workers, DATABASE_URL=application_url())
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

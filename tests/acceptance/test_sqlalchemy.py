@@ -10,10 +10,11 @@ from ..conftest import Project
 from ..test_readme import blocks
 
 MODELS = """
+import os
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-engine = create_engine("postgresql+psycopg://nobody@nowhere.invalid/shop", pool_pre_ping=True)
+engine = create_engine("postgresql+psycopg://postgres@/shop_dev?host=" + os.environ["SHOP_HOST"], pool_pre_ping=True)
 Session = sessionmaker(engine)
 
 class Base(DeclarativeBase):

@@ -17,6 +17,7 @@ from dbclone.server import Server
 from dbclone.settings import Settings
 from dbclone.template import Template
 
+from ..developer import application_url
 from .programs import Base
 
 Bind = Callable[[Any], Any]
@@ -48,5 +49,5 @@ def bind(clone: Clone) -> Iterator[Bind]:
 
 
 def engine(**options: Any) -> Engine:
-    """An engine that leads nowhere before it is bound."""
-    return create_engine("postgresql+psycopg://nobody:secret@nowhere.invalid:1/elsewhere", **options)
+    """An engine that leads to a developer's database before it is bound."""
+    return create_engine(application_url(), **options)

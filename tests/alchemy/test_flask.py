@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import make_url
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Field, SQLModel
 from sqlmodel import Session as ModelSession
@@ -18,6 +19,7 @@ from dbclone import adapters
 from dbclone.clone import Clone
 from dbclone.errors import SandboxLimit, SettingsError
 
+from ..developer import application_url
 from .conftest import Bind, engine
 from .programs import Base
 
@@ -31,9 +33,10 @@ class Hero(SQLModel, table=True):
     name: str = Field(unique=True)
 
 
-def make_app(db: Any, url: str = "postgresql+psycopg://nobody@nowhere.invalid/elsewhere", **config: Any) -> Flask:
+def make_app(db: Any, url: str = "", **config: Any) -> Flask:
+    """Return an application that leads to a developer's database, or to `url`."""
     app = Flask("shop")
-    app.config.update(SQLALCHEMY_DATABASE_URI=url, **config)
+    app.config.update(SQLALCHEMY_DATABASE_URI=url or application_url(), **config)
     db.init_app(app)
 
     @app.post("/people/<name>")
@@ -129,7 +132,7 @@ def test_the_handle_is_as_before_afterwards(clone: Clone, db: Any) -> None:
         pass
     assert "_make_engine" not in vars(db)
     with app.app_context():
-        assert db.engine.url.host == "nowhere.invalid"
+        assert db.engine.url == make_url(application_url())
 
 
 def test_models_name_their_extension_as_the_handle(db: Any) -> None:
@@ -152,7 +155,7 @@ def test_only_the_default_bind_is_led_to_the_clone(bind: Bind, clone: Clone, db:
 def test_an_application_that_cannot_be_sandboxed_is_refused_when_it_is_made(bind: Bind, clone: Clone, db: Any) -> None:
     bind(db)
     with clone.isolated("rollback", "test"), pytest.raises(SandboxLimit, match=r"postgresql\+psycopg://"):
-        make_app(db, "postgresql+psycopg2://nobody@nowhere.invalid/elsewhere")
+        make_app(db, application_url("psycopg2"))
     with pytest.raises(SettingsError, match="sqlite"):
         make_app(db, "sqlite://")
 

@@ -23,6 +23,7 @@ from dbclone.adapters.sqlalchemy import bound, refusal
 from dbclone.clone import Clone
 from dbclone.errors import SandboxLimit, SettingsError
 
+from ..developer import SHOP, application_url
 from .conftest import Bind, engine
 from .programs import PEOPLE, Person, core, names, orm
 
@@ -121,14 +122,14 @@ def test_a_listener_may_change_the_arguments_of_the_connection_and_not_open_one_
 
     @event.listens_for(found, "do_connect")
     def change(dialect: Any, record: Any, arguments: Any, parameters: Any) -> None:
-        given.append(parameters["host"])
+        given.append(parameters["dbname"])
         parameters |= {"password": "token", "host": "production.invalid", "options": "-c work_mem=9MB"}
 
     with clone.isolated("truncate", "test"), found.connect() as connection:
         assert connection.scalar(text("SELECT current_database() || current_setting('work_mem')")) == f"{clone.name}9MB"
     with clone.isolated("rollback", "test"):
         orm(found)
-    assert given[0] == "nowhere.invalid"
+    assert given[0] == SHOP
     assert len(given) > 1
 
     @event.listens_for(found, "do_connect")
@@ -195,7 +196,7 @@ def test_an_engine_is_forgotten_when_the_project_forgets_it(clone: Clone) -> Non
 
 @pytest.mark.skipif(importlib.util.find_spec("psycopg2") is None, reason="psycopg2 is not installed")
 def test_an_engine_over_psycopg2_is_refused_a_rollback_and_works_under_auto(bind: Bind, clone: Clone) -> None:
-    found = bind(create_engine("postgresql+psycopg2://nobody@nowhere.invalid/elsewhere"))
+    found = bind(create_engine(application_url("psycopg2")))
     with pytest.raises(SandboxLimit, match=r"postgresql\+psycopg://"), clone.isolated("rollback", "test"):
         pass
     for _ in range(2):
@@ -207,7 +208,7 @@ def test_an_engine_over_psycopg2_is_refused_a_rollback_and_works_under_auto(bind
 
 def test_an_asynchronous_engine_sandboxed_and_for_real(bind: Bind, clone: Clone) -> None:
     """With a new event loop for each test, and a fresh clone in between: commits, rollbacks, savepoints, errors and two tasks."""
-    found = bind(create_async_engine("postgresql+psycopg://nobody@nowhere.invalid/elsewhere"))
+    found = bind(create_async_engine(application_url()))
     make: Any = async_sessionmaker(found)
 
     async def add(name: str) -> str:
