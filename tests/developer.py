@@ -359,9 +359,9 @@ def files(*places: Path, name: str = "accounts") -> Iterator[None]:
         raise Touched(f"a user's files were touched:\n{changed}")
 
 
-def neighbours() -> list[tuple[Path, str]]:
-    """Return the places where the folders of private servers are, each with a name there that such a folder could have."""
-    name = f"dbclone-{os.getuid()}-{STRANGER}-{uuid.uuid4().hex[:8]}"
+def neighbours(user: int) -> list[tuple[Path, str]]:
+    """Return the places where users have the folders of private servers, each with a name there that one of `user` could have."""
+    name = f"dbclone-{user}-{STRANGER}-{uuid.uuid4().hex[:8]}"
     return [(place, name) for place in map(Path, ("/dev/shm", "/var/tmp", "/tmp")) if os.access(place, os.W_OK | os.X_OK)]
 
 
@@ -370,37 +370,53 @@ def neighbourhood(*places: Path) -> Iterator[None]:
     """Let a user's files stand in each place, and under names like those of our own folders where all users have theirs."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(files(*places))
-        for place, name in neighbours():
+        for place, name in neighbours(os.getuid()):
             stack.enter_context(files(place, name=name))
         yield
+
+
+def plant(arguments: argparse.Namespace) -> None:
+    """Plant what the arguments ask for, and write down what it is."""
+    planted = Databases(arguments.url)
+    if arguments.url:
+        planted.plant(others=tuple(arguments.database))
+    user = os.getuid() if arguments.owner is None else arguments.owner
+    tops = [plant_files(folder) for folder in arguments.folder] + [plant_files(*neighbour) for neighbour in neighbours(user)]
+    if arguments.owner is not None:
+        for top in tops:
+            for path in (top, *top.rglob("*")):
+                os.lchown(path, user, -1)
+    arguments.record.write_text(json.dumps({**vars(planted), "files": {str(top): inventory(top) for top in tops}}))
+
+
+def changes(record: Path) -> str:
+    """Return what is no longer as it was written down, a line each; and remove what stands where all users have theirs."""
+    found = json.loads(record.read_text())
+    files = found.pop("files")
+    changed = [Databases(**found).changes() if found["url"] else ""]
+    changed += [differences(before, inventory(Path(top))) for top, before in files.items()]
+    for top in map(Path, files):
+        if top.name.startswith("dbclone-"):
+            shutil.rmtree(top, ignore_errors=True)
+    return "\n".join(filter(None, changed))
 
 
 def main() -> int:
     """Plant, and after other commands compare: say what differs, and fail if anything does."""
     parser = argparse.ArgumentParser(prog="python -m tests.developer", description=main.__doc__)
     parser.add_argument("act", choices=["plant", "compare"])
-    parser.add_argument("--record", type=Path, required=True, help="file for what was planted")
-    parser.add_argument("--url", help="a server to plant databases on, as a superuser")
-    parser.add_argument("--database", action="append", default=[], help="one more database, which applications lead to by default")
-    parser.add_argument("--folder", action="append", type=Path, default=[], help="a folder to plant files in")
+    parser.add_argument("record", type=Path, help="file for what was planted")
+    parser.add_argument("--url", default="", help="plant databases on this server, as a superuser")
+    parser.add_argument("--database", action="append", default=[], metavar="NAME", help="one more database there")
+    parser.add_argument("--folder", action="append", type=Path, default=[], help="plant files in it")
+    parser.add_argument("--owner", type=int, metavar="UID", help="whose files they are")
     arguments = parser.parse_args()
     if arguments.act == "plant":
-        planted = Databases(arguments.url)
-        planted.plant(others=tuple(arguments.database))
-        tops = [plant_files(folder) for folder in arguments.folder]
-        tops += [plant_files(place, name) for place, name in neighbours()]
-        record = {**vars(planted), "files": {str(top): inventory(top) for top in tops}}
-        arguments.record.write_text(json.dumps(record))
+        plant(arguments)
         return 0
-    record = json.loads(arguments.record.read_text())
-    tops = record.pop("files")
-    found = [Databases(**record).changes(), *(differences(before, inventory(Path(top))) for top, before in tops.items())]
-    for top in tops:
-        if Path(top).name.startswith("dbclone-"):
-            shutil.rmtree(top, ignore_errors=True)
-    for changed in filter(None, found):
-        print(f"touched:\n{changed}", file=sys.stderr)
-    return int(any(found))
+    changed = changes(arguments.record)
+    print(f"touched:\n{changed}" if changed else "nothing of the developer's was touched")
+    return int(bool(changed))
 
 
 if __name__ == "__main__":
