@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, databases, features, privileges
+from . import adapters, boundary, databases, features, privileges
 from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
@@ -159,6 +159,7 @@ class Builder:
         if replaced is not None and replaced.sessions:
             raise self._occupied(f"There are {replaced.sessions} sessions in it.")
         features.check(self.server, self.schema)
+        self.schema = boundary.admitted(self.server, self.schema, self.progress)
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)
@@ -199,6 +200,7 @@ class Builder:
     def aside(self, name: str) -> None:
         """Build into the private database `name`, which is neither sealed nor published and stays open; the caller holds its lease
         and drops it. Raises what `build` raises."""
+        self.schema = boundary.admitted(self.server, self.schema, self.progress)
         mark = Mark.make("build", self.server.settings.project, self.server.facts.system, fingerprint=self.manifest.fingerprint)
         databases.create(self.server, name, "template0", mark, self._options())
         self._fill(name)

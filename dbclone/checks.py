@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from . import adapters, features
+from . import adapters, boundary, features
 from .build import adoptable, collation_flaw, flaws, full_manifest
 from .errors import Error
 from .marks import Database, template_name
@@ -130,6 +130,7 @@ def template(patient: Patient) -> Check:
     if patient.template is not None:
         return Check("template", OK, f"{name} is there, {patient.template.bytes / 2**20:.1f} MB")
     features.check(patient.server, schema)
+    boundary.check(patient.server, schema)
     stale = next((d for d in patient.known if d.name == name), None)
     if stale is not None:
         return Check(
