@@ -1,5 +1,5 @@
-"""Before anything is built: a schema's SQL files, and those that its commands give to psql, are looked through for what reaches beyond
-the database being built. Nothing has been made by then, so nothing has to be undone."""
+"""Before anything is built: a schema's SQL files, and those that its commands give to psql, are looked through for what reaches
+beyond the database being built. Nothing has been made by then, so nothing has to be undone."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def _parts(schema: Schema) -> list[Schema]:
 
 
 def admitted(server: Server, schema: Schema, progress: Progress) -> Schema:
-    """Return a schema as it may be built on a server, having checked it, and made the roles that it only names on the private server.
+    """Return a schema as it may be built on a server, having checked it; on the private one, make the roles that it only names.
 
-    Those roles have no right but what the schema gives them; their comment tells them apart from roles that somebody made on purpose,
+    Those have no right but what the schema gives them. Their comment tells them apart from roles that somebody made on purpose,
     because nobody may act as one while a schema is built. Raises what `check` raises.
     """
     missing = check(server, schema)

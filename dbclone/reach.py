@@ -57,7 +57,7 @@ class Token(NamedTuple):
     stop: int
 
 
-def _words(text: str) -> frozenset[str]:
+def _listed(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
@@ -75,19 +75,21 @@ _CALLS = re.compile(
     r"|pg_(?:wal_replay_pause|wal_replay_resume|backup_start|backup_stop|start_backup|stop_backup)"
     r"|pg_(?:read_file|read_binary_file|read_server_files|ls_dir|ls_\w+dir|file_write|file_rename|file_unlink|file_sync)"
 )
-_SHARED = _words(
-    """pg_database pg_authid pg_auth_members pg_db_role_setting pg_tablespace pg_shdescription pg_shseclabel pg_shdepend pg_parameter_acl pg_replication_origin pg_subscription"""
+_SHARED = _listed(
+    "pg_database pg_authid pg_auth_members pg_db_role_setting pg_tablespace pg_shdescription pg_shseclabel pg_shdepend"
+    " pg_parameter_acl pg_replication_origin pg_subscription"
 )
 #: Statements that run the functions they name, at once. PERFORM, RETURN and assignments are those of bodies.
-_RUNS = _words("""SELECT WITH INSERT UPDATE DELETE MERGE CALL VALUES TABLE EXPLAIN COPY EXECUTE PREPARE DECLARE""")
-ANYONE = _words("""PUBLIC CURRENT_USER CURRENT_ROLE SESSION_USER NONE""")
+_RUNS = _listed("""SELECT WITH INSERT UPDATE DELETE MERGE CALL VALUES TABLE EXPLAIN COPY EXECUTE PREPARE DECLARE""")
+ANYONE = _listed("""PUBLIC CURRENT_USER CURRENT_ROLE SESSION_USER NONE""")
 _ROLES = ("ROLE", "USER", "GROUP")
 # Where in a body of PL/pgSQL a statement may begin.
-_OPENS = _words("""BEGIN THEN ELSE LOOP DECLARE""")
+_OPENS = _listed("""BEGIN THEN ELSE LOOP DECLARE""")
 # What a block that is there only to make roles has none of.
-_CHANGES = _words("""
+_CHANGES = _listed("""
     INSERT UPDATE DELETE MERGE PERFORM CALL COPY TRUNCATE GRANT REVOKE COMMENT SECURITY TABLE SCHEMA
-    EXTENSION VIEW FUNCTION TYPE INDEX SEQUENCE DATABASE PUBLICATION POLICY TRIGGER DOMAIN SET OWNER""")
+    EXTENSION VIEW FUNCTION TYPE INDEX SEQUENCE DATABASE PUBLICATION POLICY TRIGGER DOMAIN SET OWNER
+""")
 
 
 def _significant(text: str, most: int = 0) -> list[Token]:
@@ -438,7 +440,7 @@ def _connected(line: str) -> str | None:
     name = first[1:-1].replace(first[0] * 2, first[0]) if first[0] in "'\"" else first
     if "=" in name or "://" in name:
         if found := re.fullmatch(r"\s*dbname\s*=\s*(?:'((?:[^'\\]|\\.)*)'|(\S+))\s*", name):
-            return re.sub(r"\\(.)", r"\1", found[1] or "") or str(found[2])
+            return str(re.sub(r"\\(.)", r"\1", found[1] or "") or found[2])
         return None
     return name
 

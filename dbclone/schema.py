@@ -140,6 +140,7 @@ class SqlFiles:
 
         dsn = parse(url)
         scripts = self.scripts()
+        progress(f"looking through {', '.join(script.shown for script in scripts)}"[:200])
         with connect(dsn, autocommit=True) as connection:
             roles = roles_of(lambda query: connection.execute(query.encode()).fetchall(), self.private)
         # All of them before the first statement of any runs.

@@ -47,7 +47,7 @@ class Roles:
 
 @dataclass
 class Plan:
-    """What becomes of one script: `changed`, by number, statements that run otherwise or not at all (None); `notes`, what to tell."""
+    """What becomes of a script: `changed`, by number, statements that run otherwise or (None) not at all; `notes`, what to tell."""
 
     script: Script
     changed: dict[int, str | None] = field(default_factory=dict)
@@ -85,8 +85,8 @@ _SET_ROLE = ("SET ROLE", "SET SESSION AUTHORIZATION")
 def plans(scripts: Sequence[Script], roles: Roles, here: str = "") -> tuple[list[Plan], list[str]]:
     """Return what becomes of each script, and the roles that are missing and are to be made before.
 
-    Arguments: `roles`, those of the server; `here`, the database being built, if it is there already. Raises BuildFailed, with file,
-    line and statement, if one reaches beyond that database.
+    Arguments: `roles`, those of the server; `here`, the database being built, if it is there already. Raises BuildFailed, with
+    file, line and statement, if one reaches beyond that database.
     """
     found = [(Plan(script), list(_look(script.text))) for script in scripts]
     created = {n for _, entries in found for e in entries for r in e.reaches if _makes(r) for n in r.names if n}
@@ -344,7 +344,7 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
     if "SERVER" in one.what or "MAPPING" in one.what or "FOREIGN" in one.what:
         return (
             "What is written to a foreign table is written on another server.",
-            "Leave it out, or let a callable make it if tests are to reach that server: schema = ['schema.sql', 'module:function'].",
+            "Leave it out, or let a callable make it, if tests are to reach that server: schema = ['a.sql', 'module:function'].",
         )
     return "It reaches what all databases of the server share, or what is outside of them.", "Leave it out."
 

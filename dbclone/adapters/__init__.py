@@ -81,7 +81,7 @@ def _adapter_of(kind: type) -> Adapter | None:
 
 
 def _is_command(settings: Settings, spec: str) -> bool:
-    """Return whether a text that ends in .sql is a command line, such as `psql -X -f structure.sql`, and no file's name with spaces."""
+    """Return whether a text that ends in .sql is a command line, such as `psql -f schema.sql`, and no file's name with spaces."""
     words = spec.split()
     if len(words) < 2 or (settings.root / spec).exists():
         return False
