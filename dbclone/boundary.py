@@ -4,34 +4,43 @@ beyond the database being built. Nothing has been made by then, so nothing has t
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from psycopg import sql
 
 from .errors import BuildFailed, Error, SettingsError, masked
 from .programs import elsewhere
 from .roles import ensure_role
-from .schema import Command, Progress, Schema, SqlFiles, Steps, roles_of
+from .schema import Command, Schema, SqlFiles, Steps, roles_of
 from .scripts import STAND_IN, plans
 from .server import Server
 
 
-def check(server: Server, schema: Schema) -> list[str]:
-    """Return the roles that a schema names and that are to be made before it is built: on the private server only.
+class Found(NamedTuple):
+    """What a look through a schema has found: `missing`, roles that it names and that are to be made first, on the
+    private server only; `notes`, what will be left out and why, a line for each file and reason."""
+
+    missing: list[str]
+    notes: list[str]
+
+
+def check(server: Server, schema: Schema) -> Found:
+    """Look through a schema before it is built.
 
     Raises BuildFailed if the schema reaches beyond the database being built, with file, line and statement. Nothing is written.
     """
     parts = list(_parts(schema))
     if not any(isinstance(part, (SqlFiles, Command)) for part in parts):
-        return []
+        return Found([], [])
     private = server.embedded is not None
     roles = roles_of(server.fetch, private, maker=private)
     try:
         # As one, because a role that one part makes is named by another.
         scripts = [script for part in parts if isinstance(part, SqlFiles) for script in part.scripts()]
     except (OSError, SettingsError):  # for the build to say
-        return []
+        return Found([], [])
     try:
-        missing = plans(scripts, roles)[1]
+        found_plans, missing = plans(scripts, roles)
         for part in parts:
             if isinstance(part, Command) and (found := elsewhere(part.line, part.settings.root, roles)):
                 raise BuildFailed(
@@ -41,7 +50,7 @@ def check(server: Server, schema: Schema) -> list[str]:
                     ),
                     found[0].instead,
                 )
-        return missing
+        return Found(missing, [f"{plan.script.shown}: {note}" for plan in found_plans for note in plan.notes])
     except Error as error:
         shown = masked(error, server.dsn.mask, variables=True)
     raise shown  # not while the original is being handled, which would become its context
@@ -51,19 +60,20 @@ def _parts(schema: Schema) -> list[Schema]:
     return [inner for part in schema.parts for inner in _parts(part)] if isinstance(schema, Steps) else [schema]
 
 
-def admitted(server: Server, schema: Schema, progress: Progress) -> Schema:
-    """Return a schema as it may be built on a server, having checked it; on the private one, make the roles that it only names.
+def admitted(server: Server, schema: Schema) -> tuple[Schema, list[str]]:
+    """Return a schema as it may be built on a server, having checked it, and what is to be told of it. On the private server, make
+    the roles that it only names.
 
     Those have no right but what the schema gives them. Their comment tells them apart from roles that somebody made on purpose,
     because nobody may act as one while a schema is built. Raises what `check` raises.
     """
-    missing = check(server, schema)
+    missing, notes = check(server, schema)
     for name in missing:
         if ensure_role(server, name):
             server.connection.execute(sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(name), sql.Literal(STAND_IN)))
     if missing:
-        progress(f"made on the private server, in name only, because the schema names them: {', '.join(map(repr, missing))}")
-    return _private(schema) if server.embedded is not None else schema
+        notes = [*notes, f"made on the private server, in name only, because the schema names it: role {', '.join(missing)}"]
+    return (_private(schema) if server.embedded is not None else schema), notes
 
 
 def _private(schema: Schema) -> Schema:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ class Builder:
     manifest: Manifest
     name: str
     progress: Progress
+    notes: list[str] = field(default_factory=list)  # what the build has left out, for people
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -159,7 +160,7 @@ class Builder:
         if replaced is not None and replaced.sessions:
             raise self._occupied(f"There are {replaced.sessions} sessions in it.")
         features.check(self.server, self.schema)
-        self.schema = boundary.admitted(self.server, self.schema, self.progress)
+        self.schema, self.notes = boundary.admitted(self.server, self.schema)
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)
@@ -200,7 +201,7 @@ class Builder:
     def aside(self, name: str) -> None:
         """Build into the private database `name`, which is neither sealed nor published and stays open; the caller holds its lease
         and drops it. Raises what `build` raises."""
-        self.schema = boundary.admitted(self.server, self.schema, self.progress)
+        self.schema, self.notes = boundary.admitted(self.server, self.schema)
         mark = Mark.make("build", self.server.settings.project, self.server.facts.system, fingerprint=self.manifest.fingerprint)
         databases.create(self.server, name, "template0", mark, self._options())
         self._fill(name)

@@ -428,7 +428,7 @@ LEADING = re.compile(r"\\(?:c|connect|!|gexec|o|out|w|write|copy …)(?: .*)?|.*
 
 def _connected(line: str) -> str | None:
     """Return the database that a \\connect names (empty: the same again); None if it names more, or cannot be told."""
-    arguments = re.findall(r"\"(?:[^\"]|\"\")*\"|'(?:[^']|'')*'|\S+", line)[1:]
+    arguments: list[str] = re.findall(r"\"(?:[^\"]|\"\")*\"|'(?:[^']|'')*'|\S+", line)[1:]
     arguments = [a for a in arguments if not a.startswith("-reuse-previous=")]
     while arguments and arguments[-1] == "-":
         arguments.pop()
@@ -440,7 +440,7 @@ def _connected(line: str) -> str | None:
     name = first[1:-1].replace(first[0] * 2, first[0]) if first[0] in "'\"" else first
     if "=" in name or "://" in name:
         if found := re.fullmatch(r"\s*dbname\s*=\s*(?:'((?:[^'\\]|\\.)*)'|(\S+))\s*", name):
-            return str(re.sub(r"\\(.)", r"\1", found[1] or "") or found[2])
+            return re.sub(r"\\(.)", r"\1", str(found[1] or found[2]))
         return None
     return name
 
