@@ -394,7 +394,8 @@ _SETS = re.compile(
     r"\\(?:un)?set\s+(?:ON_ERROR_STOP|ON_ERROR_ROLLBACK|ECHO|ECHO_HIDDEN|QUIET|VERBOSITY|SHOW_CONTEXT|FETCH_COUNT|HISTCONTROL|HISTFILE"
     r"|HISTSIZE|COMP_KEYWORD_CASE|PROMPT[123]|SHOW_ALL_RESULTS)(?:\s|$)"
 )
-_ENCODING = re.compile(r"\\encoding(?:\s+'?(?:utf-?8|unicode)'?)?\s*$", re.I)
+# SQL_ASCII is what pg_dump writes before a \connect to an odd name (appendPsqlMetaConnect in src/fe_utils/string_utils.c).
+_ENCODING = re.compile(r"\\encoding(?:\s+'?(?:utf-?8|unicode|sql_ascii)'?)?\s*$", re.I)
 _CONNECT = re.compile(r"\\c(?:onnect)?(?:\s|$)")
 HARMLESS = "harmless"  # the kind of a command of psql that only prints
 
