@@ -147,19 +147,16 @@ def collations(patient: Patient) -> Check:
         return Check("collations", NOT_CHECKED, "before PostgreSQL 15 a database does not record the version of its collation")
     stale = {d.name: flaw for d in patient.ours if d.sealed and (flaw := collation_flaw(server, d))}
     rows = server.fetch(
-        # A version that there is none of any more (C.UTF-8 had one once) cannot be refreshed, only forgotten.
-        "SELECT datname::text, CASE WHEN pg_database_collation_actual_version(oid) IS NULL"
-        " THEN format('UPDATE pg_database SET datcollversion = NULL WHERE datname = %L;', datname)"
-        " ELSE format('ALTER DATABASE %I REFRESH COLLATION VERSION;', datname) END FROM pg_database"
+        "SELECT datname::text FROM pg_database"
         " WHERE datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL"
         " AND NOT datname ~ '^dbclone_' ORDER BY 1"
     )
     if stale:
         return Check("collations", SLOW, "; ".join(f"{n}: {flaw}" for n, flaw in stale.items()), "The next run builds it anew.")
     if rows:
-        names = ", ".join(name for name, _ in rows)
+        names = ", ".join(name for (name,) in rows)
         why = f"the collation of {names} has another version than its indexes were built with; dbclone does not copy them"
-        return Check("collations", WARNING, why, "REINDEX there, then: " + " ".join(text for _, text in rows))
+        return Check("collations", WARNING, why, "Ask their owners to reindex them (PostgreSQL documentation, sql-altercollation).")
     return Check("collations", OK, "every collation has the version that its database was made with")
 
 

@@ -61,12 +61,28 @@ def _listed(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Without any of these in it a statement reaches nothing. One search of a long INSERT is cheap, its tokens are not.
-_MIGHT = re.compile(
-    r"\\|database|role|user|group|owned|system|tablespace|subscription|server|program|grant|revoke|foreign|copy"
-    r"|dblink|slot|replication|lo_(?:im|ex)port|reload_conf|rotate_logfile|promote|_backend|_wal|backup|pg_(?:read|ls|file)_"
-    r"|pg_auth|pg_db|pg_sh|pg_param|parameter|restore_point",
-    re.I,
+# Without one of these in it a statement reaches nothing and names no role. To look for them in a long INSERT is cheap, to look at
+# its tokens is not; and in statements that run, by far the most, the words of the others are data.
+_RUNNING = (
+    *("\\", "dblink", "slot", "lo_import", "lo_export", "reload_conf", "rotate_logfile", "promote", "_backend", "_wal", "backup"),
+    *(
+        "restore_point",
+        "pg_read",
+        "pg_ls_",
+        "pg_file",
+        "pg_database",
+        "pg_auth",
+        "pg_db_",
+        "pg_tablespace",
+        "pg_sh",
+        "pg_parameter",
+    ),
+    *("pg_replication", "pg_subscription"),
+)
+_OTHERS = (
+    *_RUNNING,
+    *("database", "role", "user", "group", "owne", "system", "tablespace", "subscription", "server", "program", "grant", "revoke"),
+    *("foreign", "copy", "authorization", "policy", "parameter", "standard_conforming_strings"),
 )
 _CALLS = re.compile(
     r"dblink|dblink_(?:connect|connect_u|exec|open|fetch|send_query|get_result)|lo_import|lo_export"
@@ -164,6 +180,8 @@ class _Words:
 
 def _literal(text: str) -> str:
     """Return what a string constant says; of escapes only the doubled quotes and backslashes matter here."""
+    if not text:
+        return ""
     if text.startswith("$"):
         end = text.find("$", 1) + 1
         return text[end : -end if text.endswith(text[:end]) and len(text) >= 2 * end else None]
@@ -171,13 +189,22 @@ def _literal(text: str) -> str:
     return re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), body, flags=re.S) if text[0] in "eE" else body
 
 
+def first_word(text: str) -> str:
+    """Return the first word of a statement, in upper case; empty if it begins with something else."""
+    return next((text[start:stop].upper() if kind == "word" else "" for kind, start, stop in tokens(text) if kind != "space"), "")
+
+
+def might(text: str, first: str) -> bool:
+    """Return whether it is worth asking `reach`, `plants` and `naming` about a statement, whose first word is `first`."""
+    folded = text.lower()
+    return any(word in folded for word in (_RUNNING if first in _RUNS and first != "COPY" else _OTHERS))
+
+
 def reach(text: str) -> tuple[Reach, ...]:
     """Return what one statement, or one line of psql, reaches beyond the database that it runs in; empty for nothing.
 
     Arguments: `text`, as `statements.split` yields it: one statement with the comments inside and before it.
     """
-    if not _MIGHT.search(text):
-        return ()
     if text.startswith("\\"):
         return (command(text),)
     words = _Words(text, _significant(text))
@@ -200,7 +227,7 @@ def plants(text: str) -> tuple[str, tuple[Reach, ...]]:
     """Return the name of the function that a statement creates, and what calling it would reach; ("", ()) for anything else."""
     head = _Words(text, _significant(text, 8))
     at = head.optional(1, "OR", "REPLACE")
-    if head[0].word != "CREATE" or head[at].word not in ("FUNCTION", "PROCEDURE") or not _MIGHT.search(text):
+    if head[0].word != "CREATE" or head[at].word not in ("FUNCTION", "PROCEDURE"):
         return "", ()
     words = _Words(text, _significant(text))
     name = words[at + 3] if words.symbol(at + 2) == "." else words[at + 1]
@@ -280,6 +307,10 @@ def _head(words: _Words) -> list[Reach]:
             return [Reach(OUTSIDE, f"REINDEX {words[at].word}")]
     if verb == "REASSIGN" and words[1].word == "OWNED":
         return [Reach(OUTSIDE, "REASSIGN OWNED")]
+    if verb == "SET" and (at := next((at for at in (1, 2) if words[at].name == "standard_conforming_strings"), 0)):
+        value = words[at + 2].word or _literal(words.symbol(at + 2)).upper()
+        if value not in ("ON", "TRUE", "DEFAULT"):  # then the server would read the rest of the file otherwise than we do
+            return [Reach(OUTSIDE, "SET standard_conforming_strings")]
     if words.says(0, "IMPORT", "FOREIGN", "SCHEMA"):
         return [Reach(OUTSIDE, "IMPORT FOREIGN SCHEMA")]
     if verb == "COPY":
@@ -345,7 +376,7 @@ def _grant(words: _Words, verb: str) -> list[Reach]:
 
 def _body(text: str) -> list[Reach]:
     """Return what the statements of a body in PL/pgSQL or SQL reach, those in the literals of an EXECUTE included."""
-    if not _MIGHT.search(text):
+    if not might(text, ""):
         return []
     here = "current_database" in text.lower()
     found: list[Reach] = []
@@ -463,7 +494,7 @@ def naming(text: str) -> Naming | None:
     CREATE, ALTER and DROP ROLE are told by `reach`. `without(missing)` returns the text without those roles, or None if nothing is
     left of it.
     """
-    if not re.search(r"owner|grant|revoke|policy|role|authorization", text, re.I):
+    if first_word(text) not in ("ALTER", "CREATE", "GRANT", "REVOKE", "SET"):
         return None
     words = _Words(text, _significant(text))
     verb = words[0].word

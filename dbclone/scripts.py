@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from . import reach as reaches
 from .errors import BuildFailed
-from .reach import Naming, Reach, naming, reach
-from .statements import Statement, split, tokens
+from .reach import Naming, Reach, first_word, might, naming, plants, reach
+from .statements import Statement, split
 
 #: The comment of a role that is there only because a schema names it.
 STAND_IN = "made by dbclone, because a schema names it"
@@ -47,11 +47,13 @@ class Roles:
 
 @dataclass
 class Plan:
-    """What becomes of a script: `changed`, by number, statements that run otherwise or (None) not at all; `notes`, what to tell."""
+    """What becomes of a script: `changed`, by number, statements that run otherwise or (None) not at all; `notes`, what to tell;
+    `lacking`, the roles that there are not."""
 
     script: Script
     changed: dict[int, str | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
 
     def statements(self) -> Iterator[Statement]:
         """Yield what is to run, in order."""
@@ -116,15 +118,16 @@ def _look(text: str) -> Iterator[_Found]:
     planted: dict[str, tuple[Reach, ...]] = {}
     worked = False
     for number, statement in enumerate(split(text)):
-        found = reach(statement.text)
+        first = first_word(statement.text)
+        interesting = might(statement.text, first)
+        found = reach(statement.text) if interesting else ()
         if planted and any(name in statement.text.lower() for name in planted):
             for name in dict.fromkeys(reaches.calls(statement.text)):
                 found += tuple(_through(name, one) for one in planted.get(name, ()))
-        name, inside = reaches.plants(statement.text)
-        if inside:
-            planted[name] = inside
-        roles = naming(statement.text)
-        works = not worked and not found and _first_word(statement.text) not in _QUIET
+        if interesting and first == "CREATE" and (planting := plants(statement.text))[1]:
+            planted[planting[0]] = planting[1]
+        roles = naming(statement.text) if interesting else None
+        works = not worked and not found and first not in _QUIET
         if found or roles or works:
             worked = worked or works
             at = found[0].at if found else 0
@@ -135,10 +138,6 @@ def _through(name: str, one: Reach) -> Reach:
     return Reach(one.kind, f"{one.what} in function {name}", one.names, (), one.verb, one.pairs, alone=False, body=True)
 
 
-def _first_word(text: str) -> str:
-    return next((text[a:b].upper() for kind, a, b in tokens(text) if kind != "space"), "")
-
-
 def _target(entries: Sequence[_Found]) -> tuple[str, int]:
     """Return the database that stands for the one being built, and the number of the first \\connect; ("", 0) if there is none."""
     created = {r.names[0]: e.number for e in reversed(entries) for r in e.reaches if _creates_database(r)}
@@ -147,7 +146,7 @@ def _target(entries: Sequence[_Found]) -> tuple[str, int]:
         return "", 0
     ((name, made),) = created.items()
     first = connects[0][0]
-    worked = any(e.number < first and not e.reaches for e in entries if _first_word(e.statement.text) not in _QUIET)
+    worked = any(e.number < first and not e.reaches for e in entries if first_word(e.statement.text) not in _QUIET)
     return (name, first) if made < first and name and not worked else ("", 0)
 
 
@@ -211,6 +210,7 @@ class _Judge:
             plan.notes.append(f"run on the database being built instead of {target}: {_shown(aimed)}")
         if there:
             plan.notes.append(f"{because} the roles of the server are as they are: {_shown(there)}")
+        plan.lacking = sorted(name for name in lacking if name not in self.roles.there)
         for name, clauses in sorted(lacking.items()):
             why = f"there is no role {name}" if name not in self.roles.stand_ins else f"role {name} is there in name only"
             plan.notes.append(f"{because} {why}: {_shown(clauses)}")
@@ -339,6 +339,8 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
     if one.kind == reaches.PSQL:
         first = one.what.split()[0]
         return "It is a line for psql, not for the server.", _PSQL_INSTEAD.get(first, "Leave it out, or write it in SQL.")
+    if "strings" in one.what:
+        return "Quotes and backslashes would end literals elsewhere than they seem to.", "Write literals with backslashes as E'…'."
     if "COPY" in one.what and "file" in one.what:
         return "It reads or writes a file of the server's machine.", _PSQL_INSTEAD["\\copy"]
     if "SERVER" in one.what or "MAPPING" in one.what or "FOREIGN" in one.what:

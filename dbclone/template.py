@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from . import databases
-from .build import UNLOGGED, Builder, adoptable, flaws, full_manifest
+from .build import LACKING, UNLOGGED, Builder, adoptable, flaws, full_manifest
 from .clock import monotonic
 from .clone import Clone
 from .errors import TemplateError
@@ -159,4 +159,8 @@ def _why(server: Server, manifest: Manifest, known: list[Database], name: str) -
     if not others:
         return ()
     newest = max(others, key=lambda mark: mark.created)
-    return tuple(manifest.explain({k: v for k, v in newest.manifest.items() if k != UNLOGGED and not k.startswith("extension ")}))
+    return tuple(
+        manifest.explain(
+            {k: v for k, v in newest.manifest.items() if k not in (UNLOGGED, LACKING) and not k.startswith("extension ")}
+        )
+    )

@@ -257,3 +257,26 @@ def test_a_file_whose_name_has_spaces_is_a_file(tmp_path: Path) -> None:
         "cat structure.sql": Command,
     }.items():
         assert isinstance(adapters.load(load(tmp_path, {"schema": [spec]}, {}))[0], kind), spec
+
+
+def test_a_template_is_built_again_when_a_role_that_it_lacked_is_there(
+    server: Server, settings: Settings, tmp_path: Path, role: Dsn
+) -> None:
+    """What a build does without depends on the server's roles, so the template does, too."""
+    late = f"late_{uuid.uuid4().hex[:6]}"
+    (tmp_path / "a.sql").write_text(f"CREATE TABLE item (id int); GRANT SELECT ON item TO {late};")
+    own = load(tmp_path, {"schema": ["a.sql"], "name": f"late{uuid.uuid4().hex[:6]}", "cache_dir": settings.cache_dir}, {})
+    with Server.open(own, role) as plain:
+        first = Template.ensure(plain, adapters.load(own)[0])
+        assert first.notes == (f"a.sql: left out, because there is no role {late}: GRANT",)
+        assert not Template.ensure(plain, adapters.load(own)[0]).built
+        plain.leases.give_up(first.name, shared=True)
+        server.connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(late)))
+        try:
+            second = Template.ensure(plain, adapters.load(own)[0])
+            assert (second.built, second.why) == (True, (f"role {late} was not there and is now",))
+            assert second.notes == ()
+        finally:
+            server.connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(first.name)))
+            server.connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(first.name)))
+            server.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(late)))

@@ -62,6 +62,7 @@ BEYOND = {
     "DO $$ BEGIN EXECUTE format('COMMENT ON DATABASE %I IS ''x''', current_database()); END $$": "COMMENT ON DATABASE",
     "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO bob', current_database()); END $$": "ALTER DATABASE",
     "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 1', 'shop'); END $$": "ALTER DATABASE",
+    "SET SESSION standard_conforming_strings = 'off'": "SET standard_conforming_strings",
     "SELECT 'DROP DATABASE shop' \\gexec": "\\gexec",
     "SELECT 1 \\c shop": "\\c",
     "SELECT 1\n  \\! rm -rf /": "\\!",
@@ -103,6 +104,7 @@ def test_what_reaches_beyond_is_told(text: str) -> None:
         "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO webapp', current_database()); END $$",
         "REINDEX TABLE t",
         "SET ROLE webapp",
+        "SET standard_conforming_strings = on",
     ],
 )
 def test_what_stays_inside_is_nothing(text: str) -> None:
