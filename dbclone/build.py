@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from . import adapters, databases, features, privileges
+from . import adapters, boundary, databases, features, privileges
 from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
@@ -23,6 +24,7 @@ from .server import Server
 log = logging.getLogger("dbclone")
 FORMAT = "1"  # of templates: a change makes all older ones another fingerprint's
 UNLOGGED = "unlogged tables with rows"
+LACKING = "roles that were not there"
 #: How servers of several versions refuse an encoding or a locale.
 _UNFIT = (
     psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType, psycopg.errors.InvalidParameterValue,
@@ -57,7 +59,7 @@ def adoptable(server: Server, known: list[Database], name: str) -> Database | No
         raise NotOurs(
             f'database "{name}" on {server.where} has the name of our template and is not one',
             found.problem(server.facts.system) or "It has no mark of a template.",
-            "Drop it by hand if you know what it is, or set another name in [tool.dbclone].",
+            "Set another name in [tool.dbclone]; whoever made that database knows what it is.",
         )
     return None if flaws(server, found) else found
 
@@ -71,6 +73,9 @@ def flaws(server: Server, found: Database) -> list[str]:
         return ["the template was not sealed any more"]
     if flaw := collation_flaw(server, found):
         return [flaw]
+    lacking = json.loads(found.mark.manifest.get(LACKING, "[]"))
+    if lacking and (rows := server.fetch("SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s) ORDER BY 1", [lacking])):
+        return [f"role {name} was not there and is now" for (name,) in rows]
     recorded = {k.partition(" ")[2]: v for k, v in found.mark.manifest.items() if k.startswith("extension ")}
     if not recorded:
         return []
@@ -103,6 +108,7 @@ class Builder:
     manifest: Manifest
     name: str
     progress: Progress
+    notes: list[str] = field(default_factory=list)  # what the build has left out, for people
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -159,6 +165,8 @@ class Builder:
         if replaced is not None and replaced.sessions:
             raise self._occupied(f"There are {replaced.sessions} sessions in it.")
         features.check(self.server, self.schema)
+        looked = boundary.prepare(self.server, self.schema)
+        self.notes = looked.notes
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)
@@ -169,6 +177,8 @@ class Builder:
             databases.create(server, name, "template0", mark, self._options())
             self._fill(name)
             manifest = {**self.manifest, **self._finish(name)}
+            if looked.lacking:
+                manifest[LACKING] = json.dumps(looked.lacking)
             final = replace(mark, kind="template", manifest=manifest, seconds=round(monotonic() - started, 3), used=wall())
             databases.seal(server, name, final)
             self._publish(name, replaced)
@@ -199,6 +209,7 @@ class Builder:
     def aside(self, name: str) -> None:
         """Build into the private database `name`, which is neither sealed nor published and stays open; the caller holds its lease
         and drops it. Raises what `build` raises."""
+        boundary.prepare(self.server, self.schema)
         mark = Mark.make("build", self.server.settings.project, self.server.facts.system, fingerprint=self.manifest.fingerprint)
         databases.create(self.server, name, "template0", mark, self._options())
         self._fill(name)
@@ -215,7 +226,7 @@ class Builder:
         dsn = self.server.database(name)
         try:
             with adapters.bound(self.handle, dsn.url):
-                self.schema.build(dsn.url, self.progress)
+                boundary.on(self.server, self.schema).build(dsn.url, self.progress)
             return
         except Exception as error:
             shown = masked(error, dsn.mask, variables=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from . import adapters, features
+from . import adapters, boundary, features
 from .build import adoptable, collation_flaw, flaws, full_manifest
 from .errors import Error
 from .marks import Database, template_name
@@ -130,6 +130,7 @@ def template(patient: Patient) -> Check:
     if patient.template is not None:
         return Check("template", OK, f"{name} is there, {patient.template.bytes / 2**20:.1f} MB")
     features.check(patient.server, schema)
+    boundary.check(patient.server, schema)
     stale = next((d for d in patient.known if d.name == name), None)
     if stale is not None:
         return Check(
@@ -146,19 +147,16 @@ def collations(patient: Patient) -> Check:
         return Check("collations", NOT_CHECKED, "before PostgreSQL 15 a database does not record the version of its collation")
     stale = {d.name: flaw for d in patient.ours if d.sealed and (flaw := collation_flaw(server, d))}
     rows = server.fetch(
-        # A version that there is none of any more (C.UTF-8 had one once) cannot be refreshed, only forgotten.
-        "SELECT datname::text, CASE WHEN pg_database_collation_actual_version(oid) IS NULL"
-        " THEN format('UPDATE pg_database SET datcollversion = NULL WHERE datname = %L;', datname)"
-        " ELSE format('ALTER DATABASE %I REFRESH COLLATION VERSION;', datname) END FROM pg_database"
+        "SELECT datname::text FROM pg_database"
         " WHERE datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL"
         " AND NOT datname ~ '^dbclone_' ORDER BY 1"
     )
     if stale:
         return Check("collations", SLOW, "; ".join(f"{n}: {flaw}" for n, flaw in stale.items()), "The next run builds it anew.")
     if rows:
-        names = ", ".join(name for name, _ in rows)
+        names = ", ".join(name for (name,) in rows)
         why = f"the collation of {names} has another version than its indexes were built with; dbclone does not copy them"
-        return Check("collations", WARNING, why, "REINDEX there, then: " + " ".join(text for _, text in rows))
+        return Check("collations", WARNING, why, "Ask their owners to reindex them (PostgreSQL documentation, sql-altercollation).")
     return Check("collations", OK, "every collation has the version that its database was made with")
 
 

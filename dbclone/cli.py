@@ -36,9 +36,11 @@ def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
         made = warm(server, template.database, arguments.workers)
         facts = {
             "template": template.name, "built": template.built, "seconds": round(template.seconds, 4), "why": list(template.why),
-            "server": server.where, "version": server.version, "warm_clones_made": made, "dropped": dropped,
+            "notes": list(template.notes), "server": server.where, "version": server.version,
+            "warm_clones_made": made, "dropped": dropped,
         }  # fmt: skip
         lines = [template_line(template.name, template.built, template.seconds, template.why)]
+        lines += template.notes
         lines += [f"{made} warm clone{'s' if made != 1 else ''} made"] if arguments.workers else []
         lines += [f"dropped {name}" for name in dropped]
         say(arguments, facts, lines)

@@ -93,5 +93,5 @@ def _refused(server: Server, found: Database, problem: str) -> NotOurs:
     return NotOurs(
         f"database {found.name!r} on {server.where} is left alone: {problem}",
         "dbclone drops and changes only what carries its own mark for this server and belongs to its own role.",
-        "Drop it by hand if you know what it is.",
+        "Whoever made it knows what it is.",
     )

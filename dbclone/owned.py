@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
-from . import adapters, databases
+from . import adapters, boundary, databases
 from .clock import monotonic
 from .connect import connect
 from .copying import claim_warm, copy
@@ -161,7 +161,7 @@ class Owned:
 
     def _build(self) -> None:
         assert self.schema is not None, "a clone made without its schema cannot be built again"
-        self.schema.build(self.url, log.info)
+        boundary.on(self.server, self.schema).build(self.url, log.info)
 
     def _move(self, reason: str) -> None:
         """Go on under another name: somebody is in the database whom we may not send away. The next run drops it."""

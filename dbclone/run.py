@@ -54,14 +54,16 @@ def controller(
     """Ensure server and template, clear away what dead runs left, and hold the server for the block.
 
     Arguments: `schema`, an object instead of the setting; `rebuild`, build the template even if it is there; `progress`, told the
-    steps of a build; `note`, told at the end what has appeared outside all databases. Then, what died in this run is cleared away
-    too, or left to the next one. Raises any dbclone.Error.
+    steps of a build; `note`, told what the build left out, and at the end what has appeared outside all databases. What died in
+    this run is then cleared away too, or left to the next one. Raises any dbclone.Error.
     """
     parts, handle = adapters.load(settings, schema)
     with Server.open(settings) as server:
         template = Template.ensure(server, parts, handle, rebuild, progress)
         with told(server, "leftovers were dropped"):
             prune(server, template.name, budget=10)
+        for line in template.notes:
+            note(line)
         before = shared(server)
         yield template
         if not server.home.left:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .dsn import bound_environment, child_environment, mask_any, masking, parse
+from .dsn import Dsn, bound_environment, child_environment, mask_any, masking, parse
 from .errors import BuildFailed, Error, encodable, said
+from .scripts import STAND_IN, Plan, Roles, Script, plans
 from .settings import Settings
-from .statements import split
 
 Progress = Callable[[str], None]
 
@@ -106,10 +106,14 @@ def _file_entries(settings: Settings, files: Iterable[Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SqlFiles:
-    """SQL scripts, each run in a session of its own, as `psql -f` would; backslash commands excepted."""
+    """SQL scripts, each run in a session of its own, as `psql -f` would; without what reaches beyond the database (`scripts`).
+
+    `private`, whether they run on the private server, where they may make roles.
+    """
 
     settings: Settings = field(repr=False)
     patterns: tuple[str, ...]
+    private: bool = False
 
     def manifest(self) -> Mapping[str, str]:
         files = find_files(self.settings, "schema", self.patterns)
@@ -118,33 +122,44 @@ class SqlFiles:
             entries["order of SQL files"] = digest("\0".join(entries).encode())
         return entries
 
+    def scripts(self) -> list[Script]:
+        """Return the files as they are read. Raises SettingsError, and BuildFailed for one that is not UTF-8."""
+        found = []
+        for path in find_files(self.settings, "schema", self.patterns):
+            shown = str(path.relative_to(self.settings.root) if path.is_relative_to(self.settings.root) else path)
+            try:
+                # With every end of line as it is, because literals have them too.
+                found.append(Script(encodable(shown), path.read_bytes().decode("utf-8-sig")))
+            except UnicodeDecodeError as error:
+                raise BuildFailed(f"{encodable(shown)} is not UTF-8", str(error), "Save the file as UTF-8.") from error
+        return found
+
     @masking
     def build(self, url: str, progress: Progress) -> None:
-        for path in find_files(self.settings, "schema", self.patterns):
-            self._run(path, url, progress)
+        from .connect import connect
 
-    def _run(self, path: Path, url: str, progress: Progress) -> None:
+        dsn = parse(url)
+        scripts = self.scripts()
+        progress(f"looking through {', '.join(script.shown for script in scripts)}"[:200])
+        with connect(dsn, autocommit=True) as connection:
+            roles = roles_of(lambda query: connection.execute(query.encode()).fetchall(), self.private)
+        # All of them before the first statement of any runs.
+        for plan in plans(scripts, roles, dsn.get("dbname"))[0]:
+            for note in plan.notes:
+                progress(f"{plan.script.shown}: {note}")
+            self._run(plan, dsn, progress)
+
+    def _run(self, plan: Plan, dsn: Dsn, progress: Progress) -> None:
         import psycopg
 
         from .connect import connect
 
-        shown = path.relative_to(self.settings.root) if path.is_relative_to(self.settings.root) else path
-        try:
-            text = path.read_bytes().decode("utf-8-sig")  # with every end of line as it is, because literals have them too
-        except UnicodeDecodeError as error:
-            raise BuildFailed(f"{shown} is not UTF-8", str(error), "Save the file as UTF-8.") from error
-        dsn = parse(url)
+        shown = plan.script.shown
         mask = dsn.mask  # what is shown is masked before it is cut, which could leave half a password
         with connect(dsn, autocommit=True) as connection:
-            for statement in split(text):
+            for statement in plan.statements():
                 where = f"{shown}:{statement.line}"
                 progress(f"{where}: {' '.join(mask(statement.text[:2000]).split())[:60]}")
-                if statement.text.startswith("\\"):
-                    raise BuildFailed(
-                        f"{where}: {statement.text.split()[0]} is a command of psql, not SQL",
-                        f"The line is: {mask_any(statement.text)}",
-                        "Write it in SQL, or let psql run the file: schema = 'psql -X -v ON_ERROR_STOP=1 -f FILE'.",
-                    )
                 try:
                     if statement.data is None:
                         connection.execute(statement.text.encode())
@@ -166,6 +181,28 @@ class SqlFiles:
                     "Its last BEGIN has no COMMIT, so nothing of it would stay.",
                     "Add COMMIT.",
                 )
+
+
+_MEMBERS = (
+    "SELECT r.rolname::text, m.rolname::text FROM pg_auth_members"
+    " JOIN pg_roles r ON r.oid = roleid JOIN pg_roles m ON m.oid = member"
+)
+
+
+def roles_of(fetch: Callable[[str], list[tuple[Any, ...]]], private: bool, maker: bool = False) -> Roles:
+    """Return what decides about roles, asked of the server.
+
+    Arguments: `fetch`, runs a query there; `private`, whether that server is ours; `maker`, as in `Roles`.
+    """
+    names = fetch("SELECT rolname::text, shobj_description(oid, 'pg_authid'), rolcanlogin, rolname = current_user FROM pg_roles")
+    return Roles(
+        private,
+        me=next(name for name, _, _, me in names if me),
+        there=frozenset(name for name, *_ in names),
+        stand_ins=frozenset(name for name, comment, login, _ in names if comment == STAND_IN and not login),
+        members=frozenset((role, member) for role, member in fetch(_MEMBERS)),
+        maker=maker,
+    )
 
 
 @dataclass(frozen=True)

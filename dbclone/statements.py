@@ -92,7 +92,7 @@ def _comment(text: str, at: int) -> int:
     return len(text) if depth else at
 
 
-def _tokens(text: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
+def tokens(text: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
     """Yield (kind, start, end); comments come as `space`, quoted text whole. Time and memory grow as the text does, no faster."""
     at = start
     escaped = broken = False  # whether an E string came last, and a new line since: then a string goes on with it, escapes included
@@ -156,15 +156,15 @@ class _Open:
 def split(text: str) -> Iterator[Statement]:
     """Yield the statements of an SQL script in order, empty ones left out.
 
-    psql's `\\restrict` and `\\unrestrict` lines, which pg_dump writes, are passed over; any other backslash command is yielded as
-    a Statement whose text starts with the backslash, for the caller to refuse. COPY … FROM STDIN takes the lines up to `\\.`.
+    A backslash command of psql that begins where a statement could is yielded as a Statement whose text starts with the backslash,
+    up to the end of the line; what it is, `reach.command` tells. COPY … FROM STDIN takes the lines up to `\\.`.
     """
     at = counted = 0
     line = 1
     while at < len(text):
         now: _Open | None = None
         next_at = len(text)
-        for kind, start, stop in _tokens(text, at):
+        for kind, start, stop in tokens(text, at):
             if kind == "space":
                 continue
             if now is None:
@@ -176,9 +176,7 @@ def split(text: str) -> Iterator[Statement]:
                 if text[start] == "\\":
                     newline = text.find("\n", start)
                     next_at = len(text) if newline < 0 else newline + 1
-                    command = text[start:next_at].strip()
-                    if not command.startswith(("\\restrict ", "\\unrestrict ")):
-                        yield Statement(command, line)
+                    yield Statement(text[start:next_at].strip(), line)
                     now = None
                     break
             if kind == "word" and now.curious:
@@ -212,7 +210,7 @@ def _significant(text: str) -> list[str]:
     """Return the tokens of one statement that may control transactions, without white space and comments; words in upper case,
     quoted names unquoted. Any other statement is left at its first word, however long it is."""
     found: list[str] = []
-    for kind, start, stop in _tokens(text):
+    for kind, start, stop in tokens(text):
         token = text[start:stop]
         if kind == "word":
             found.append(token.translate(_UPPER))
@@ -225,7 +223,7 @@ def _significant(text: str) -> list[str]:
     return found
 
 
-def _fold(token: str) -> str:
+def fold(token: str) -> str:
     """Return an identifier token as the server stores it: quoted as it is, unquoted in lower case, cut at 63 bytes."""
     name = token[1:] if token.startswith('"') else token.translate(_LOWER)
     return name.encode()[:63].decode(errors="ignore")
@@ -253,16 +251,16 @@ def control(text: str) -> Control | None:
         return Control("begin", modes=" ".join(rest))
     if verb == "ROLLBACK" and rest[:1] == ["TO"]:
         rest = rest[2:] if rest[1:2] == ["SAVEPOINT"] and len(rest) > 2 else rest[1:]
-        return Control("rollback_to", _fold(rest[0])) if rest else None
+        return Control("rollback_to", fold(rest[0])) if rest else None
     if verb in ("COMMIT", "END"):
         return Control("commit", chain=rest[:2] == ["AND", "CHAIN"])
     if verb in ("ROLLBACK", "ABORT"):
         return Control("rollback", chain=rest[:2] == ["AND", "CHAIN"])
     if verb == "SAVEPOINT" and rest:
-        return Control("savepoint", _fold(rest[0]))
+        return Control("savepoint", fold(rest[0]))
     if verb == "RELEASE" and rest:
         rest = rest[1:] if rest[0] == "SAVEPOINT" and len(rest) > 1 else rest
-        return Control("release", _fold(rest[0]))
+        return Control("release", fold(rest[0]))
     return None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from . import databases
-from .build import UNLOGGED, Builder, adoptable, flaws, full_manifest
+from .build import LACKING, UNLOGGED, Builder, adoptable, flaws, full_manifest
 from .clock import monotonic
 from .clone import Clone
 from .errors import TemplateError
@@ -36,7 +36,7 @@ class Template:
     """A sealed database on a server.
 
     `built` says whether this call built it; `why`, what had changed since the previous template of the project (empty: nothing to
-    compare with, or reused); `seconds`, how long `ensure` took.
+    compare with, or reused); `seconds`, how long `ensure` took; `notes`, what the build has left out of the schema's SQL files.
     """
 
     server: Server
@@ -46,6 +46,7 @@ class Template:
     built: bool = False
     why: tuple[str, ...] = ()
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,7 +87,7 @@ class Template:
                 found = builder.build(replaced=next((d for d in known if d.name == name), None))
         assert found is not None
         server.leases.take(found.name, shared=True, patience=5.0)
-        return cls(server, found, schema, handle, built, why, monotonic() - started)
+        return cls(server, found, schema, handle, built, why, monotonic() - started, tuple(builder.notes))
 
     def clone(self, owner: str = "main", run: str = "") -> Clone:
         """Return a clone for one owner of one run.
@@ -158,4 +159,8 @@ def _why(server: Server, manifest: Manifest, known: list[Database], name: str) -
     if not others:
         return ()
     newest = max(others, key=lambda mark: mark.created)
-    return tuple(manifest.explain({k: v for k, v in newest.manifest.items() if k != UNLOGGED and not k.startswith("extension ")}))
+    return tuple(
+        manifest.explain(
+            {k: v for k, v in newest.manifest.items() if k not in (UNLOGGED, LACKING) and not k.startswith("extension ")}
+        )
+    )

@@ -29,7 +29,7 @@ def strangers(patient: Patient) -> Check:
     if not found:
         text = f"; {len(others)} belong to other roles that use dbclone" if others else ""
         return Check("strangers", OK, f"every database with a name like ours has a mark of dbclone{text}")
-    return Check("strangers", WARNING, "; ".join(found), "They are never touched. Drop by hand those that you know.")
+    return Check("strangers", WARNING, "; ".join(found), "They are never touched: whoever made them knows what they are.")
 
 
 def interrupted_drops(patient: Patient) -> Check:
@@ -37,7 +37,7 @@ def interrupted_drops(patient: Patient) -> Check:
     if not found:
         return Check("interrupted drops", OK, "there is none")
     ours = {d.name for d in patient.ours}
-    hint = "Run: python -m dbclone prune" if set(found) <= ours else "Drop by hand those that are not ours: DROP DATABASE name;"
+    hint = "Run: python -m dbclone prune" if set(found) <= ours else "Those that are not ours are for their owners to drop."
     return Check("interrupted drops", WARNING, ", ".join(found), hint)
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from dbclone import adapters
 from dbclone.clone import Clone
 from dbclone.server import Server
@@ -62,13 +64,21 @@ SELECT lo_from_bytea(0, 'template');
 
 
 @contextlib.contextmanager
-def cloned(server: Server, settings: Settings, folder: Path, schema: str = SCHEMA, **options: Any) -> Iterator[Clone]:
-    """Yield a clone of a template built from SQL, in a project of its own; `options` are settings."""
+def cloned(
+    server: Server, settings: Settings, folder: Path, schema: str = SCHEMA, by_callable: bool = False, **options: Any
+) -> Iterator[Clone]:
+    """Yield a clone of a template built from SQL, in a project of its own; `options` are settings; `by_callable`, it is no file,
+    because it has what a file may not have."""
+
+    def build(url: str) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(schema.encode())
+
     (folder / "schema.sql").write_text(schema)
     own = replace(settings, name=f"shop{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",), **options)
     server.settings, before = own, server.settings
     try:
-        parts, handle = adapters.load(own)
+        parts, handle = adapters.load(own, build if by_callable else None)
         with Template.ensure(server, parts, handle).clone("main") as clone:
             yield clone
     finally:

@@ -197,9 +197,16 @@ def test_what_the_build_of_postgres_lacks_is_said_before_anything_is_built(proje
 
 
 def test_foreign_tables_in_the_template_are_named(project: Project, server: Server) -> None:
-    project.configure(schema="schema.sql", bind=None)
-    (project.folder / "schema.sql").write_text(
-        "CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;CREATE FOREIGN TABLE far (x int) SERVER s"
+    project.configure(schema="foreign:make", bind=None)
+    project.write(
+        foreign="""
+        import psycopg
+
+        def make(url):
+            with psycopg.connect(url) as connection:
+                connection.execute("CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw")
+                connection.execute("CREATE FOREIGN TABLE far (x int) SERVER s")
+        """
     )
     project.run("dbclone", "prepare")
     status, checks, _ = doctor(project)

@@ -55,7 +55,7 @@ def test_rows_of_another_server_are_never_touched(
     """C5, S4: neither by a DELETE nor, where a local table grew large, by a TRUNCATE of a table above the foreign one."""
     dsn = server.database("far_away")
     schema = sql.SQL(SCHEMA).format(host=dsn.get("host"), port=dsn.get("port"), user=dsn.get("user")).as_string(far_away)
-    with cloned(server, settings, tmp_path, schema) as clone:
+    with cloned(server, settings, tmp_path, schema, by_callable=True) as clone:
         for _ in range(2):
             with clone.isolated(reset, "far") as isolation:
                 assert isolation.execute("SELECT count(*) FROM ONLY base").fetchone() == (0,)

@@ -201,7 +201,7 @@ def test_a_session_that_we_may_not_end_is_named_with_the_grant_and_its_database_
         assert databases.find(plain, clone.name) is None
 
 
-@pytest.mark.parametrize("statement", ["CREATE EXTENSION pg_stat_statements", "COPY item FROM '/etc/passwd'", "CREATE ROLE more"])
+@pytest.mark.parametrize("statement", ["CREATE EXTENSION pg_stat_statements", "SET session_preload_libraries = 'x'"])
 def test_a_schema_that_needs_more_is_told_what(
     statement: str, server: Server, settings: Settings, tmp_path: Path, role: Dsn
 ) -> None:
@@ -210,7 +210,7 @@ def test_a_schema_that_needs_more_is_told_what(
     schema = f"CREATE TABLE item (line text);\n{statement};"
     with (
         Server.open(settings, role) as plain,
-        pytest.raises(Exception, match=r"permission denied|pg_read_server_files|must be superuser") as caught,
+        pytest.raises(Exception, match=r"permission denied|must be superuser") as caught,
         cloned(plain, settings, tmp_path, schema),
     ):
         pass

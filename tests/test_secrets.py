@@ -223,7 +223,7 @@ def test_what_shows_nothing_stays_as_it_is() -> None:
 
 def test_sql_files_may_hold_the_password(tmp_path: Path, dsn: Dsn, secret: str) -> None:
     literal = psycopg.sql.Literal(secret).as_string(None)
-    (tmp_path / "long.sql").write_text(f"CREATE ROLE nobody_{uuid.uuid4().hex[:8]} ROLE nothing PASSWORD {literal};")
+    (tmp_path / "long.sql").write_text(f"SELECT nothing({literal});")
     assert "nothing" in failure(schema(tmp_path, "long.sql"), dsn).message
     (tmp_path / "psql.sql").write_text(f"\\connect {dsn.url}\n")
     assert "is a command of psql" in failure(schema(tmp_path, "psql.sql"), dsn).message

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbclone.server import Server
-from dbclone.statements import Control, _tokens, control, controls, split
+from dbclone.statements import Control, control, controls, split, tokens
 
 PARTS = [
     "SELECT 1", "SELECT ';'", "SELECT 'it''s; fine'",
@@ -51,9 +51,11 @@ def test_what_pg_dump_writes_is_understood() -> None:
     )
     found = list(split(text))
     assert [(s.text, s.line, s.data) for s in found] == [
+        ("\\restrict abc", 1, None),
         ("SET x = 1", 2, None),
         ("COPY public.t (a, b) FROM stdin", 3, "1\t;\n2\t'\n"),
         ("SELECT 2", 8, None),
+        ("\\unrestrict abc", 9, None),
         ("\\echo no", 10, None),
     ]
 
@@ -185,7 +187,7 @@ def test_work_and_memory_grow_as_the_text_does(kind: str) -> None:
         tracemalloc.stop()
     assert text.looked <= 5 * len(text)
     assert peak <= 6 * len(text) + 20_000
-    assert [start for _, start, _ in _tokens(text)] == [0, *[end for _, _, end in _tokens(text)][:-1]]
+    assert [start for _, start, _ in tokens(text)] == [0, *[end for _, _, end in tokens(text)][:-1]]
 
 
 def test_a_script_of_many_megabytes_is_no_matter() -> None:

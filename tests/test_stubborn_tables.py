@@ -53,7 +53,7 @@ def test_rows_of_another_server_are_never_touched(
         psycopg.sql.SQL(name + " {}").format(str(kwargs[name])) for name in ("host", "port", "dbname")
     )
     schema = psycopg.sql.SQL(LOCAL).format(options=options, user=str(kwargs["user"])).as_string(None)
-    with cloned(server, settings, tmp_path, schema) as clone, psycopg.connect(remote.url, autocommit=True) as far:
+    with cloned(server, settings, tmp_path, schema, by_callable=True) as clone, psycopg.connect(remote.url, autocommit=True) as far:
         truth = fingerprint(clone.url)
         for number in range(3):
             with clone.isolated(reset, "test") as isolation:

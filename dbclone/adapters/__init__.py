@@ -16,10 +16,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 import re
+import shutil
+import sys
 import types
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..reset.sandbox import Session
@@ -76,9 +80,18 @@ def _adapter_of(kind: type) -> Adapter | None:
     return None
 
 
+def _is_command(settings: Settings, spec: str) -> bool:
+    """Return whether a text that ends in .sql is a command line, such as `psql -f schema.sql`, and no file's name with spaces."""
+    words = spec.split()
+    if len(words) < 2 or (settings.root / spec).exists():
+        return False
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # where Command looks for it
+    return any(word.startswith("-") for word in words[1:]) or shutil.which(words[0], path=path) is not None
+
+
 def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
     """Return the schema that one string of the setting means, and the object behind it if there is one."""
-    if spec.endswith(".sql") or (re.search(r"[*?\[]", spec) and " " not in spec):
+    if (spec.endswith(".sql") and not _is_command(settings, spec)) or (re.search(r"[*?\[]", spec) and " " not in spec):
         return SqlFiles(settings, (spec,)), None
     is_module = bool(_DOTTED.match(spec)) and "." in spec
     if not (_OBJECT.match(spec) or is_module):
