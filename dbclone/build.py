@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, databases, features, privileges
+from . import adapters, databases, emptiness, features, privileges
 from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
@@ -216,6 +216,8 @@ class Builder:
         try:
             with adapters.bound(self.handle, dsn.url):
                 self.schema.build(dsn.url, self.progress)
+            with contextlib.closing(self.server.connect(name, "build")) as connection:
+                emptiness.check(connection, self.schema)
             return
         except Exception as error:
             shown = masked(error, dsn.mask, variables=True)

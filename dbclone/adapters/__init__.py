@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Protocol
 
+from ..migrations import Migrations, tool
 from ..reset.sandbox import Session
 from ..schema import Command, Function, Schema, SqlFiles, Steps
 from ..settings import Settings
@@ -78,6 +79,8 @@ def _adapter_of(kind: type) -> Adapter | None:
 
 def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
     """Return the schema that one string of the setting means, and the object behind it if there is one."""
+    if (found := tool(spec)) is not None:
+        return Migrations(settings, spec, found), None
     if spec.endswith(".sql") or (re.search(r"[*?\[]", spec) and " " not in spec):
         return SqlFiles(settings, (spec,)), None
     is_module = bool(_DOTTED.match(spec)) and "." in spec
