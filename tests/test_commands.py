@@ -118,7 +118,10 @@ def test_a_command_that_builds_elsewhere_makes_no_template_and_is_told_where_it_
     line, file = LEADS_AWAY[kind]
     project.configure(schema=line, bind=None, inputs=["*.py"])
     project.write(
-        build=f"import psycopg\npsycopg.connect({dev.url()!r}, autocommit=True).execute('CREATE TABLE IF NOT EXISTS led_away ()')\n",
+        build=f"""
+        import psycopg
+        psycopg.connect({dev.url()!r}, autocommit=True).execute("CREATE TABLE IF NOT EXISTS led_away ()")
+        """,
         tool="""
         import os, psycopg, re, sys
         text = open(sys.argv[1]).read()
@@ -135,8 +138,8 @@ def test_a_command_that_builds_elsewhere_makes_no_template_and_is_told_where_it_
     (project.folder / "database.yml").write_text(
         f"development:\n  adapter: postgresql\n  database: {dev.name}\n" if ".yml" in file else ""
     )
-    for run in (lambda: project.run("dbclone", "prepare"), project.pytest):
-        done = run()
+    for command in (("dbclone", "prepare"), ("pytest", "-p", "no:cacheprovider")):
+        done = project.run(*command)
         text = " ".join((done.stdout + done.stderr).split())
         assert done.returncode != 0
         assert f"`{line}` made nothing in the database it was given; its {file} names another" in text, text

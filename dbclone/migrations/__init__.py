@@ -115,7 +115,7 @@ class Migrations:
         if self.tool.name == "alembic":
             ini, section = self._configuration()
             place = section.get("script_location", "")
-            if place and not os.path.isabs(place) and not (root / place).is_dir() and (ini.parent / place).is_dir():
+            if place and not (root / place / "env.py").is_file() and (ini.parent / place / "env.py").is_file():
                 return ini.parent
         return root
 
@@ -205,14 +205,18 @@ class Migrations:
         line = " ".join([self.tool.script or self.tool.name, *map(mask_any, self.tool.arguments)])
         progress(f"running {line}")
         dsn = parse(url)
+        arguments, folder = list(self.tool.arguments), self.folder
+        if folder != self.settings.root:  # where the names of alembic.ini and pyproject.toml do not lead
+            named = option(self.tool.arguments, "-c", "--config")
+            arguments = [word.replace(name, str(self.settings.root / name)) for word in arguments for name in named[:1]]
         # The URL goes through a pipe: arguments of a process can be read by others.
-        job = {"tool": self.tool.name, "arguments": self.tool.arguments, "script": self.tool.script, "url": str(url),
+        job = {"tool": self.tool.name, "arguments": arguments, "script": self.tool.script, "url": str(url),
                "root": str(self.settings.root)}  # fmt: skip
         parent = str(Path(errors.__file__).parent.parent)
         with program_environment(self.settings, dsn) as environ:
             done = subprocess.run(
                 [sys.executable, "-c", _CHILD.format(parent)],
-                cwd=self.folder,
+                cwd=folder,
                 env=environ,
                 input=json.dumps(job).encode(),
                 capture_output=True,
