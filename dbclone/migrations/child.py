@@ -33,7 +33,8 @@ def main() -> None:
                  "said": error.__cause__ is None}  # fmt: skip
     answer.write(json.dumps(reply))
     answer.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     os._exit(0 if error is None else 1)  # no thread and no exit handler of the project has a say any more
 
 
@@ -81,12 +82,16 @@ def _run(tool: str, arguments: tuple[str, ...], script: str, dsn: Dsn, root: Pat
     sys.path += [str(folder) for folder in (root, root / "src") if folder.is_dir()]
     if tool == "django":
         path = (root / script).resolve()
-        guard.lead_django()
+        from ..adapters import django_migrations
+
+        django_migrations.lead(guard)
         sys.argv = [str(path), *arguments, *([] if {"--noinput", "--no-input"} & set(arguments) else ["--noinput"])]
         sys.path.insert(0, str(path.parent))
         runpy.run_path(str(path), run_name="__main__")
         return
-    guard.lead_engines()
+    from ..adapters import sqlalchemy_migrations
+
+    sqlalchemy_migrations.lead(guard)
     if tool == "flask":
         sys.argv = ["flask", *arguments]
         sys.path.insert(0, str(root))  # as `flask` does
@@ -114,29 +119,12 @@ def _alembic(arguments: tuple[str, ...], dsn: Dsn) -> None:
     """Run Alembic by the object behind its command line, with `sqlalchemy.url` set before env.py is read (`alembic.config`)."""
     from alembic.config import CommandLine, Config
 
+    from ..adapters.sqlalchemy_migrations import url
+
     class Led(CommandLine):
         def run_cmd(self, config: Config, options: Any) -> None:
-            config.set_main_option("sqlalchemy.url", _url(config, dsn).replace("%", "%%"))
+            found = url(dsn, lambda: config.get_main_option("sqlalchemy.url"), lambda: os.environ["DATABASE_URL"])
+            config.set_main_option("sqlalchemy.url", found.replace("%", "%%"))
             super().run_cmd(config, options)
 
     Led(prog="alembic").main(["--raiseerr", *arguments])
-
-
-def _url(config: Any, dsn: Dsn) -> str:
-    """Return the URL for SQLAlchemy, with the driver that the ini or DATABASE_URL names if it is installed, else psycopg 3."""
-    from sqlalchemy import URL, make_url
-
-    from ..adapters.sqlalchemy_engine import pointed
-
-    wanted = URL.create("postgresql+psycopg")
-    ways: tuple[Any, ...] = (lambda: config.get_main_option("sqlalchemy.url"), lambda: os.environ["DATABASE_URL"])
-    for find in ways:
-        try:
-            found = make_url(find())
-            if found.get_backend_name() == "postgresql":
-                found.get_dialect().import_dbapi()
-                wanted = URL.create(found.drivername)
-                break
-        except Exception:  # a placeholder, an interpolation that fails, a driver that is not there
-            continue
-    return pointed(wanted, dsn).render_as_string(hide_password=False)
