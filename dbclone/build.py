@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, boundary, databases, features, privileges
+from . import adapters, boundary, databases, emptiness, features, privileges
 from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
@@ -227,6 +227,8 @@ class Builder:
         try:
             with adapters.bound(self.handle, dsn.url):
                 boundary.on(self.server, self.schema).build(dsn.url, self.progress)
+            with contextlib.closing(self.server.connect(name, "build")) as connection:
+                emptiness.check(connection, self.schema)
             return
         except Exception as error:
             shown = masked(error, dsn.mask, variables=True)

@@ -5,7 +5,6 @@ Schemas made from an ORM's objects are in `adapters/`; anything with the two ver
 
 from __future__ import annotations
 
-import configparser
 import hashlib
 import inspect
 import os
@@ -19,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .dsn import Dsn, bound_environment, child_environment, mask_any, masking, parse
+from .dsn import Dsn, mask_any, masking, parse
+from .environment import program_environment
 from .errors import BuildFailed, Error, encodable, said
 from .scripts import STAND_IN, Plan, Roles, Script, plans
 from .settings import Settings
@@ -96,7 +96,8 @@ def find_files(settings: Settings, key: str, patterns: Iterable[str]) -> list[Pa
     return list(found)
 
 
-def _file_entries(settings: Settings, files: Iterable[Path]) -> dict[str, str]:
+def file_entries(settings: Settings, files: Iterable[Path]) -> dict[str, str]:
+    """Return the manifest's entries of files: each one's name below the project's root, and the digest of its content."""
     entries = {}
     for path in files:
         name = path.relative_to(settings.root) if path.is_relative_to(settings.root) else path
@@ -117,7 +118,7 @@ class SqlFiles:
 
     def manifest(self) -> Mapping[str, str]:
         files = find_files(self.settings, "schema", self.patterns)
-        entries = _file_entries(self.settings, files)
+        entries = file_entries(self.settings, files)
         if len(files) > 1:
             entries["order of SQL files"] = digest("\0".join(entries).encode())
         return entries
@@ -203,6 +204,10 @@ def roles_of(fetch: Callable[[str], list[tuple[Any, ...]]], private: bool, maker
         members=frozenset((role, member) for role, member in fetch(_MEMBERS)),
         maker=maker,
     )
+def output_tail(dsn: Dsn, output: bytes) -> str:
+    """Return the end of what a program has printed, without passwords: masked before it is cut, which could leave half of one."""
+    text = mask_any(dsn.mask(output[-50_000:].decode(errors="replace")))[-10_000:]
+    return "\n".join(text.splitlines()[-40:]) or "(nothing)"
 
 
 @dataclass(frozen=True)
@@ -212,24 +217,20 @@ class Command:
     settings: Settings = field(repr=False)
     line: str
 
-    def _words(self) -> list[str]:
+    def words(self) -> list[str]:
+        """Return the command line parted as a shell would. Raises SettingsError."""
         try:
             return shlex.split(self.line)
         except ValueError as error:
             raise self.settings.error("schema", f"the command cannot be parsed: {error}", "Close the quotes.") from None
 
     def _inputs(self) -> tuple[str, ...]:
-        """Return what the command reads, as far as it can be told: declared, alembic's own scripts, or files it names."""
+        """Return what the command reads, as far as it can be told: declared, or files it names."""
         if self.settings.inputs is not None:
             return self.settings.inputs
-        words = self._words()
+        words = self.words()
         root = self.settings.root
         found = [word for word in words[1:] if word not in (".", "..") and os.path.exists(root / word)]  # False if it is too long
-        if "alembic" in {Path(word).name for word in words}:
-            ini = words[words.index("-c") + 1] if "-c" in words[:-1] else "alembic.ini"
-            parser = configparser.ConfigParser({"here": str((root / ini).parent)})
-            parser.read(root / ini)
-            found += [ini, parser.get("alembic", "script_location", fallback="alembic")]
         if not found:
             raise self.settings.error(
                 "schema",
@@ -241,37 +242,32 @@ class Command:
 
     def manifest(self) -> Mapping[str, str]:
         entries = {encodable(f"command {mask_any(self.line)}"): digest(self.line.encode(errors="replace"))}
-        return entries | _file_entries(self.settings, find_files(self.settings, "inputs", self._inputs()))
+        return entries | file_entries(self.settings, find_files(self.settings, "inputs", self._inputs()))
 
     @masking
     def build(self, url: str, progress: Progress) -> None:
         __tracebackhide__ = True  # from pytest, which shows variables
         line = mask_any(self.line)
         progress(f"running {line}")
-        words = self._words()
+        words = self.words()
         dsn = parse(url)
-        environ = {**child_environment(dsn, os.environ), **bound_environment(self.settings.env, dsn, os.environ)}
-        # The programs of the environment that runs us, whether or not it has been activated.
-        environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
         try:
-            done = subprocess.run(
-                words,
-                cwd=self.settings.root,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            with program_environment(self.settings, dsn) as environ:
+                done = subprocess.run(
+                    words,
+                    cwd=self.settings.root,
+                    env=environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
         except OSError as error:
             problem = f"the command cannot be started: {error.strerror}"
             raise self.settings.error("schema", problem, f"Is {words[0]} installed?") from None
         if done.returncode:
-            # Masked before it is cut to its end, as above.
-            output = mask_any(dsn.mask(done.stdout[-50_000:].decode(errors="replace")))[-10_000:]
-            tail = "\n".join(output.splitlines()[-40:]) or "(nothing)"
             raise BuildFailed(
                 f"the command failed with exit status {done.returncode}: {line}",
-                f"It printed:\n{tail}",
+                f"It printed:\n{output_tail(dsn, done.stdout)}",
                 "Correct it; no template was left behind.",
             )
 
@@ -299,7 +295,7 @@ class Function:
         return list(dict.fromkeys(files))
 
     def manifest(self) -> Mapping[str, str]:
-        return {f"{self.key} {self.spec}": digest(self.spec.encode()), **_file_entries(self.settings, self._files())}
+        return {f"{self.key} {self.spec}": digest(self.spec.encode()), **file_entries(self.settings, self._files())}
 
     @masking
     def build(self, url: str, progress: Progress) -> None:

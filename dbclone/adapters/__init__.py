@@ -26,6 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..migrations import Migrations, tool
 from ..reset.sandbox import Session
 from ..schema import Command, Function, Schema, SqlFiles, Steps
 from ..settings import Settings
@@ -91,6 +92,8 @@ def _is_command(settings: Settings, spec: str) -> bool:
 
 def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
     """Return the schema that one string of the setting means, and the object behind it if there is one."""
+    if (found := tool(spec)) is not None:
+        return Migrations(settings, spec, found), None
     if (spec.endswith(".sql") and not _is_command(settings, spec)) or (re.search(r"[*?\[]", spec) and " " not in spec):
         return SqlFiles(settings, (spec,)), None
     is_module = bool(_DOTTED.match(spec)) and "." in spec
