@@ -153,7 +153,8 @@ def _refused(server: Server, role: Role, database: str, text: str) -> Permission
     elif not may:
         hint = (
             "The schema takes CONNECT away from PUBLIC; let it give that to the role, too:\n"
-            f"DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO {role.name}', current_database()); END $$;"
+            "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(),"
+            f" {sql.Literal(role.name).as_string(None)}); END $$;"
         )
     else:
         hint = (
