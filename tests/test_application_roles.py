@@ -15,7 +15,7 @@ import psycopg_pool
 import pytest
 import sqlalchemy
 
-from dbclone import adapters, checks
+from dbclone import adapters, checks, databases
 from dbclone.checks import Patient
 from dbclone.clone import Clone
 from dbclone.dsn import Dsn
@@ -233,3 +233,21 @@ def test_a_roles_patience_does_not_end_the_session_of_a_sandbox(server: Server, 
             assert shown == wanted | ({"idle_in_transaction_session_timeout": own} if reset == "truncate" else {})
             assert path == ("other" if given else '"$user", public')
             assert isolation.reset == reset
+
+
+def test_a_builder_who_may_not_end_the_applications_sessions_waits_for_their_end(
+    server: Server, settings: Settings, tmp_path: Path, role: Dsn, name: str
+) -> None:
+    """A session ends a moment after its client has closed it, and DROP DATABASE … WITH (FORCE) may not end it sooner."""
+    ensure_role(server, name, login=True)
+    (tmp_path / "schema.sql").write_text("CREATE TABLE item (v int);")
+    pool = psycopg_pool.ConnectionPool(open=False, min_size=8)
+    own = replace(settings, url=role.url, name=f"r{uuid.uuid4().hex[:8]}", root=tmp_path, schema=("schema.sql",), role=name)
+    with Server.open(own) as opened:
+        template = Template.ensure(opened, adapters.load(own)[0], pool)
+        for _ in range(3):
+            with template.clone() as clone:
+                pool.open()
+                pool.wait()
+            assert clone.report.notes == []
+            assert databases.find(opened, clone.name) is None
