@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from . import adapters, boundary, databases, emptiness, features, privileges
+from . import adapters, boundary, databases, emptiness, features, privileges, roles
 from .clock import monotonic, wall
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
@@ -242,7 +242,8 @@ class Builder:
 
     def _finish(self, name: str) -> dict[str, str]:
         """End what the schema left open, then freeze and analyse everything, so that clones start with good plans and no vacuum
-        debt; return what only the finished database tells: its extensions, and whether unlogged tables have rows."""
+        debt; return what only the finished database tells: its extensions, whether unlogged tables have rows, and which tables have
+        row-level security."""
         self.progress("vacuuming")
         with contextlib.closing(self.server.connect(name, "build")) as connection:
             # Before the VACUUM, which would wait for ever for a lock that a forgotten session holds.
@@ -265,7 +266,9 @@ class Builder:
             unlogged = connection.execute(
                 "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND reltuples > 0"
             ).fetchall()
+            secured = roles.tables_with_row_security(connection)
         found = {UNLOGGED: str(len(unlogged))} if unlogged else {}
+        found |= {roles.ROW_SECURITY: secured} if secured else {}
         return found | {f"extension {name}": was if was == default else f"{was}{_DEFAULT}{default}" for name, was, default in rows}
 
     def _publish(self, name: str, replaced: Database | None) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
-from . import adapters, boundary, features
+from . import adapters, boundary, features, roles
+from .admission import quoted
 from .build import adoptable, collation_flaw, flaws, full_manifest
 from .errors import Error
 from .marks import Database, template_name
@@ -50,6 +52,7 @@ class Patient:
     workers: int
     known: list[Database] = field(default_factory=list)
     template: Database | None = None
+    handle: Any = None
 
     @property
     def settings(self) -> Settings:
@@ -124,7 +127,7 @@ def template(patient: Patient) -> Check:
         return Check(
             "template", NOT_CHECKED, "no setting says what goes into it; a hook in conftest may", "Set schema, or run there."
         )
-    schema, _ = adapters.load(patient.settings)
+    schema, patient.handle = adapters.load(patient.settings)
     name = template_name(patient.settings.project, full_manifest(patient.server, schema).fingerprint)
     patient.template = adoptable(patient.server, patient.known, name)
     if patient.template is not None:
@@ -139,6 +142,37 @@ def template(patient: Patient) -> Check:
     return Check(
         "template", OK, f"{name} is not there yet; the next run builds it", "To have it built now: python -m dbclone prepare"
     )
+
+
+def role(patient: Patient) -> Check:
+    """Look at as whom the application will connect, and whether row-level security binds it."""
+    server, name = patient.server, patient.settings.role
+    if name and server.embedded is None:
+        roles.require(server)
+    who = roles.wanted(server, patient.template, patient.handle) if patient.template is not None else None
+    if name and name != server.facts.role:
+        ((able, mine),) = server.fetch(
+            "SELECT rolcanlogin, pg_has_role(oid, 'USAGE') FROM pg_roles WHERE rolname = %s", [name]
+        ) or [(True, True)]  # the next run makes it
+        if not (able or server.embedded is not None):
+            return Check(
+                "role",
+                FAILS,
+                f"the application's role {name} may not log in",
+                f"Run as a superuser: ALTER ROLE {quoted(name)} LOGIN;",
+            )
+        if not mine:
+            to_do = f"Run as a superuser: GRANT {quoted(name)} TO {quoted(server.facts.role)};"
+            return Check("role", WARNING, f"role {server.facts.role} may not end sessions of the application's role {name}", to_do)
+    if who is not None or name:
+        how = f"from {patient.settings.source('role')}" if name else "as its handle does and the schema expects"
+        return Check("role", OK, f"the application connects as {name or (who and who.name)}, {how}")
+    if patient.template is None:
+        return Check("role", NOT_CHECKED, "there is no template that could tell whether it has row-level security")
+    if text := roles.unbound(server, patient.template, server.facts.role, patient.handle):
+        why, _, to_do = text.partition(": ")
+        return Check("role", WARNING, why, f"S{to_do[1:]}.")
+    return Check("role", OK, f"the application connects as {server.facts.role}, which builds, too")
 
 
 def collations(patient: Patient) -> Check:

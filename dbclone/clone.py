@@ -154,18 +154,20 @@ class Clone(Owned):
             self.snapshot,
             self.restore,
             session,
+            dsn=self.dsn,
         )
 
     def choose(self, reset: str, test: str = "") -> str:
         """Return the reset that will be used for `reset` and a test.
 
         Under auto it is truncate where there is no handle to lend a sandbox to, because then the application has connections of
-        its own which commit for real, and for a test that was seen committing outside its sandbox. Raises SettingsError.
+        its own which commit for real, for a test that was seen committing outside its sandbox, and where the application has a role
+        of its own: a sandbox is one session, in which the test itself would see and write no more than that. Raises SettingsError.
         """
         if reset not in RESETS:
             choice = ", ".join(RESETS)
             raise SettingsError(f"{reset!r} is no reset", f"{test or 'A block'} asked for it.", f"Choose one of {choice}.")
-        outside = self.handle is None or test in self.escalated or bool(adapters.refusal(self.handle))
+        outside = self.handle is None or self.role is not None or test in self.escalated or bool(adapters.refusal(self.handle))
         if reset == "auto" and self._lending is None and outside:
             return "truncate"
         return pick(reset)
@@ -181,7 +183,7 @@ class Clone(Owned):
         def begin() -> tuple[Session, tuple[Sequence, ...] | None, Rollback]:
             session = self._undo.sandbox()
             positions = self._undo.positions if sequences and outermost else None
-            level = Rollback(session, positions, self._undo.witness)
+            level = Rollback(session, positions, self._undo.witness, self._undo.owner_session)
             level.before()
             return session, positions, level
 

@@ -24,6 +24,7 @@ from .sessions import Identity
 
 listed, find = licence.listed, licence.find  # what there is, for whoever decides what to do about it
 
+_LEAVING = 1.0  # seconds for a session that we may not end to end by itself, because its client has just closed it
 _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
 # Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
 _LISTS = (
@@ -100,13 +101,13 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
     """Forbid further connections to a database of ours and end the sessions in it; return those that stayed: (pid, user, name).
 
     Arguments: `own`, the process id of a session that may stay, because it is ours; `patience`, seconds to wait for a session
-    that was told to end (one that we may not end is not waited for); `made`, as for `licensed`. Raises NotOurs.
+    that was told to end (one that we may not end is waited for one second); `made`, as for `licensed`. Raises NotOurs.
     """
     licensed(server, name, made)
     _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
     told: set[int] = set()
     refused: set[int] = set()
-    deadline = monotonic() + patience
+    began = monotonic()
     while True:
         rows = server.fetch(
             "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''), datid::int8, backend_start"
@@ -114,7 +115,7 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
             [name, own],
         )
         stayed = [(pid, user, application) for pid, user, application, _, _ in rows]
-        if {pid for pid, _, _ in stayed} <= refused or monotonic() > deadline:
+        if not stayed or monotonic() - began > (min(_LEAVING, patience) if {row[0] for row in stayed} <= refused else patience):
             return stayed
         for session in [Identity(pid, oid, started) for pid, _, _, oid, started in rows if pid not in told]:
             told.add(session.pid)
@@ -208,7 +209,19 @@ def drop(server: Server, database: Database, force: bool = False, patience: floa
                 raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
             _run(server, statement)
         except psycopg.errors.InsufficientPrivilege as error:
-            raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
+            if not (force and _is_left(server, now.name)):
+                raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
+            _run(server, statement)
+
+
+def _is_left(server: Server, name: str) -> bool:
+    """Return whether nobody is connected to a database any more, waiting a moment for who is about to go."""
+    deadline = monotonic() + _LEAVING
+    while server.fetch("SELECT FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL", [name]):
+        if monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from .checks import (
     connections,
     durability,
     rights,
+    role,
     template,
     version,
 )
@@ -30,8 +31,8 @@ from .traces import interrupted_drops, leftovers, lock_folder, orphans, replicat
 
 _SLOW_PING, _SLOW_CLONE = 0.005, 1.0  # seconds
 CHECKS: tuple[Callable[[Patient], Check], ...] = (
-    version, rights, connections, durability, template, collations, background_workers, leftovers, strangers, interrupted_drops,
-    replication, lock_folder, orphans,
+    version, rights, connections, durability, template, role, collations, background_workers, leftovers, strangers,
+    interrupted_drops, replication, lock_folder, orphans,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import psycopg
 
 from . import adapters
 from .connect import connect_async, hang_up
-from .dsn import parse
+from .dsn import Dsn
 from .errors import SandboxLimit
 from .reset.connections import Sandboxed
 from .reset.rollback import Rollback
@@ -24,9 +24,9 @@ Connection = psycopg.Connection[Any]
 class Isolation:
     """One test's state, and ways to look at it.
 
-    Attributes: `name` and `url` of the database; `reset`, how this test is undone ("rollback", "truncate", "clone", "drop" or
-    "none"); `test`, its id; `handle`, the application's database handle or None; `kept`, what it will be kept for, if it will be.
-    Made by `Clone.isolated`.
+    Attributes: `name` of the database; `url`, which leads there as the application's role; `reset`, how this test is undone
+    ("rollback", "truncate", "clone", "drop" or "none"); `test`, its id; `handle`, the application's database handle or None;
+    `kept`, what it will be kept for, if it will be; `dsn`, where its own connections lead. Made by `Clone.isolated`.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Isolation:
     _session: Session | None = None
     kept: str = ""
     _own: Connection | None = None
+    dsn: Dsn = field(default=Dsn(()), repr=False)
     _opened: list[Connection] = field(default_factory=list)
     _opened_async: list[psycopg.AsyncConnection[Any]] = field(default_factory=list)
 
@@ -49,7 +50,8 @@ class Isolation:
     def connect(self, **options: Any) -> Connection:
         """Return a new psycopg connection that sees what the test sees: into the sandbox under rollback, a real one otherwise.
 
-        Arguments: `options` of `psycopg.connect`, such as autocommit or row_factory. It is closed at the end of the test.
+        A real one is of the role that builds, whatever the application's: it sees and writes everything. Arguments: `options` of
+        `psycopg.connect`, such as autocommit or row_factory. It is closed at the end of the test.
         """
         connection: Connection = self._open(**options) if self._session is None else self._session.connect(**options)
         self._opened.append(connection)
@@ -60,7 +62,7 @@ class Isolation:
         if self._session is not None:
             connection: psycopg.AsyncConnection[Any] = await self._session.aconnect(**options)
         else:
-            connection = await connect_async(parse(self.url), **options)
+            connection = await connect_async(self.dsn, **options)
         self._opened_async.append(connection)
         return connection
 

@@ -26,6 +26,7 @@ from .recovery import recover, twice
 from .report import Report
 from .reset.drop import Drop
 from .reset.witness import NOW, Moment
+from .roles import Role, unbound
 from .schema import Schema
 from .server import Server
 from .sessions import application_name
@@ -37,6 +38,9 @@ log = logging.getLogger("dbclone")
 _GOODBYE = 60.0  # seconds that the server may take to drop the clone at the end
 Connection = psycopg.Connection[Any]
 _PATIENCE = 2.0  # seconds for a prune to let go of a name
+# A role's or database's own settings must not end a session that is idle between tests, and in a transaction during one.
+_PATIENT = "-c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0"
+_PATIENT_17 = " -c transaction_timeout=0"
 
 
 @dataclass(repr=False)
@@ -44,7 +48,8 @@ class Owned:
     """A database copied from a template, owned by one worker of one run for as long as its lease is held.
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `schema`, what the template
-    was built from; `report`, what clones and resets cost; `moved`, is told where the database is if it had to get another name;
+    was built from; `report`, what clones and resets cost; `moved`, is told where the application finds the database if that had to
+    get another name; `role`, as whom the application connects (None: as the role that builds);
     `keep_count`, how many clones that tests left are kept at most, of the whole project.
     """
 
@@ -61,6 +66,8 @@ class Owned:
     moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
     _pool: Pool | None = field(default=None, repr=False)
     keep_count: int = KEPT
+    role: Role | None = None
+    warning: str = ""  # that row-level security does not bind whoever connects
     _replaced: bool = False
     _place: tuple[str, Dsn] = field(default=("", Dsn(())), repr=False)  # the name, and where it is
     _bound: bool = False
@@ -111,9 +118,20 @@ class Owned:
         return dsn
 
     @property
+    def app_dsn(self) -> Dsn:
+        """Where the application is led: to the database, as its own role if it has one."""
+        return self.dsn if self.role is None else self.role.dsn(self.dsn)
+
+    @property
     def url(self) -> str:
-        """The clone's URL, for drivers; it contains the password if there is one."""
-        return self.dsn.url
+        """The clone's URL for the application, as its own role; it contains the password if there is one."""
+        return self.app_dsn.url
+
+    def admit(self, role: Role | None) -> None:
+        """Lead the application here as `role` from now on, or as the role that builds (None)."""
+        self.role, self._undo.apart = role, role is not None
+        if role is None and not self.server.settings.role:
+            self.warning = unbound(self.server, self.template, self.server.facts.role, self.handle)
 
     @property
     def owner(self) -> str:
@@ -134,14 +152,19 @@ class Owned:
 
     def connect(self, test: str = "", **options: Any) -> Connection:
         """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
-        connection = connect(self.dsn, **{"application_name": application_name(self.owner, test), **options})
+        return self._connect(self.dsn, test, **options)
+
+    def _connect(self, dsn: Dsn, test: str = "", **options: Any) -> Connection:
+        connection = connect(dsn, **{"application_name": application_name(self.owner, test), **options})
         self.server.sessions.add(connection)
         return connection
 
     def _connect_sandbox(self) -> Connection:
-        """Return the connection that becomes the sandbox, which begins as the application's own would."""
-        more: dict[str, Any] = {key: value for key, value in adapters.parameters(self.handle).items() if not self.dsn.get(key)}
-        return self.connect(autocommit=True, **more)
+        """Return the connection that becomes the sandbox, which begins as the application's own would: as its role, with its
+        options. Only how long it may be idle is not the application's, which does not know of this session and its transaction."""
+        given = self.dsn.get("options") or adapters.parameters(self.handle).get("options", "")
+        options = f"{given} {_PATIENT}{_PATIENT_17 if self.server.facts.major >= 17 else ''}".strip()
+        return self._connect(self.app_dsn, autocommit=True, options=options)
 
     def _connect_drop(self) -> Connection:
         """Return the connection over which everything is dropped."""
@@ -160,8 +183,18 @@ class Owned:
         self._undo.created = Moment.of(tuple(moment))
 
     def _build(self) -> None:
+        """Run the schema and the seed again, with the handle led here as the role that builds, as when the template was built."""
         assert self.schema is not None, "a clone made without its schema cannot be built again"
-        boundary.on(self.server, self.schema).build(self.url, log.info)
+        schema = boundary.on(self.server, self.schema)
+        if self.role is None or not self._bound:
+            schema.build(self.dsn.url, log.info)
+            return
+        self._binding.close()
+        try:
+            with adapters.bound(self.handle, self.dsn.url):
+                schema.build(self.dsn.url, log.info)
+        finally:
+            self._binding.enter_context(adapters.bound(self.handle, self.url))
 
     def _move(self, reason: str) -> None:
         """Go on under another name: somebody is in the database whom we may not send away. The next run drops it."""
@@ -173,7 +206,7 @@ class Owned:
         if self._bound:
             self._binding.close()
             self._binding.enter_context(adapters.bound(self.handle, self.url))
-        self.moved(self.dsn)
+        self.moved(self.app_dsn)
 
     def _put_aside(self) -> None:
         """Leave the database to nobody, so that it can be copied."""

@@ -24,6 +24,7 @@ from .marks import clone_name
 from .outside import appeared, shared
 from .prune import prune
 from .recovery import recover, told, twice
+from .roles import Role
 from .schema import Progress
 from .server import Server, external
 from .settings import Settings, load
@@ -116,8 +117,11 @@ def alone(
 
 def _announce(settings: Settings, clone: Clone) -> None:
     """Lead the application to the clone by its environment, now and if the clone moves."""
-    clone.moved = lambda dsn: lead(environment(settings, dsn))
-    clone.moved(clone.dsn)
+    user = clone.role.name if clone.role is not None else ""
+    clone.moved = lambda dsn: lead(environment(settings, dsn, user))
+    clone.moved(clone.app_dsn)
+    if clone.warning:
+        clone.report.note(clone.warning)
 
 
 def lead(variables: Mapping[str, str]) -> None:
@@ -136,12 +140,21 @@ def announced(settings: Settings, name: str, run: str) -> dict[str, str]:
     """
     dsn = external(settings)
     base = dsn if dsn is not None else Embedded.locate(settings).dsn
-    return environment(settings, base.replace(dbname=clone_name(settings.project, run, name)))
+    base = base.replace(dbname=clone_name(settings.project, run, name))
+    return environment(settings, Role(settings.role).dsn(base) if settings.role else base)
 
 
-def environment(settings: Settings, dsn: Dsn) -> dict[str, str]:
+def environment(settings: Settings, dsn: Dsn, user: str = "") -> dict[str, str]:
     """Return the variables that bind the application to a database: those of the setting `env`, and PGDATABASE where libpq's own
-    variables name the server."""
+    variables name the server, with PGUSER if the application has a role of its own, `user`.
+
+    Not before a clone is there: until then PGUSER says who builds.
+    """
+    found = _environment(settings, dsn)
+    return {**found, "PGUSER": user} if user and "PGDATABASE" in found else found
+
+
+def _environment(settings: Settings, dsn: Dsn) -> dict[str, str]:
     if settings.url or external(settings) is None:
         return bound_environment(settings.env, dsn, os.environ)
     if os.environ.get("PGSERVICE"):  # what it says, said in variables

@@ -42,6 +42,7 @@ class Settings:
     seed: str = _setting("", "module:callable taking the database URL, run after the schema")
     inputs: tuple[str, ...] | None = _setting(None, "files, by glob, that decide what the schema and the seed build")
     bind: str = _setting("", "module:object, the application's own database handle, pointed at the worker's clone")
+    role: str = _setting("", "the role as whom the application connects to the clone (default: the one that builds)")
     url: str = _setting("", "an existing server; without it PG* variables, then a private server started here", secret=True)
     env: tuple[str, ...] = _setting(
         ("DATABASE_URL",), "environment variables that are set to the clone's URL before the application loads"

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from . import databases
+from . import databases, roles
 from .build import LACKING, UNLOGGED, Builder, adoptable, flaws, full_manifest
 from .clock import monotonic
 from .clone import Clone
@@ -25,6 +25,7 @@ from .schema import Manifest, Progress, Schema
 from .server import Server
 
 log = logging.getLogger("dbclone")
+_FOUND = (UNLOGGED, LACKING, roles.ROW_SECURITY)  # in a mark's manifest, and no input of the template
 
 
 def _silent(text: str) -> None:
@@ -68,6 +69,8 @@ class Template:
     @classmethod
     def _ensure(cls, server: Server, schema: Schema, handle: Any, rebuild: bool, progress: Progress) -> Template:
         started = monotonic()
+        if server.settings.role:  # before the schema grants it something
+            roles.ensure_role(server, server.settings.role, login=True)
         manifest = full_manifest(server, schema)
         name = template_name(server.settings.project, manifest.fingerprint)
         known = databases.listed(server)
@@ -75,6 +78,7 @@ class Template:
         if found is not None and not rebuild:
             databases.touch(server, found)
             server.leases.take(found.name, shared=True, patience=5.0)
+            roles.require(server)
             return cls(server, found, schema, handle, seconds=monotonic() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
         with builder.exclusively():
@@ -87,6 +91,7 @@ class Template:
                 found = builder.build(replaced=next((d for d in known if d.name == name), None))
         assert found is not None
         server.leases.take(found.name, shared=True, patience=5.0)
+        roles.require(server)
         return cls(server, found, schema, handle, built, why, monotonic() - started, tuple(builder.notes))
 
     def clone(self, owner: str = "main", run: str = "") -> Clone:
@@ -105,6 +110,7 @@ class Template:
                 clone = Clone.create(self.server, self.database, run, owner, self.handle, self.schema)
                 try:
                     emptied = self._emptied(clone)
+                    clone.admit(roles.of_application(self.server, self.database, clone.dsn, self.handle, clone.report.note))
                 except BaseException:
                     clone.drop()
                     raise
@@ -159,8 +165,4 @@ def _why(server: Server, manifest: Manifest, known: list[Database], name: str) -
     if not others:
         return ()
     newest = max(others, key=lambda mark: mark.created)
-    return tuple(
-        manifest.explain(
-            {k: v for k, v in newest.manifest.items() if k not in (UNLOGGED, LACKING) and not k.startswith("extension ")}
-        )
-    )
+    return tuple(manifest.explain({k: v for k, v in newest.manifest.items() if k not in _FOUND and not k.startswith("extension ")}))

@@ -53,6 +53,7 @@ class Undo:
     tainted: bool = False  # a test without a reset left something
     created: Moment | None = None  # when the database was made
     made: int = 0  # its oid, as this process made it
+    apart: bool = False  # the sandbox's session is of a role that may not see and write everything
     _origin: Since | None = None
     _session: Session | None = None
     _control: Connection | None = None
@@ -64,10 +65,19 @@ class Undo:
     def sandbox(self) -> Session:
         """Return the session that sandboxed tests share, opened if it is not."""
         if self._session is None or self._session.real.closed:
+            if self.apart:
+                self.truncating()  # which learns as the role that may see all
             self._session = Session(self._learning(self.connect()), self.server.settings.lock_timeout)
             if self._filled and self._baseline is None:
                 self.truncating()
         return self._session
+
+    def owner_session(self) -> Connection | None:
+        """Return the control session if only that may put everything back; None if the sandbox's own may."""
+        if not self.apart:
+            return None
+        self.truncating()
+        return self._control
 
     @property
     def broken(self) -> bool:

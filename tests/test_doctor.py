@@ -27,7 +27,7 @@ from .conftest import Project
 from .faults.stops import until
 
 CHECKS = {
-    "server", "version", "rights", "connections", "durability", "template", "collations", "background workers", "leftovers",
+    "server", "version", "rights", "connections", "durability", "template", "role", "collations", "background workers", "leftovers",
     "strangers", "interrupted drops", "what outlives sessions", "lock folder", "orphaned files", "speed",
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ An adapter is a module with these functions:
     refusal(handle)                why the handle cannot be lent a sandbox (empty: it can)
     closed(handle)                 close the handle's connections, because their database is about to be replaced
     parameters(handle)             libpq parameters that the real connection of a sandbox has to have, as the application's do
+    login(handle)                  (user, password) that an unbound handle connects with, as far as it says
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Adapter(Protocol):
     def closed(self, handle: Any) -> None: ...
 
     def parameters(self, handle: Any) -> dict[str, str]: ...
+
+    def login(self, handle: Any) -> tuple[str, str]: ...
 
 
 def adapter_of(thing: Any) -> Adapter | None:
@@ -197,3 +200,10 @@ def parameters(handle: Any) -> dict[str, str]:
     """Return how the application's connections begin: their `options`, such as a search_path, if they have any."""
     adapter = adapter_of(handle) if handle is not None else None
     return adapter.parameters(handle) if adapter is not None else {}
+
+
+def login(handle: Any) -> tuple[str, str]:
+    """Return (user, password) that the application's handle connects with by itself; empty where it does not say. Not to be asked
+    while the handle is bound."""
+    adapter = adapter_of(handle) if handle is not None else None
+    return adapter.login(handle) if adapter is not None else ("", "")

@@ -19,7 +19,7 @@ from ..schema import Schema
 from ..settings import Settings
 from .peewee_schema import PeeweeSchema, models_of, open_database
 
-__all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema", "with_test_db"]
+__all__ = ["bound", "closed", "handle", "lent", "login", "parameters", "refusal", "schema", "with_test_db"]
 _TARGET = ("host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "conninfo")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -130,6 +130,16 @@ def parameters(handle: Any) -> dict[str, str]:
     """Return the `options` that the application's connections begin with, if there are any."""
     found = getattr(_database(handle), "connect_params", None) or {}
     return {"options": found["options"]} if found.get("options") else {}
+
+
+def login(handle: Any) -> tuple[str, str]:
+    """Return (user, password) of the handle's parameters, or of the URL that stands in the place of the database's name."""
+    database = _database(handle)
+    found = dict(getattr(database, "connect_params", None) or {})
+    with contextlib.suppress(SettingsError):
+        name = getattr(database, "database", None)
+        found = {**(parse(name).kwargs if isinstance(name, str) and ("://" in name or "=" in name) else {}), **found}
+    return str(found.get("user") or ""), str(found.get("password") or "")
 
 
 def refusal(handle: Any) -> str:

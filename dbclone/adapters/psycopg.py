@@ -25,7 +25,7 @@ from ..schema import Schema
 from ..settings import Settings
 from .psycopg_tasks import adding, cancel, given, is_async, returns, taken, unopened
 
-__all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema"]
+__all__ = ["bound", "closed", "handle", "lent", "login", "parameters", "refusal", "schema"]
 _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname", "service")
 
 
@@ -56,6 +56,13 @@ def parameters(handle: Any) -> dict[str, str]:
         conninfo_to_dict(handle.conninfo).get("options") if isinstance(handle.conninfo, str) else None
     )
     return {"options": str(found)} if found else {}
+
+
+def login(handle: Any) -> tuple[str, str]:
+    """Return (user, password) of the pool's parameters, unless they are asked for anew for each connection."""
+    found: dict[str, Any] = conninfo_to_dict(handle.conninfo) if isinstance(handle.conninfo, str) else {}
+    found |= handle.kwargs if isinstance(handle.kwargs, dict) else {}
+    return str(found.get("user") or ""), str(found.get("password") or "")
 
 
 @contextlib.contextmanager

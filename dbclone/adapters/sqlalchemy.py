@@ -22,7 +22,7 @@ from ..settings import Settings
 from .sqlalchemy_engine import TARGET, each, engines_of, finish, idle, pointed, restored, roll_back, sessions_of
 from .sqlalchemy_schema import MetadataSchema, metadata_of
 
-__all__ = ["bound", "closed", "handle", "lent", "parameters", "refusal", "schema"]
+__all__ = ["bound", "closed", "handle", "lent", "login", "parameters", "refusal", "schema"]
 
 
 def schema(settings: Settings, spec: str, thing: Any) -> Schema:
@@ -140,23 +140,39 @@ def closed(handle: Any) -> None:
         _close(engine)
 
 
+def _asked(engine: Engine) -> dict[str, Any]:
+    """Return what the dialect would be asked for by the engine's creator, which must be one that asks it."""
+    asked: dict[str, Any] = {}
+    before = vars(engine.dialect).get("connect")
+
+    def note(*_: Any, **given: Any) -> Any:
+        asked.update(given)
+        raise InterruptedError
+
+    engine.dialect.connect = note  # type: ignore[method-assign]
+    try:
+        with contextlib.suppress(Exception):
+            engine.pool._creator(None)  # type: ignore[call-arg, arg-type]
+    finally:
+        restored(engine.dialect, "connect", before)
+    return asked
+
+
 def parameters(handle: Any) -> dict[str, str]:
     """Return the `options` that the application's connections begin with, if there are any: what the dialect would be asked for."""
-    asked: dict[str, Any] = {}
-    for engine in engines_of(handle)[:1]:
-        before = vars(engine.dialect).get("connect")
-
-        def note(*_: Any, **given: Any) -> Any:
-            asked.update(given)
-            raise InterruptedError
-
-        engine.dialect.connect = note  # type: ignore[method-assign]
-        try:
-            with contextlib.suppress(Exception):
-                engine.pool._creator(None)  # type: ignore[call-arg, arg-type]
-        finally:
-            restored(engine.dialect, "connect", before)
+    asked = next((_asked(engine) for engine in engines_of(handle)[:1]), {})
     return {"options": asked["options"]} if asked.get("options") else {}
+
+
+def login(handle: Any) -> tuple[str, str]:
+    """Return (user, password) of the engine's `connect_args`, or else of its URL. A project's own creator and listeners are not
+    asked: they might connect."""
+    for engine in engines_of(handle)[:1]:
+        plain = getattr(engine.pool._creator, "__module__", "") == "sqlalchemy.engine.create" and not engine.dialect._has_events
+        asked = _asked(engine) if plain else {}
+        user, password = asked.get("user") or engine.url.username, asked.get("password") or engine.url.password
+        return str(user or ""), str(password or "")
+    return "", ""
 
 
 def _reason(engine: Engine) -> str:

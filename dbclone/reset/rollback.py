@@ -25,10 +25,18 @@ class Rollback:
 
     Arguments: `session`, whose real connection this reset alone may send transaction control to; `positions`, of sequences to
     return to, or None: a rollback does not move sequences back by itself (PostgreSQL documentation, functions-sequence);
-    `witness`, which is asked, in the message that rolls back, whether something was committed meanwhile.
+    `witness`, which is asked, in the message that rolls back, whether something was committed meanwhile; `over`, returns the
+    session over which sequences are put back, if the sandbox's own may not.
     """
 
-    def __init__(self, session: Session, positions: tuple[Sequence, ...] | None = None, witness: Witness | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        positions: tuple[Sequence, ...] | None = None,
+        witness: Witness | None = None,
+        over: Callable[[], psycopg.Connection[Any] | None] = lambda: None,
+    ) -> None:
+        self._over = over
         self._session = session
         self._positions = positions
         self._witness = witness
@@ -77,7 +85,7 @@ class Rollback:
             session.turns.give(session.lock)
         session.undone()
         if self._positions is not None and not spoiled and not session.stack.levels:
-            restore(session.real, self._positions)
+            restore(self._over() or session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
         return Outcome("rollback", monotonic() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
 
