@@ -12,7 +12,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from dbclone import SettingsError
-from dbclone.adapters.psycopg import bound
+from dbclone.adapters import bound
 from dbclone.clone import Clone
 from dbclone.isolation import Isolation
 
