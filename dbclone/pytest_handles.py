@@ -7,8 +7,9 @@ before there is a clone, and would afterwards leave in the clone what no reset k
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .clone import Clone
 
 __all__ = ["Guard"]
+_OLD = re.compile(r"_(?:unittest|xunit)_(\w+?)_fixture_(.+)")
 
 
 class Guard:
@@ -36,6 +38,7 @@ class Guard:
         self.clone: Clone | None = None  # of this process, when it has been made
         self._place = "a plugin or a conftest.py"  # where we are outside tests
         self._said: NotIsolated | None = None
+        self._aside = contextlib.ExitStack()
         self._held = contextlib.ExitStack()
         self._held.enter_context(doors.watched(self))
         self._held.enter_context(doors.expected())
@@ -69,6 +72,8 @@ class Guard:
     def _refused(self) -> bool:
         if self._item is None or (self.clone is not None and self.clone.isolating):
             return False
+        if any(fixture.argname in (*ISOLATING, *BINDING) for fixture in self._fixtures):
+            return False  # one of ours, that a test asks for while it runs
         return self._bare if self._wide() else self._alone
 
     def _wide(self) -> bool:
@@ -107,11 +112,12 @@ class Guard:
         if self._wide():
             fixture = self._fixtures[-1]
             ours = {"class": "dbclone_class", "module": "dbclone_module"}.get(fixture.scope, "dbclone_worker")
+            old = _OLD.match(fixture.argname)  # setUpClass and the like are fixtures to pytest
+            shown, whose = (f"{old[1]} of {old[2]}", "its tests") if old else (f"fixture {fixture.argname!r}", "the fixture")
             return NotIsolated(
-                f"{handle} is used by fixture {fixture.argname!r}, set up for {test}, without isolation",
+                f"{handle} is used by {shown}, set up for {test}, without isolation",
                 f"Neither it nor that test asks for a fixture of dbclone. It would connect to {where}.",
-                f"Ask for {ours} in fixture {fixture.argname!r}, or for dbclone in the test, or set autouse = true in"
-                " [tool.dbclone].",
+                f"Ask for {ours} in {whose}, or for dbclone in the test, or set autouse = true in [tool.dbclone].",
             )
         return NotIsolated(
             f"{handle} is used by {test} without isolation",
@@ -133,17 +139,18 @@ class Guard:
         out = self._opted_out()
         self._bare = not (out or names & {*ISOLATING, *BINDING})
         self._alone = not (out or names & set(ISOLATING) or set(direct) & set(BINDING))
-        give_back: Callable[[], None] | None = None
-        if self._alone and doors.used[0]:
+        with contextlib.ExitStack() as self._aside:
+            if self._bare:
+                self._put_aside()
+            yield
+        self._item, self._said = None, None
+
+    def _put_aside(self) -> None:
+        """Put aside, until the test has ended, what is open on the handle, so that whoever uses it now has to connect first."""
+        if doors.used[0]:
             from . import adapters
 
-            give_back = adapters.aside(self._settings)
-        try:
-            yield
-        finally:
-            self._item, self._said = None, None
-            if give_back is not None:
-                give_back()
+            self._aside.callback(adapters.aside(self._settings))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
@@ -152,6 +159,8 @@ class Guard:
             self._closing = True
             self._item.addfinalizer(self._over)
         self._fixtures.append(fixturedef)
+        if self._alone and not self._wide():
+            self._put_aside()
         try:
             yield
         finally:
@@ -160,14 +169,22 @@ class Guard:
     def _over(self) -> None:
         """Take the rest of a teardown, of what several tests share, for nobody's."""
         self._bare = self._alone = False
+        self._aside.close()
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_setup(self) -> Iterator[None]:
         yield from self._phase()
+        if self._alone and not self._closing:
+            try:
+                self._item.addfinalizer(self._over)
+            except AssertionError:  # its module or class could not be set up: nothing belongs to the test alone
+                self._over()
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_call(self) -> Iterator[None]:
-        if doors.used[0] and not self._alone:
+        if self._alone:
+            self._put_aside()
+        elif doors.used[0]:
             from . import adapters
 
             adapters.look()
