@@ -32,10 +32,12 @@ class Clone(Owned):
     isolated. Use `Template.clone`.
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `report`, what its resets
-    cost; `escalated`, tests that committed outside a sandbox before, which auto isolates by truncate.
+    cost; `escalated`, tests that committed outside a sandbox before, which auto isolates by truncate; `isolating`, how many blocks
+    of `isolated` are open.
     """
 
     escalated: set[str] = field(default_factory=set)
+    isolating: int = 0
     _keeping: str = ""  # what the isolation that ends now is to be kept for
     _lending: contextlib.ExitStack | None = field(default=None, repr=False)
     _lost: str = ""  # what has become of the data of a class or module that is still open
@@ -52,7 +54,7 @@ class Clone(Owned):
         wanted = self.choose(reset, test)
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
         self._look(wanted)
-        with named(application_name(self.owner, test) if test else ""):
+        with self._isolating(), named(application_name(self.owner, test) if test else ""):
             if wanted == "rollback":
                 with self._layer(test, sequences, reset == "auto") as session:
                     isolation = self._view(wanted, test, session)
@@ -74,6 +76,16 @@ class Clone(Owned):
             finally:
                 if self._over(isolation) and not (isolation.kept and self._keep_for(isolation.kept)):
                     self._settle(self._finish(wanted), test)
+
+    @contextlib.contextmanager
+    def _isolating(self) -> Iterator[None]:
+        """Follow what the application has put behind its handle, and count the block."""
+        adapters.look()
+        self.isolating += 1
+        try:
+            yield
+        finally:
+            self.isolating -= 1
 
     def _over(self, isolation: Isolation) -> bool:
         """Close what a test opened; return False in a forked process, in which nothing is over: all of it is its parent's."""
@@ -149,7 +161,7 @@ class Clone(Owned):
             self.url,
             reset,
             test,
-            self.handle,
+            adapters.present(self.handle),
             lambda **options: self.connect(test, **options),
             self.snapshot,
             self.restore,
@@ -167,7 +179,8 @@ class Clone(Owned):
         if reset not in RESETS:
             choice = ", ".join(RESETS)
             raise SettingsError(f"{reset!r} is no reset", f"{test or 'A block'} asked for it.", f"Choose one of {choice}.")
-        outside = self.handle is None or self.role is not None or test in self.escalated or bool(adapters.refusal(self.handle))
+        nowhere = adapters.present(self.handle) is None
+        outside = nowhere or self.role is not None or test in self.escalated or bool(adapters.refusal(self.handle))
         if reset == "auto" and self._lending is None and outside:
             return "truncate"
         return pick(reset)

@@ -13,6 +13,7 @@ Error
 └── ResetError
     ├── ResetBlocked              another session holds a lock that the reset needs
     ├── WriteEscaped              a test wrote where its reset does not reach
+    ├── NotIsolated               the database handle was used where nothing undoes what is written
     ├── SandboxLimit              a statement or an order of transactions that savepoints cannot imitate
     └── KeptTableReferenced       a table to keep references one to empty
 
@@ -123,6 +124,12 @@ class ResetBlocked(ResetError):
 
 class WriteEscaped(ResetError):
     """A test wrote where its reset does not reach."""
+
+    __module__ = "dbclone"
+
+
+class NotIsolated(ResetError):
+    """The application's database handle was used where nothing isolates it. It has not been connected."""
 
     __module__ = "dbclone"
 

@@ -10,6 +10,8 @@ from .errors import SettingsError
 
 _LEVELS = ("session", "package", "module", "class", "function")
 _OURS = {"dbclone_worker": "session", "dbclone_module": "module", "dbclone_class": "class", "dbclone": "function"}
+ISOLATING = ("dbclone", "dbclone_class", "dbclone_module")  # fixtures inside which what a test writes is undone
+BINDING = ("dbclone_worker",)  # which lead the handle to the clone, and undo nothing
 
 
 def marker_arguments(marker: pytest.Mark | None, nodeid: str) -> dict[str, Any]:

@@ -90,7 +90,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
                 run.lead(run.announced(found, worker, run_id))
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
-    early_config.stash[STATE] = State(early_config, found, run_id, worker)
+    early_config.stash[STATE] = state = State(early_config, found, run_id, worker)
+    if found.bind or found.schema:
+        from .pytest_handles import Guard
+
+        state.guard = Guard(found)
+        early_config.pluginmanager.register(state.guard, "dbclone handles")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -99,6 +104,14 @@ def pytest_configure(config: pytest.Config) -> None:
         "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback, truncate, clone, drop or"
         " none (see the README)",
     )
+
+
+def _asked(config: pytest.Config) -> State:
+    """Return the process's state, in which the test that runs is isolated from now on."""
+    state = _state(config)
+    if state.guard is not None:
+        state.guard.asked()
+    return state
 
 
 def _state(config: pytest.Config) -> State:
@@ -164,7 +177,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if STATE in config.stash:
-        _quietly(config.stash[STATE])
+        state = config.stash[STATE]
+        _quietly(state)
+        if state.guard is not None:
+            state.guard.close()
 
 
 def _quietly(state: State) -> None:
@@ -248,6 +264,8 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
                 state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
             clone.escalated.update(state.remembered())
+            if state.guard is not None:
+                state.guard.clone = clone
             clone.keep_count = request.config.option.dbclone_keep_failed or clone.keep_count
         yield clone
         with real_files():
@@ -262,6 +280,7 @@ def _merged(report: Report, other: Report) -> Report:
 def _layer(request: pytest.FixtureRequest, clone: Clone) -> Iterator[Isolation]:
     with contextlib.ExitStack() as stack:
         with _clear_errors():
+            _asked(request.config)
             isolation = stack.enter_context(clone.layer(request.node.nodeid))
         yield isolation
 
@@ -285,7 +304,7 @@ def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[I
     with contextlib.ExitStack() as stack:
         with _clear_errors(), real_files():
             asked = marker_arguments(request.node.get_closest_marker("dbclone"), request.node.nodeid)
-            settings = _state(request.config).needed()
+            settings = _asked(request.config).needed()
             isolation = stack.enter_context(
                 dbclone_worker.isolated(asked["reset"] or settings.reset, request.node.nodeid, asked["reset_sequences"])
             )

@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from .progress import Progress
+    from .pytest_handles import Guard
     from .report import Report
     from .settings import Settings
     from .template import Template
@@ -50,6 +51,7 @@ class State:
         self.report: Report = Report()
         self.template: Template | None = None
         self.held = contextlib.ExitStack()
+        self.guard: Guard | None = None
 
     def needed(self) -> Settings:
         """Return the settings of a project in which a test asks for a database."""

@@ -204,6 +204,8 @@ def roles_of(fetch: Callable[[str], list[tuple[Any, ...]]], private: bool, maker
         members=frozenset((role, member) for role, member in fetch(_MEMBERS)),
         maker=maker,
     )
+
+
 def output_tail(dsn: Dsn, output: bytes) -> str:
     """Return the end of what a program has printed, without passwords: masked before it is cut, which could leave half of one."""
     text = mask_any(dsn.mask(output[-50_000:].decode(errors="replace")))[-10_000:]

@@ -12,7 +12,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from dbclone import SettingsError
-from dbclone.adapters.psycopg import bound
+from dbclone.adapters import bound
 from dbclone.clone import Clone
 from dbclone.isolation import Isolation
 
@@ -108,11 +108,24 @@ def test_an_asynchronous_pool_is_as_it_was_after_each_test(clone: Clone) -> None
             assert pool.closed
 
 
-def test_an_asynchronous_pool_that_is_open_too_early_is_refused(clone: Clone) -> None:
+def test_an_asynchronous_pool_that_is_open_in_another_loop_is_refused(clone: Clone) -> None:
+    pool: Async = psycopg_pool.AsyncConnectionPool(clone.url, open=False, min_size=0, max_size=1)
+
     async def program() -> None:
-        pool: Async = psycopg_pool.AsyncConnectionPool(clone.url, open=False, min_size=0, max_size=1)
-        async with pool:
-            with pytest.raises(SettingsError, match="open already"), bound(pool, clone.url):
-                pass
+        await pool.open()
 
     asyncio.run(program())
+    with pytest.raises(SettingsError, match="open already"), bound(pool, clone.url):
+        pass
+    assert pool.conninfo == clone.url
+
+
+def test_an_asynchronous_pool_that_is_open_in_this_loop_is_opened_anew(clone: Clone) -> None:
+    async def program() -> None:
+        async with psycopg_pool.AsyncConnectionPool(ELSEWHERE, open=False, min_size=0, max_size=1) as pool:
+            with bound(pool, clone.url):
+                async with pool.connection() as connection:
+                    assert connection.info.dbname == clone.name
+            assert pool.conninfo == ELSEWHERE
+
+    asyncio.run(asyncio.wait_for(program(), 60))

@@ -16,7 +16,7 @@ from playhouse.pool import PooledPostgresqlDatabase
 from playhouse.postgres_ext import PostgresqlExtDatabase, ServerSide
 
 from dbclone import adapters
-from dbclone.adapters.peewee import bound
+from dbclone.adapters import bound
 from dbclone.clone import Clone
 from dbclone.errors import SandboxLimit
 from dbclone.server import Server

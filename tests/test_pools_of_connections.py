@@ -14,7 +14,7 @@ import psycopg_pool
 import pytest
 
 from dbclone import SandboxLimit, SettingsError, adapters
-from dbclone.adapters.psycopg import bound
+from dbclone.adapters import bound
 from dbclone.clone import Clone
 from dbclone.isolation import Isolation
 from dbclone.server import Server

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dbclone.adapters.peewee import bound, with_test_db
+from dbclone.adapters import bound
+from dbclone.adapters.peewee import with_test_db
 from dbclone.clone import Clone
 from dbclone.errors import SettingsError
 

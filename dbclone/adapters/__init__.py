@@ -1,15 +1,24 @@
 """What dbclone knows of other people's libraries, one file each, none imported unless an object of that library turns up.
 
-An adapter is a module with these functions:
+A *handle* is what the settings name; behind it stand *targets*, which connect, and which `following` finds. An adapter is a module
+with these functions:
 
     schema(settings, spec, thing)  the Schema that `thing` describes (models, metadata, a module of them)
     handle(thing)                  the database handle that those models use, or None
-    bound(handle, url)             context manager: the application's handle leads to `url`
-    lent(handle, connect)          context manager: the handle takes its connections from `connect(**options)`
-    refusal(handle)                why the handle cannot be lent a sandbox (empty: it can)
-    closed(handle)                 close the handle's connections, because their database is about to be replaced
-    parameters(handle)             libpq parameters that the real connection of a sandbox has to have, as the application's do
-    login(handle)                  (user, password) that an unbound handle connects with, as far as it says
+    models(thing)                  those models that name the database which they use
+    targets(handle, models)        the targets behind a handle, and behind models, at this moment
+    place(target)                  host, port and name of the database that a target leads to, or None
+    filled(handle, url)            context manager: a handle that leads nowhere yet leads to `url`
+    notified(handle, take)         context manager: `take` is called with targets that the handle makes
+    point(target, url, before)     lead a target to `url`; what it returns, point_back and strayed are given
+    strayed(target, before)        whether the application has led it elsewhere since
+    lend(target, session, before)  let a target take its connections from a sandbox; likewise take_back and escaped
+    refusal(target)                why a target cannot be lent a sandbox (empty: it can)
+    holds(target)                  whether it has a connection that the application can use without asking for one
+    aside(target), back(…)         put such a connection aside for a while
+    closed(target)                 close its connections, because their database is about to be replaced
+    parameters(target)             libpq parameters that the real connection of a sandbox has to have, as the application's do
+    login(target)                  (user, password) that a target which is led nowhere connects with, as far as it says
 """
 
 from __future__ import annotations
@@ -22,16 +31,23 @@ import re
 import shutil
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..dsn import parse
+from ..errors import SettingsError
 from ..migrations import Migrations, tool
 from ..reset.sandbox import Session
 from ..schema import Command, Function, Schema, SqlFiles, Steps
 from ..settings import Settings
+from .following import Handle, Lead, imported, is_led, leads, look, present
 
+__all__ = [
+    "Adapter", "adapter_of", "aside", "belongs", "bound", "closed", "is_led", "lent", "load", "look", "named", "parameters",
+    "present", "refusal", "targets",
+]  # fmt: skip
 _BY_PACKAGE = {
     "peewee": "peewee",
     "playhouse": "peewee",
@@ -40,6 +56,7 @@ _BY_PACKAGE = {
     "flask_sqlalchemy": "sqlalchemy",
     "sqlmodel": "sqlalchemy",
 }
+Place = tuple[str, str, str]  # host, port and name of a database
 _OBJECT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 
@@ -51,17 +68,41 @@ class Adapter(Protocol):
 
     def handle(self, thing: Any) -> Any: ...
 
-    def bound(self, handle: Any, url: str) -> contextlib.AbstractContextManager[None]: ...
+    def models(self, thing: Any) -> Sequence[Any]: ...
 
-    def lent(self, handle: Any, session: Session) -> contextlib.AbstractContextManager[None]: ...
+    def targets(self, handle: Any, models: Sequence[Any]) -> list[Any]: ...
 
-    def refusal(self, handle: Any) -> str: ...
+    def place(self, target: Any) -> Place | None: ...
 
-    def closed(self, handle: Any) -> None: ...
+    def filled(self, handle: Any, url: str) -> contextlib.AbstractContextManager[None]: ...
 
-    def parameters(self, handle: Any) -> dict[str, str]: ...
+    def notified(self, handle: Any, take: Callable[[Any], Any]) -> contextlib.AbstractContextManager[None]: ...
 
-    def login(self, handle: Any) -> tuple[str, str]: ...
+    def point(self, target: Any, url: str, before: Any) -> Any: ...
+
+    def point_back(self, target: Any, before: Any) -> None: ...
+
+    def strayed(self, target: Any, before: Any) -> bool: ...
+
+    def lend(self, target: Any, session: Session, before: Any) -> Any: ...
+
+    def take_back(self, target: Any, before: Any) -> None: ...
+
+    def escaped(self, target: Any, before: Any) -> bool: ...
+
+    def refusal(self, target: Any) -> str: ...
+
+    def holds(self, target: Any) -> bool: ...
+
+    def aside(self, target: Any) -> Any: ...
+
+    def back(self, target: Any, before: Any) -> None: ...
+
+    def closed(self, target: Any) -> None: ...
+
+    def parameters(self, target: Any) -> dict[str, str]: ...
+
+    def login(self, target: Any) -> tuple[str, str]: ...
 
 
 def adapter_of(thing: Any) -> Adapter | None:
@@ -155,55 +196,167 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
         if not callable(function):
             raise settings.error("seed", "it cannot be called", "Name a function that takes the database's URL.")
         parts.append(Function(settings, "seed", settings.seed, function))
+    models = [model for thing in things for model in adapter_of(thing).models(thing)]  # type: ignore[union-attr]
     if settings.bind:
-        handle = settings.load_object("bind", settings.bind)
-        if adapter_of(handle) is None:
+        spec, handle = settings.bind, settings.load_object("bind", settings.bind)
+        if handle is not None and adapter_of(handle) is None:  # None: an application factory will put one there
             raise settings.error(
                 "bind",
                 f"{type(handle).__name__!r} is not a database handle that dbclone knows",
                 "Name a peewee database, a SQLAlchemy engine or a pool of psycopg_pool.",
             )
+        return schema_of(parts), Handle(lambda: _handle(imported(spec)), handle, models)
+    handle = next((h for t in things for h in [adapter_of(t).handle(t)] if h is not None), None)  # type: ignore[union-attr]
+    return schema_of(parts), handle if handle is None else Handle(lambda: None, handle, models)
+
+
+def schema_of(parts: Sequence[Schema]) -> Schema:
+    """Return one schema made of several, built in their order."""
+    return parts[0] if len(parts) == 1 else Steps(parts)
+
+
+def _handle(thing: Any) -> Any:
+    """Return a thing if it is a handle of a kind that dbclone knows, else None."""
+    return thing if thing is not None and adapter_of(thing) is not None else None
+
+
+def named(settings: Settings) -> list[tuple[str, Any]]:
+    """Return the handles that the settings name, each with that name, as far as their modules have been imported already."""
+    if settings.bind:
+        found = [(settings.bind, _handle(imported(settings.bind)))]
     else:
-        handle = next((h for t in things for h in [adapter_of(t).handle(t)] if h is not None), None)  # type: ignore[union-attr]
-    return (parts[0] if len(parts) == 1 else Steps(parts)), handle
+        things = [(spec, imported(spec)) for spec in settings.schema if _OBJECT.match(spec) or _DOTTED.match(spec)]
+        found = [
+            (f"of {spec}", adapter.handle(thing))
+            for spec, thing in things
+            if thing is not None and (adapter := adapter_of(thing)) is not None
+        ]
+    return [(name, handle) for name, handle in found if handle is not None]
+
+
+def belongs(settings: Settings, target: Any) -> str:
+    """Return the name of the handle that a target stands behind, or of which it shares the database; empty if there is none."""
+    for name, handle in named(settings):
+        with contextlib.suppress(SettingsError):
+            for found in targets(handle):
+                if found is target or ((place := _known(target).place(target)) is not None and place == _known(found).place(found)):
+                    return name
+    return ""
+
+
+def aside(settings: Settings) -> Callable[[], None]:
+    """Put aside what the application has open on the handles that the settings name, so that whoever goes on has to connect first;
+    return what gives it back."""
+    stack = contextlib.ExitStack()
+    for _, handle in named(settings):
+        with contextlib.suppress(SettingsError):
+            for target in targets(handle):
+                adapter = _known(target)
+                if (before := adapter.aside(target)) is not None:
+                    stack.callback(adapter.back, target, before)
+    return stack.close
+
+
+def _known(target: Any) -> Adapter:
+    """Return the adapter of a target."""
+    adapter = adapter_of(target)
+    assert adapter is not None, f"{type(target).__name__} is no target"
+    return adapter
+
+
+def targets(handle: Any) -> list[Any]:
+    """Return the targets behind a handle at this moment. Raises SettingsError if it leads to something that is not PostgreSQL."""
+    thing = present(handle)
+    return _known(thing).targets(thing, handle.models if isinstance(handle, Handle) else ()) if thing is not None else []
+
+
+def _led(handle: Any) -> Iterator[Any]:
+    """Yield the targets that are led to the clone for a handle, also those that are not behind it any more."""
+    for lead in leads():
+        if lead.name == "bound" and lead.handle is handle:
+            yield from list(lead.done)
 
 
 @contextlib.contextmanager
 def bound(handle: Any, url: str) -> Iterator[None]:
-    """Point the application's handle at a database for the block; do nothing without one."""
-    adapter = adapter_of(handle) if handle is not None else None
-    with adapter.bound(handle, url) if adapter is not None else contextlib.nullcontext():
+    """Point the application's handle at a database for the block; do nothing without one.
+
+    Host, user and database change, all other parameters stay. What comes to stand behind the handle in the block is pointed there
+    too before it connects, and so is what connects to the database that the handle led to before. Raises SettingsError.
+    """
+    thing = present(handle)
+    if handle is None:
+        yield
+        return
+    places: set[Place] = set()
+
+    def point(target: Any, before: Any) -> Any:
+        adapter = _known(target)
+        if (place := adapter.place(target)) not in (None, clone):
+            places.add(place)
+        return adapter.point(target, url, before)
+
+    dsn = parse(url)
+    clone = dsn.get("host"), dsn.get("port"), dsn.get("dbname")
+    lead = Lead(
+        "bound",
+        handle,
+        lambda: targets(handle),
+        lambda target: _known(target).place(target) in places,
+        point,
+        lambda target, before: _known(target).point_back(target, before),
+        lambda target, before: _known(target).strayed(target, before),
+    )
+    with contextlib.ExitStack() as stack:
+        if thing is not None:
+            stack.enter_context(_known(thing).filled(thing, url))
+        stack.enter_context(lead.held())
+        if thing is not None:
+            stack.enter_context(_known(thing).notified(thing, lead.take))
         yield
 
 
 @contextlib.contextmanager
 def lent(handle: Any, session: Session) -> Iterator[None]:
-    """Give the application's handle connections into a sandbox for the block; do nothing without one."""
-    adapter = adapter_of(handle) if handle is not None else None
-    with adapter.lent(handle, session) if adapter is not None else contextlib.nullcontext():
+    """Give the application's handle connections into a sandbox for the block, in every thread; do nothing without one.
+
+    Its own connections wait aside, and come back afterwards. Raises SandboxLimit if it cannot be sandboxed.
+    """
+    thing = present(handle)
+    if handle is None:
+        yield
+        return
+    look()
+    lead = Lead(
+        "lent",
+        handle,
+        lambda: [*targets(handle), *(target for target in _led(handle) if _known(target).holds(target))],
+        lambda target: any(target is found for found in _led(handle)),
+        lambda target, before: _known(target).lend(target, session, before),
+        lambda target, before: _known(target).take_back(target, before),
+        lambda target, before: _known(target).escaped(target, before),
+    )
+    with lead.held(), _known(thing).notified(thing, lead.take) if thing is not None else contextlib.nullcontext():
         yield
 
 
 def closed(handle: Any) -> None:
     """Close the connections of the application's handle, if there is one."""
-    if handle is not None and (adapter := adapter_of(handle)) is not None:
-        adapter.closed(handle)
+    for target in {id(target): target for target in (*targets(handle), *_led(handle))}.values():
+        _known(target).closed(target)
 
 
 def refusal(handle: Any) -> str:
     """Return why the handle cannot work in a sandbox, or an empty string."""
-    adapter = adapter_of(handle) if handle is not None else None
-    return adapter.refusal(handle) if adapter is not None else ""
+    return next((reason for target in targets(handle) if (reason := _known(target).refusal(target))), "")
 
 
 def parameters(handle: Any) -> dict[str, str]:
     """Return how the application's connections begin: their `options`, such as a search_path, if they have any."""
-    adapter = adapter_of(handle) if handle is not None else None
-    return adapter.parameters(handle) if adapter is not None else {}
+    return next((_known(target).parameters(target) for target in targets(handle)), {})
 
 
 def login(handle: Any) -> tuple[str, str]:
     """Return (user, password) that the application's handle connects with by itself; empty where it does not say. Not to be asked
     while the handle is bound."""
-    adapter = adapter_of(handle) if handle is not None else None
-    return adapter.login(handle) if adapter is not None else ("", "")
+    return next((_known(target).login(target) for target in targets(handle)), ("", ""))

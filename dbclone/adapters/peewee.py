@@ -6,21 +6,25 @@ import contextlib
 import functools
 import inspect
 import socket
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import peewee
 
+from .. import doors
 from ..dsn import parse
 from ..errors import SandboxLimit, SettingsError
-from ..forks import Home
 from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
 from .peewee_schema import PeeweeSchema, models_of, open_database
 
-__all__ = ["bound", "closed", "handle", "lent", "login", "parameters", "refusal", "schema", "with_test_db"]
-_TARGET = ("host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "conninfo")
+__all__ = ["with_test_db"]
+_TARGET = ("host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "conninfo", "dsn")
+doors.fit("peewee")
+doors.fit("playhouse.pwasyncio")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -47,6 +51,26 @@ def handle(thing: Any) -> Any:
     return next(iter(databases.values()), None)
 
 
+def models(thing: Any) -> Sequence[Any]:
+    """Return the models: each names its database, and may be bound to another one."""
+    return models_of(thing)
+
+
+def targets(handle: Any, models: Sequence[Any]) -> list[Any]:
+    """Return the Database behind a handle, and those of models if they are PostgreSQL's.
+
+    Raises SettingsError if the handle leads to something else.
+    """
+    found = [database for database in [_database(handle)] if database is not None]
+    for model in models:
+        database = model._meta.database
+        while isinstance(database, peewee.Proxy):
+            database = database.obj
+        if isinstance(database, peewee.PostgresqlDatabase) and not any(database is known for known in found):
+            found.append(database)
+    return found
+
+
 def _database(handle: Any) -> Any:
     """Return the Database behind a handle: a Proxy's object, a FlaskDB's database; None if it has none yet."""
     if isinstance(handle, peewee.Proxy):
@@ -62,6 +86,19 @@ def _database(handle: Any) -> Any:
     return handle
 
 
+def place(target: Any) -> tuple[str, str, str] | None:
+    """Return host, port and name of the database that a Database leads to; None if it is deferred."""
+    name = getattr(target, "database", None)
+    if not name or not isinstance(target, peewee.PostgresqlDatabase):
+        return None
+    if "://" in str(name):
+        with contextlib.suppress(Exception):
+            dsn = parse(str(name))
+            return dsn.get("host"), dsn.get("port"), dsn.get("dbname")
+    given = target.connect_params or {}
+    return str(given.get("host") or ""), str(given.get("port") or ""), str(name)
+
+
 def _is_psycopg3(database: Any) -> bool:
     adapter = getattr(database, "_adapter", None)
     if adapter is not None:
@@ -70,122 +107,215 @@ def _is_psycopg3(database: Any) -> bool:
 
 
 @contextlib.contextmanager
-def bound(handle: Any, url: str) -> Iterator[None]:
-    """Point `handle` at `url` for the block; host, user and database change, all other connection parameters stay."""
-    dsn = parse(url)
-    target = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
-    database, home = _database(handle), Home()
-    if database is None:
-        proxy = handle if isinstance(handle, peewee.Proxy) else handle.database
-        fresh = open_database(url)
-        proxy.initialize(fresh)
-        try:
-            yield
-        finally:
-            if not home.left:
-                closed(fresh)
-            proxy.initialize(None)
+def filled(handle: Any, url: str) -> Iterator[None]:
+    """Put a Database that leads to `url` behind a Proxy or FlaskDB that has none, until the application puts its own there."""
+    if _database(handle) is not None:
+        yield
         return
-    closed(database)
-    before = {
-        name: getattr(database, name)
-        for name in ("database", "connect_params", "deferred", "server_version")
-        if hasattr(database, name)
-    }
-    kept = {k: v for k, v in (database.connect_params or {}).items() if k not in _TARGET}
-    prefer = {"prefer_psycopg3": True} if hasattr(database, "_adapter") and _is_psycopg3(database) else {}
-    same = {
-        name: getattr(database, f"_{name}")
-        for name in ("encoding", "isolation_level")
-        if getattr(database, f"_{name}", None) is not None
-    }
-    # init() updates the dictionary of parameters in place: it must not be the one that comes back.
-    database.connect_params = {}
-    database.init(dsn.get("dbname"), **{**kept, **target, **prefer, **same})
+    proxy, fresh = handle if isinstance(handle, peewee.Proxy) else handle.database, open_database(url)
+    if proxy is None:  # a FlaskDB that has not seen its application yet: what it makes then is followed
+        yield
+        return
+    while isinstance(proxy.obj, peewee.Proxy):
+        proxy = proxy.obj
+    proxy.initialize(fresh)
     try:
         yield
     finally:
-        if not home.left:
-            closed(database)
-        for name, value in before.items():
-            setattr(database, name, value)
+        if proxy.obj is fresh:
+            proxy.initialize(None)
 
 
-def closed(handle: Any) -> None:
+@contextlib.contextmanager
+def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
+    """Do nothing: a Proxy passes a door when it is initialized."""
+    yield
+
+
+@dataclass
+class _Pointed:
+    """What a Database was `before`, and where it has been led: the `name` of its database, and `where` that is."""
+
+    before: dict[str, Any]
+    name: str
+    where: dict[str, Any]
+
+
+def point(target: Any, url: str, before: _Pointed | None = None) -> _Pointed:
+    """Lead a Database to `url`; host, user and database change, all other connection parameters stay."""
+    dsn = parse(url)
+    where = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
+    closed(target)
+    was = before.before if before is not None else _attributes(target)
+    kept = {k: v for k, v in (target.connect_params or {}).items() if k not in _TARGET}
+    prefer = {"prefer_psycopg3": True} if hasattr(target, "_adapter") and _is_psycopg3(target) else {}
+    same = {
+        name: getattr(target, f"_{name}")
+        for name in ("encoding", "isolation_level")
+        if getattr(target, f"_{name}", None) is not None
+    }
+    # init() updates the dictionary of parameters in place: it must not be the one that comes back.
+    target.connect_params = {}
+    target.init(dsn.get("dbname"), **{**kept, **where, **prefer, **same})
+    return _Pointed(was, dsn.get("dbname"), where)
+
+
+def _attributes(target: Any) -> dict[str, Any]:
+    names = ("database", "connect_params", "deferred", "server_version")
+    return {name: getattr(target, name) for name in names if hasattr(target, name)}
+
+
+def point_back(target: Any, before: _Pointed) -> None:
+    """Lead a Database back."""
+    closed(target)
+    for name, value in before.before.items():
+        setattr(target, name, value)
+
+
+def strayed(target: Any, before: _Pointed) -> bool:
+    """Return whether the application has called `init` since."""
+    given = target.connect_params
+    return target.database != before.name or any(given.get(name) != before.where.get(name) for name in _TARGET)
+
+
+def holds(target: Any) -> bool:
+    """Return whether this thread has a connection open, which each statement uses as it is."""
+    return not target.is_closed()
+
+
+def aside(target: Any) -> Any:
+    """Put this thread's connection aside, so that the next statement has to connect."""
+    return None if target.is_closed() else _State(target)
+
+
+def back(target: Any, before: Any) -> None:
+    """Give this thread its connection again."""
+    if before is not None:
+        closed(target) if not target.is_closed() else None
+        before.restore(target)
+
+
+class _State:
+    """What a thread has open on a Database, taken from it."""
+
+    _NAMES = ("closed", "conn", "ctx", "transactions", "commit_callbacks")
+
+    def __init__(self, database: Any) -> None:
+        state = database._state
+        self.values = {name: getattr(state, name) for name in self._NAMES if hasattr(state, name)}
+        self._thread = threading.get_ident()
+        state.reset()
+
+    def restore(self, database: Any) -> None:
+        """Give it back, to the thread from which it was taken."""
+        state = database._state
+        state.reset()
+        if threading.get_ident() == self._thread:
+            for name, value in self.values.items():
+                setattr(state, name, value)
+
+
+def closed(target: Any) -> None:
     """Close the connections of this thread and of the pool, whatever state they are in."""
-    database = _database(handle)
-    if database is None or database.deferred:
+    if target.deferred:
         return
     with contextlib.suppress(Exception):
-        if not database.is_closed():
-            while database.transaction_depth():
-                database.pop_transaction()
-            database.close()
-    if hasattr(database, "close_all"):
+        if not target.is_closed():
+            while target.transaction_depth():
+                target.pop_transaction()
+            target.close()
+    if hasattr(target, "close_all"):
         with contextlib.suppress(Exception):
-            database.close_all()
+            target.close_all()
 
 
-def parameters(handle: Any) -> dict[str, str]:
+def parameters(target: Any) -> dict[str, str]:
     """Return the `options` that the application's connections begin with, if there are any."""
-    found = getattr(_database(handle), "connect_params", None) or {}
+    found = getattr(target, "connect_params", None) or {}
     return {"options": found["options"]} if found.get("options") else {}
 
 
-def login(handle: Any) -> tuple[str, str]:
-    """Return (user, password) of the handle's parameters, or of the URL that stands in the place of the database's name."""
-    database = _database(handle)
-    found = dict(getattr(database, "connect_params", None) or {})
+def login(target: Any) -> tuple[str, str]:
+    """Return (user, password) of the Database's parameters, or of the URL that stands in the place of the database's name."""
+    found = dict(getattr(target, "connect_params", None) or {})
     with contextlib.suppress(SettingsError):
-        name = getattr(database, "database", None)
+        name = getattr(target, "database", None)
         found = {**(parse(name).kwargs if isinstance(name, str) and ("://" in name or "=" in name) else {}), **found}
     return str(found.get("user") or ""), str(found.get("password") or "")
 
 
-def refusal(handle: Any) -> str:
+def refusal(target: Any) -> str:
     """Return why this handle cannot be sandboxed: it speaks asyncpg, or psycopg2 where no local sockets can lead it elsewhere."""
-    database = _database(handle)
-    if database is not None and any(base.__module__ == "playhouse.pwasyncio" for base in type(database).__mro__):
-        return f"{type(database).__name__} connects with asyncpg, and only psycopg's connections can be sandboxed"
-    if database is None or _is_psycopg3(database) or hasattr(socket, "AF_UNIX"):
+    if any(base.__module__ == "playhouse.pwasyncio" for base in type(target).__mro__):
+        return f"{type(target).__name__} connects with asyncpg, and only psycopg's connections can be sandboxed"
+    if _is_psycopg3(target) or hasattr(socket, "AF_UNIX"):
         return ""
-    return f"{type(database).__name__} connects with psycopg2, which can be sandboxed only where there are Unix sockets"
+    return f"{type(target).__name__} connects with psycopg2, which can be sandboxed only where there are Unix sockets"
 
 
-@contextlib.contextmanager
-def lent(handle: Any, session: Session) -> Iterator[None]:
-    """Give `handle` sandboxed connections for the block, in every thread; its own connections wait and come back afterwards."""
-    if reason := refusal(handle):
+@dataclass
+class _Lent:
+    """What a Database had before it was lent a sandbox, and what leads it there."""
+
+    state: _State
+    pool: dict[str, Any]
+    place: Any
+    psycopg3: bool
+    leading: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+
+def lend(target: Any, session: Session, before: _Lent | None = None) -> _Lent:
+    """Give a Database sandboxed connections, in every thread; its own connections wait for `take_back`."""
+    if reason := refusal(target):
         raise SandboxLimit(
             "this project's peewee handle cannot be isolated by rollback",
             f"{reason}.",
             'Write PostgresqlDatabase(…, prefer_psycopg3=True), which peewee 4 knows, or set reset = "truncate".',
         )
-    database = _database(handle)
-    state = database._state
-    names = ("closed", "conn", "ctx", "transactions", "commit_callbacks")
-    before = {name: getattr(state, name) for name in names if hasattr(state, name)}
-    pool = {name: getattr(database, name) for name in ("_connections", "_in_use") if hasattr(database, name)}
-    state.reset()
-    for name, value in pool.items():
-        setattr(database, name, type(value)())
-    try:
-        with _led(database, session) if _is_psycopg3(database) else _led_psycopg2(database, session):
-            if not before["closed"]:
-                database.connect()
-            yield
-    finally:
+    if before is None:
+        pool = {name: getattr(target, name) for name in ("_connections", "_in_use") if hasattr(target, name)}
+        lent, again = _Lent(_State(target), pool, _door(target), _is_psycopg3(target)), False
         for name, value in pool.items():
-            setattr(database, name, value)
-        state.reset()
-        for name, value in before.items():
-            setattr(state, name, value)
+            setattr(target, name, type(value)())
+    else:
+        before.leading.close()
+        lent = replace(before, place=_door(target), psycopg3=_is_psycopg3(target), leading=contextlib.ExitStack())
+        again = True
+    try:
+        lent.leading.enter_context(_led(target, session) if _is_psycopg3(target) else _led_psycopg2(target, session))
+        if not again and not lent.state.values["closed"]:
+            target.connect()
+    except BaseException:
+        take_back(target, lent)
+        raise
+    return lent
+
+
+def _door(target: Any) -> Any:
+    """Return what opens a Database's connections: peewee 4 asks an adapter, of which `init` makes a new one."""
+    return getattr(target, "_adapter", target)
+
+
+def escaped(target: Any, before: _Lent) -> bool:
+    """Return whether the application has called `init` since, so that its connections would be real ones.
+
+    Those of psycopg2 are still made by the factory among the parameters, which `init` keeps.
+    """
+    return _door(target) is not before.place and (before.psycopg3 or _is_psycopg3(target))
+
+
+def take_back(target: Any, before: _Lent) -> None:
+    """Let a Database make its own connections again, and give it those that it had."""
+    before.leading.close()
+    for name, value in before.pool.items():
+        setattr(target, name, value)
+    before.state.restore(target)
 
 
 @contextlib.contextmanager
 def _led(database: Any, session: Session) -> Iterator[None]:
     """Have peewee open its psycopg connections in the sandbox."""
-    place = database._adapter if hasattr(database, "_adapter") else database
+    place = _door(database)
     patches: dict[str, Any] = {"_connect": lambda: session.connect(autocommit=True)}
     if place is not database:
         patches = {
@@ -206,13 +336,15 @@ def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
     """Have peewee open its psycopg2 connections as it always does, of a class that leads into the sandbox."""
     from ..reset.psycopg2_sandbox import Gate
 
-    before = database.connect_params
+    name = "connection_factory"
+    before = dict(database.connect_params)
     with Gate(session) as gate:
-        database.connect_params = {**before, "connection_factory": gate.factory(before.get("connection_factory"))}
+        database.connect_params = {**before, name: gate.factory(before.get(name))}
         try:
             yield
-        finally:
-            database.connect_params = before
+        finally:  # not all of them: the application may have called init
+            rest = {key: value for key, value in database.connect_params.items() if key != name}
+            database.connect_params = {**rest, **({name: before[name]} if name in before else {})}
 
 
 @contextlib.contextmanager

@@ -5,27 +5,29 @@ The pool's own machinery stays at work: sizes, waiting, `configure`, `check` and
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from .. import doors
 from ..dsn import parse
 from ..errors import SandboxLimit, SettingsError
-from ..forks import Home
 from ..reset.connections import Sandboxed
 from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
 from .psycopg_tasks import adding, cancel, given, is_async, returns, taken, unopened
 
-__all__ = ["bound", "closed", "handle", "lent", "login", "parameters", "refusal", "schema"]
+doors.fit("psycopg_pool")
 _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname", "service")
 
 
@@ -39,6 +41,52 @@ def schema(settings: Settings, spec: str, thing: Any) -> Schema:
 def handle(thing: Any) -> Any:
     """Return the pool itself."""
     return thing
+
+
+def models(thing: Any) -> Sequence[Any]:
+    """Return none."""
+    return ()
+
+
+def targets(handle: Any, models: Sequence[Any]) -> list[Any]:
+    """Return the pool itself, which connects."""
+    return [handle]
+
+
+def place(target: Any) -> tuple[str, str, str] | None:
+    """Return host, port and name of the database that a pool leads to; None if it is asked for them each time."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(psycopg.Error):
+        found.update(conninfo_to_dict(target.conninfo) if isinstance(target.conninfo, str) else {})
+    found.update(target.kwargs if isinstance(target.kwargs, dict) else {})
+    if not found.get("dbname"):
+        return None
+    return str(found.get("host") or ""), str(found.get("port") or ""), str(found["dbname"])
+
+
+@contextlib.contextmanager
+def filled(handle: Any, url: str) -> Iterator[None]:
+    """Do nothing: a pool always leads somewhere."""
+    yield
+
+
+@contextlib.contextmanager
+def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
+    """Do nothing: a pool makes no others."""
+    yield
+
+
+def holds(target: Any) -> bool:
+    """Return False: a pool is asked for each connection."""
+    return False
+
+
+def aside(target: Any) -> None:
+    """Do nothing, for that reason."""
+
+
+def back(target: Any, before: Any) -> None:
+    """Do nothing."""
 
 
 def refusal(handle: Any) -> str:
@@ -58,44 +106,82 @@ def parameters(handle: Any) -> dict[str, str]:
     return {"options": str(found)} if found else {}
 
 
-def login(handle: Any) -> tuple[str, str]:
+def login(target: Any) -> tuple[str, str]:
     """Return (user, password) of the pool's parameters, unless they are asked for anew for each connection."""
-    found: dict[str, Any] = conninfo_to_dict(handle.conninfo) if isinstance(handle.conninfo, str) else {}
-    found |= handle.kwargs if isinstance(handle.kwargs, dict) else {}
+    found: dict[str, Any] = conninfo_to_dict(target.conninfo) if isinstance(target.conninfo, str) else {}
+    found |= target.kwargs if isinstance(target.kwargs, dict) else {}
     return str(found.get("user") or ""), str(found.get("password") or "")
 
 
-@contextlib.contextmanager
-def bound(handle: Any, url: str) -> Iterator[None]:
-    """Point the pool at `url` for the block; host, user and database change, all other connection parameters stay.
+@dataclass
+class _Pointed:
+    """The attributes that say where a pool led `before`, whether it was `opened`, and those that say where it is led `now`."""
+
+    before: dict[str, Any]
+    opened: bool
+    now: dict[str, Any]
+
+
+def point(target: Any, url: str, before: _Pointed | None = None) -> _Pointed:
+    """Point the pool at `url`; host, user and database change, all other connection parameters stay.
 
     A pool that is open is opened anew, and afterwards makes its first connection when one is wanted. A `conninfo` that is called
     for each connection is not called, and its other parameters are lost.
     """
-    before, opened, home = {"conninfo": handle.conninfo, "kwargs": handle.kwargs}, not handle.closed, Home()
-    if opened and is_async(handle):
+    opened = not target.closed
+    if opened and is_async(target) and before is None and not _in_loop():
         raise SettingsError(
             "the pool that bind names is open already",
             "Its connections belong to an event loop, and lead to another database than the tests'.",
             "Make it with open=False, and open it where the application starts.",
         )
-    kept = {} if callable(handle.conninfo) else conninfo_to_dict(handle.conninfo or "")
+    kept = {} if callable(target.conninfo) else conninfo_to_dict(target.conninfo or "")
     kept = {name: value for name, value in kept.items() if name not in _TARGET}
-    handle.conninfo = make_conninfo("", **{**kept, **parse(url).kwargs})
-    handle.kwargs, handle._add_to_pool = _without_target(handle.kwargs), adding(handle)
+    now = {"conninfo": make_conninfo("", **{**kept, **parse(url).kwargs}), "kwargs": _without_target(target.kwargs)}
+    if before is None:
+        pointed = _Pointed({"conninfo": target.conninfo, "kwargs": target.kwargs}, opened, now)
+        target._add_to_pool = adding(target)
+    else:
+        pointed = replace(before, now=now)
+    vars(target).update(now)
     try:
-        if opened:
-            _stop(handle)
-            handle.open()
-            _wait(handle)
-        yield
-    finally:
-        if not home.left:
-            _stop(handle)
-            vars(handle).update(before)
-            vars(handle).pop("_add_to_pool", None)
-            if opened:
-                _restart(handle)
+        if opened and not _is_lent(target):
+            _stop(target)
+            _open(target)
+            if not is_async(target):
+                _wait(target)
+    except BaseException:
+        if before is None:
+            point_back(target, pointed)
+        raise
+    return pointed
+
+
+def point_back(target: Any, before: _Pointed) -> None:
+    """Let the pool lead where it led, opened if it was."""
+    _stop(target)
+    vars(target).update(before.before)
+    vars(target).pop("_add_to_pool", None)
+    if before.opened and (not is_async(target) or _in_loop()):
+        _restart(target)
+
+
+def strayed(target: Any, before: _Pointed) -> bool:
+    """Return whether the application has given the pool other parameters since."""
+    return any(getattr(target, name) is not value for name, value in before.now.items())
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_lent(pool: Any) -> bool:
+    """Return whether the pool hands out connections into a sandbox, wherever its parameters lead."""
+    return "putconn" in vars(pool)
 
 
 def _without_target(kwargs: Any) -> Any:
@@ -153,48 +239,71 @@ def _restart(pool: Any) -> None:
     """Open a pool that can wait anew, without connections."""
     _stop(pool)
     pool._nconns = 0
-    pool.open()
+    _open(pool)
 
 
-@contextlib.contextmanager
-def lent(handle: Any, session: Session) -> Iterator[None]:
-    """Let the pool hand out sandboxed connections for the block; its own wait aside and come back afterwards.
+def _open(pool: Any) -> None:
+    """Open a pool as its `open` does, which for an asynchronous one is a coroutine, and is a door."""
+    with contextlib.nullcontext() if is_async(pool) else pool._lock:
+        pool._open()
 
-    Afterwards the pool is as it was, opened or not, whatever the application did to it in the block.
+
+@dataclass
+class _Lent:
+    """What a pool had before it was lent a sandbox."""
+
+    before: dict[str, Any]
+    opened: bool
+    over: threading.Event
+    tasks: list[Any]
+
+
+def lend(target: Any, session: Session, before: _Lent | None = None) -> _Lent:
+    """Let the pool hand out sandboxed connections; its own wait aside and come back in `take_back`.
+
+    Afterwards the pool is as it was, opened or not, whatever the application did to it in the meantime.
     """
-    if reason := refusal(handle):
+    if reason := refusal(target):
         raise SandboxLimit(
             "this project's pool cannot be isolated by rollback",
             f"{reason[0].upper()}{reason[1:]}.",
             'Use a connection_class derived from psycopg.Connection or psycopg.AsyncConnection, or set reset = "truncate".',
         )
-    opened = not handle.closed
-    tasks = taken(handle, 1.0) if opened else []
-    before, over = dict(vars(handle)), threading.Event()
-    patches = _patches(handle, session, before["_pool"], over)
-    vars(handle).update(patches)
+    opened = not target.closed
+    lent = _Lent({}, opened, threading.Event(), taken(target, 1.0) if opened else [])
+    lent.before.update(vars(target))
+    vars(target).update(_patches(target, session, lent.before["_pool"], lent.over))
     if opened:
-        handle._pool, handle._waiting, handle._growing = deque(), deque(), False
-        handle._nconns = handle.min_size
-        handle._start_initial_tasks()
-    try:
-        yield
-    finally:
-        over.set()
-        if not opened:
-            _stop(handle)
-            before = {**before, **unopened(handle)}
-        elif handle.closed:  # by the application: its workers have ended, so what comes back is not open either
-            vars(handle).update(before)
-            _drop(handle)
-            before = {**before, **unopened(handle)}
-        else:
-            tasks += returns(taken(handle, 0.05))
-        for name in set(vars(handle)) - set(before):
-            delattr(handle, name)
-        vars(handle).update(before)
-        if not handle.closed:
-            given(handle, tasks)
+        target._pool, target._waiting, target._growing = deque(), deque(), False
+        target._nconns = target.min_size
+        target._start_initial_tasks()
+    return lent
+
+
+def escaped(target: Any, before: _Lent) -> bool:
+    """Return False: the application has no way to take the pool out of its sandbox."""
+    return False
+
+
+def take_back(target: Any, before: _Lent) -> None:
+    """Let the pool hand out its own connections again."""
+    before.over.set()
+    was, tasks = before.before, before.tasks
+    if not before.opened:
+        _stop(target)
+        was = {**was, **unopened(target)}
+    elif target.closed:  # by the application: its workers have ended, so what comes back is not open either
+        vars(target).update(was)
+        _drop(target)
+        was = {**was, **unopened(target)}
+    else:
+        tasks += returns(taken(target, 0.05))
+    was.update({name: getattr(target, name) for name in ("conninfo", "kwargs")})  # they may have been led anew
+    for name in set(vars(target)) - set(was):
+        delattr(target, name)
+    vars(target).update(was)
+    if not target.closed:
+        given(target, tasks)
 
 
 def _patches(pool: Any, session: Session, aside: Any, over: threading.Event) -> dict[str, Any]:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Engine
 
-from ..dsn import Dsn, parse
+from .. import doors
+from ..dsn import parse
 from ..errors import SandboxLimit, SettingsError
 from ..reset.sandbox import Session
 from ..schema import Schema
 from ..settings import Settings
-from .sqlalchemy_engine import TARGET, each, engines_of, finish, idle, pointed, restored, roll_back, sessions_of
+from .sqlalchemy_engine import TARGET, finish, idle, notified, place, pointed, restored, roll_back, sessions_of, targets
 from .sqlalchemy_schema import MetadataSchema, metadata_of
 
-__all__ = ["bound", "closed", "handle", "lent", "login", "parameters", "refusal", "schema"]
+__all__ = ["notified", "place", "targets"]
+doors.fit("sqlalchemy")
 
 
 def schema(settings: Settings, spec: str, thing: Any) -> Schema:
@@ -40,6 +42,11 @@ def schema(settings: Settings, spec: str, thing: Any) -> Schema:
 def handle(thing: Any) -> Any:
     """Return the handle that models use: a Flask-SQLAlchemy extension is its own; metadata knows no engine."""
     return thing if hasattr(thing, "_app_engines") else None
+
+
+def models(thing: Any) -> Sequence[Any]:
+    """Return none: models do not name their engine."""
+    return ()
 
 
 class _Creator:
@@ -92,11 +99,9 @@ def _leading(engine: Engine, connect: Callable[..., Any], real: bool = False) ->
 
 
 @contextlib.contextmanager
-def bound(handle: Any, url: str) -> Iterator[None]:
-    """Point `handle` at `url` for the block; host, user and database change, all other parameters and the pool's options stay."""
-    dsn = parse(url)
-    with each(handle, lambda engine: _point(engine, dsn), _point_back):
-        yield
+def filled(handle: Any, url: str) -> Iterator[None]:
+    """Do nothing: where there is no engine yet, the application makes it, and it is followed."""
+    yield
 
 
 def _close(engine: Engine) -> None:
@@ -107,26 +112,36 @@ def _close(engine: Engine) -> None:
     engine.pool = engine.pool.recreate()
 
 
-def _point(engine: Engine, dsn: Dsn) -> Any:
+def point(engine: Engine, url: str, before: Any = None) -> Any:
+    """Lead an engine to `url`; host, user and database change, all other parameters and the pool's options stay."""
     _close(engine)
-    before, dialect = engine.url, engine.dialect
+    was, dialect = engine.url, engine.dialect
     plain = dialect.connect
-    engine.url = pointed(before, dsn)
+    engine.url = pointed(was, parse(url))
     arguments, placed = dialect.create_connect_args(engine.url)
 
     def connect(*_: Any, **parameters: Any) -> Any:
         return plain(*arguments, **{**{key: value for key, value in parameters.items() if key not in TARGET}, **placed})
 
-    was = _leading(engine, connect, real=True)
+    method = _leading(engine, connect, real=True)
     if getattr(dialect, "server_version_info", None) is not None and not dialect.is_async:
         # What it learned of another server or database, such as the number of the type hstore, is not true here.
         with engine.connect() as connection:
             dialect.initialize(connection)
         _close(engine)
-    return before, was
+    return was, method
 
 
-def _point_back(engine: Engine, before: Any) -> None:
+def strayed(engine: Engine, before: Any) -> bool:
+    """Return False: whatever is done to an engine, its dialect's `connect` leads where it is led."""
+    return False
+
+
+escaped = strayed
+
+
+def point_back(engine: Engine, before: Any) -> None:
+    """Lead an engine back."""
     _close(engine)
     engine.url = before[0]
     restored(engine.dialect, "connect", before[1])
@@ -134,10 +149,25 @@ def _point_back(engine: Engine, before: Any) -> None:
         engine.pool._creator = engine.pool._creator.before
 
 
-def closed(handle: Any) -> None:
-    """Close the connections of all engines behind a handle."""
-    for engine in engines_of(handle):
-        _close(engine)
+def closed(engine: Engine) -> None:
+    """Close the connections of an engine."""
+    _close(engine)
+
+
+def holds(engine: Engine) -> bool:
+    """Return False: whoever has no Session or Connection open asks the engine for one."""
+    return False
+
+
+def aside(engine: Engine) -> None:
+    """Roll back what the ORM's sessions have open, so that the next statement asks for a connection."""
+    for session, _ in () if engine.dialect.is_async else sessions_of(engine):
+        with contextlib.suppress(Exception):
+            session.rollback()
+
+
+def back(engine: Engine, before: Any) -> None:
+    """Do nothing: a session goes on with another connection."""
 
 
 def _asked(engine: Engine) -> dict[str, Any]:
@@ -158,43 +188,31 @@ def _asked(engine: Engine) -> dict[str, Any]:
     return asked
 
 
-def parameters(handle: Any) -> dict[str, str]:
+def parameters(engine: Engine) -> dict[str, str]:
     """Return the `options` that the application's connections begin with, if there are any: what the dialect would be asked for."""
-    asked = next((_asked(engine) for engine in engines_of(handle)[:1]), {})
+    asked = _asked(engine)
     return {"options": asked["options"]} if asked.get("options") else {}
 
 
-def login(handle: Any) -> tuple[str, str]:
+def login(engine: Engine) -> tuple[str, str]:
     """Return (user, password) of the engine's `connect_args`, or else of its URL. A project's own creator and listeners are not
     asked: they might connect."""
-    for engine in engines_of(handle)[:1]:
-        plain = getattr(engine.pool._creator, "__module__", "") == "sqlalchemy.engine.create" and not engine.dialect._has_events
-        asked = _asked(engine) if plain else {}
-        user, password = asked.get("user") or engine.url.username, asked.get("password") or engine.url.password
-        return str(user or ""), str(password or "")
-    return "", ""
+    plain = getattr(engine.pool._creator, "__module__", "") == "sqlalchemy.engine.create" and not engine.dialect._has_events
+    asked = _asked(engine) if plain else {}
+    user, password = asked.get("user") or engine.url.username, asked.get("password") or engine.url.password
+    return str(user or ""), str(password or "")
 
 
-def _reason(engine: Engine) -> str:
+def refusal(engine: Engine) -> str:
+    """Return why an engine cannot be sandboxed: another driver than psycopg 3."""
     if engine.dialect.driver != "psycopg":
         return f"it connects with {engine.dialect.driver}, and only psycopg 3 connections can be sandboxed"
     return ""
 
 
-def refusal(handle: Any) -> str:
-    """Return why this handle cannot be sandboxed: another driver than psycopg 3."""
-    return next((reason for engine in engines_of(handle) if (reason := _reason(engine))), "")
-
-
-@contextlib.contextmanager
-def lent(handle: Any, session: Session) -> Iterator[None]:
-    """Give `handle` sandboxed connections for the block, in every thread; its own pool waits and comes back afterwards."""
-    with each(handle, lambda engine: _lend(engine, session), _take_back):
-        yield
-
-
-def _lend(engine: Engine, session: Session) -> Any:
-    if reason := _reason(engine):
+def lend(engine: Engine, session: Session, before: Any = None) -> Any:
+    """Give an engine sandboxed connections, in every thread; its own pool waits for `take_back`."""
+    if reason := refusal(engine):
         raise SandboxLimit(
             "this project's SQLAlchemy engine cannot be isolated by rollback",
             f"{reason[0].upper()}{reason[1:]}.",
@@ -220,7 +238,8 @@ def _opening(engine: Engine, session: Session) -> Callable[..., Any]:
     return lambda *_, **parameters: dbapi.connect(async_creator_fn=create, **parameters)
 
 
-def _take_back(engine: Engine, before: Any) -> None:
+def take_back(engine: Engine, before: Any) -> None:
+    """Let an engine make its own connections again, and give it its pool."""
     idle(engine)
     pool, was = before
     pool.dispatch, engine.pool = engine.pool.dispatch, pool

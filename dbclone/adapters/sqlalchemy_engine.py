@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import URL, Engine, text
 
 from ..dsn import Dsn
 from ..errors import SandboxLimit, SettingsError
-from ..forks import Home
 
 _PLACE = ("host", "port", "user", "password", "dbname")
 TARGET = (
@@ -57,40 +55,56 @@ def engines_of(handle: Any) -> list[Engine]:
     return [engine_of(handle)]
 
 
+def targets(handle: Any, models: Sequence[Any] = ()) -> list[Any]:
+    """Return the engines behind a handle, and those that its own sessions were given instead (`Session(bind=other)`)."""
+    found = engines_of(handle)
+    for session in _sessions_made_by(handle):
+        engine = getattr(session.bind, "engine", session.bind)  # of a Connection
+        engine = getattr(engine, "_proxied", engine)
+        if isinstance(engine, Engine) and not any(engine is known for known in found):
+            found.append(engine_of(engine))
+    return found
+
+
+def _sessions_made_by(handle: Any) -> Iterator[Any]:
+    """Yield the sessions that a sessionmaker has made, if the handle is one: each has a class of its own for them."""
+    maker = getattr(handle, "session_factory", handle)  # of a scoped session
+    kind, orm = getattr(maker, "class_", None), sys.modules.get("sqlalchemy.orm.session")
+    if orm is None or not isinstance(kind, type) or not hasattr(maker, "kw"):
+        return
+    proxied: Any = getattr(kind, "_retrieve_proxy_for_target", None)  # of an AsyncSession
+    for session in list(orm._sessions.values()):
+        if type(session) is kind or (proxied and type(proxied(session, regenerate=False)) is kind):
+            yield session
+
+
 @contextlib.contextmanager
-def each(handle: Any, do: Callable[[Engine], Any], undo: Callable[[Engine, Any], None]) -> Iterator[None]:
-    """Do something to each engine of a handle for the block, also to those that an application factory makes in it.
-
-    Engines are remembered weakly: a test may make an application of its own, and the next one another.
-    """
-    done: weakref.WeakKeyDictionary[Engine, Any] = weakref.WeakKeyDictionary()
-
-    def take(engine: Engine) -> Engine:
-        done[engine] = do(engine)
-        return engine
-
-    with contextlib.ExitStack() as stack:
-        home = Home()
-        stack.callback(lambda: None if home.left else _undone(done, undo))
-        for engine in engines_of(handle):
-            take(engine)
-        if hasattr(handle, "_app_engines"):
-            before, make = vars(handle).get("_make_engine"), handle._make_engine
-
-            def making(*arguments: Any, **keywords: Any) -> Any:
-                made = make(*arguments, **keywords)
-                key = arguments[0] if arguments else keywords.get("bind_key")
-                return made if key is not None else take(engine_of(made))
-
-            stack.callback(restored, handle, "_make_engine", before)
-            handle._make_engine = making
+def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
+    """Have `take` called for the block with each engine that Flask-SQLAlchemy makes for an application, as soon as it is made."""
+    if not hasattr(handle, "_app_engines"):
         yield
+        return
+    before, make = vars(handle).get("_make_engine"), handle._make_engine
+
+    def making(*arguments: Any, **keywords: Any) -> Any:
+        made = make(*arguments, **keywords)
+        key = arguments[0] if arguments else keywords.get("bind_key")
+        return made if key is not None else take(engine_of(made))
+
+    handle._make_engine = making
+    try:
+        yield
+    finally:
+        restored(handle, "_make_engine", before)
 
 
-def _undone(done: weakref.WeakKeyDictionary[Engine, Any], undo: Callable[[Engine, Any], None]) -> None:
-    with contextlib.ExitStack() as stack:
-        for engine, before in list(done.items()):
-            stack.callback(undo, engine, before)
+def place(engine: Engine) -> tuple[str, str, str] | None:
+    """Return host, port and name of the database that an engine's URL leads to; None if it names none."""
+    url = engine.url
+    if engine.dialect.name != "postgresql" or not url.database:
+        return None
+    host, port = url.host or url.query.get("host", ""), url.port or url.query.get("port", "")
+    return str(host), str(port), url.database
 
 
 def restored(thing: Any, name: str, before: Any) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 
 from dbclone import adapters
-from dbclone.adapters.sqlalchemy import bound, refusal
+from dbclone.adapters import bound, refusal
 from dbclone.clone import Clone
 from dbclone.errors import SandboxLimit, SettingsError
 
