@@ -112,7 +112,7 @@ def program_environment(settings: Settings, dsn: Dsn) -> Iterator[dict[str, str]
 
 def _of_file(dsn: Dsn) -> str:
     """Return the password that libpq finds in its file for `dsn`, and that the server asked for; empty if there is none."""
-    if not os.path.exists(os.environ.get("PGPASSFILE") or Path.home() / ".pgpass"):
+    if not os.path.exists(os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass")):
         return ""
     from .connect import connect
 
