@@ -166,7 +166,7 @@ class Builder:
         server.leases.take(name)
         try:
             self.progress("creating an empty database")
-            databases.create(server, name, "template0", mark, self._options())
+            mark = databases.create(server, name, "template0", mark, self._options())
             self._fill(name)
             manifest = {**self.manifest, **self._finish(name)}
             final = replace(mark, kind="template", manifest=manifest, seconds=round(monotonic() - started, 3), used=wall())

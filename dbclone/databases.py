@@ -17,7 +17,7 @@ from . import licence, privileges
 from .clock import monotonic, wall
 from .errors import NotOurs
 from .licence import licensed
-from .marks import LIMIT, Database, Mark, check_name
+from .marks import NO_LIMIT, Database, Mark, check_name, limit_for
 from .remnants import roll_back_prepared, stop_replication
 from .server import Server
 from .sessions import Identity
@@ -40,16 +40,17 @@ def _run(server: Server, statement: sql.Composed) -> None:
     server.connection.execute(statement)
 
 
-def create(server: Server, name: str, template: str, mark: Mark, options: dict[str, str | bool] | None = None) -> None:
-    """Create database `name` as a copy of `template`, marked. The caller holds the lease of `name` already.
+def create(server: Server, name: str, template: str, mark: Mark, options: dict[str, str | bool] | None = None) -> Mark:
+    """Create database `name` as a copy of `template`, and bind `mark` to it; return the bound mark, which has its oid.
 
-    Arguments: `options`, further options of CREATE DATABASE: text values are quoted, booleans are keywords; STRATEGY is a keyword
-    too. Raises psycopg.Error as the server gives it.
+    The caller holds the lease of `name` already. Arguments: `options`, further options of CREATE DATABASE: text values are quoted,
+    booleans are keywords; STRATEGY is a keyword too. Raises psycopg.Error as the server gives it, and NotOurs if another database
+    has got the name since.
     """
     check_name(name)
     parts = [
         sql.SQL("CREATE DATABASE {} WITH TEMPLATE {} CONNECTION LIMIT {}").format(
-            sql.Identifier(name), sql.Identifier(template), LIMIT
+            sql.Identifier(name), sql.Identifier(template), limit_for(name, server.facts.system)
         )
     ]
     for option, value in (options or {}).items():
@@ -57,7 +58,12 @@ def create(server: Server, name: str, template: str, mark: Mark, options: dict[s
         shown = sql.SQL("true" if value else "false") if isinstance(value, bool) else sql.Literal(value)
         parts.append(sql.SQL("{} {}").format(sql.SQL(option), shown))
     _run(server, sql.SQL(" ").join(parts))
+    made = licensed(server, name)
+    if made is None:
+        raise psycopg.errors.InvalidCatalogName(f'database "{name}" was dropped as soon as it was made')
+    mark = mark.bound(name, made.oid)
     comment(server, name, mark)
+    return mark
 
 
 def commenting(name: str, mark: Mark) -> sql.Composed:
@@ -86,9 +92,9 @@ def touch(server: Server, database: Database) -> None:
 def seal(server: Server, name: str, mark: Mark) -> None:
     """Close a database to everybody and make it a template, with its final mark, in one transaction. Raises NotOurs."""
     with server.connection.transaction():
-        licensed(server, name)
+        found = licensed(server, name)
         _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(sql.Identifier(name)))
-        comment(server, name, mark)
+        comment(server, name, mark.bound(name, found.oid if found is not None else 0))
 
 
 def opening(name: str) -> sql.Composed:
@@ -131,12 +137,20 @@ def renaming(old: str, new: str) -> sql.Composed:
     return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
 
 
+def _rename(server: Server, old: str, new: str) -> None:
+    """Rename a database and bind its mark to the new name, in the caller's transaction. Raises NotOurs, psycopg.Error."""
+    found = licensed(server, old)
+    _run(server, renaming(old, new))
+    if found is not None and found.mark is not None:
+        _run(server, commenting(new, found.mark.bound(new, found.oid)))
+
+
 def rename(server: Server, old: str, new: str) -> bool:
     """Rename a database; return False if the new name is taken: then somebody else was first. Raises NotOurs."""
     check_name(new)
-    licensed(server, old)
     try:
-        _run(server, renaming(old, new))
+        with server.connection.transaction():
+            _rename(server, old, new)
     except _TAKEN:
         return False
     return True
@@ -150,10 +164,9 @@ def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     """
     try:
         with server.connection.transaction():
-            licensed(server, name)
             licensed(server, replacement)
-            _run(server, renaming(name, aside))
-            _run(server, renaming(replacement, name))
+            _rename(server, name, aside)
+            _rename(server, replacement, name)
     except psycopg.errors.InvalidCatalogName:
         return False
     return True
@@ -171,9 +184,9 @@ def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
             pid, user, _ = stayed[0]
             raise psycopg.errors.ObjectInUse(f"session {pid} of role {user} is in database {name} and may not be ended")
         with server.connection.transaction():
-            licensed(server, name)
+            found = licensed(server, name)
             _run(server, renaming(name, kept))
-            comment(server, kept, mark)
+            comment(server, kept, mark.bound(kept, found.oid if found is not None else 0))
             _run(server, opening(kept))
     except _TAKEN:
         _run(server, opening(name))
@@ -245,7 +258,7 @@ def carry_over(server: Server, source: str, target: str) -> None:
         " LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = %s",
         [source],
     )
-    if any(pairs or acl or limit not in (LIMIT, -1) for _, pairs, acl, limit in rows):
+    if any(pairs or acl or -1 < limit < NO_LIMIT for _, pairs, acl, limit in rows):
         licensed(server, target)
     for role, pairs, _, _ in rows:
         for pair in pairs or ():
@@ -270,7 +283,7 @@ def carry_over(server: Server, source: str, target: str) -> None:
                         sql.SQL("WITH GRANT OPTION" if grantable and grantee is not None else ""),
                     ),
                 )
-    if rows and rows[0][3] not in (LIMIT, -1):
+    if rows and -1 < rows[0][3] < NO_LIMIT:
         _run(server, sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, sql.Literal(rows[0][3])))
 
 

@@ -211,9 +211,8 @@ class Pool:
         try:
             server.leases.take(spare)
             server.leases.take(aside)
-            copy(server, self._template.name, spare, warm.mark, open_to_all=False)
-            ((oid,),) = server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [spare])
-            warm = HandOver.compose(server, spare, oid, warm.name, warm.mark, aside)
+            made = copy(server, self._template.name, spare, warm.mark, open_to_all=False)
+            warm = HandOver.compose(server, spare, made.oid, warm.name, warm.mark, aside)
         except Exception as error:
             failure = error
         with self._changed:

@@ -19,7 +19,7 @@ from .build import UNLOGGED, Builder, adoptable, flaws, full_manifest
 from .clock import monotonic
 from .clone import Clone
 from .errors import TemplateError
-from .marks import Database, template_name
+from .marks import Database, free_template_name
 from .recovery import recover, told, twice
 from .schema import Manifest, Progress, Schema
 from .server import Server
@@ -68,8 +68,8 @@ class Template:
     def _ensure(cls, server: Server, schema: Schema, handle: Any, rebuild: bool, progress: Progress) -> Template:
         started = monotonic()
         manifest = full_manifest(server, schema)
-        name = template_name(server.settings.project, manifest.fingerprint)
         known = databases.listed(server)
+        name = free_template_name(server.settings.project, manifest.fingerprint, known)
         found = adoptable(server, known, name)
         if found is not None and not rebuild:
             databases.touch(server, found)
