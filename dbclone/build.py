@@ -273,7 +273,9 @@ class Builder:
         try:
             if not databases.swap(server, replaced.name, aside, name):
                 return False
-            with contextlib.suppress(psycopg.Error):  # published all the same; what cannot be dropped now is pruned later
+            with contextlib.suppress(
+                psycopg.Error, ServerError
+            ):  # published all the same; what cannot be dropped now is pruned later
                 if (old := databases.find(server, aside)) is not None:
                     databases.drop(server, old)
             return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import psycopg
@@ -15,15 +16,18 @@ from psycopg import sql
 
 from . import licence, privileges
 from .clock import monotonic, wall
-from .errors import NotOurs
+from .connect import Interruptible
+from .errors import NotOurs, ServerError
 from .licence import licensed
 from .marks import NO_LIMIT, Database, Mark, check_name, limit_for
 from .remnants import roll_back_prepared, stop_replication
 from .server import Server
-from .sessions import Identity
+from .sessions import Identity, holders
 
 listed, find = licence.listed, licence.find  # what there is, for whoever decides what to do about it
 
+_MARGIN = 30.0  # seconds by which the server's own limit comes before ours
+_PATIENCE = 60.0  # seconds that a DROP may take unless somebody says otherwise
 _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
 # Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
 _LISTS = (
@@ -37,7 +41,10 @@ _LISTS = (
 
 
 def _run(server: Server, statement: sql.Composed) -> None:
-    server.connection.execute(statement)
+    """Run a statement that may take as long as a database is large. The server itself bounds it: see `admission.enter`."""
+    connection = server.connection
+    with connection.patient(server.settings.build_timeout + _MARGIN) if isinstance(connection, Interruptible) else nullcontext():
+        connection.execute(statement)
 
 
 def create(server: Server, name: str, template: str, mark: Mark, options: dict[str, str | bool] | None = None) -> Mark:
@@ -197,31 +204,36 @@ def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
     return True
 
 
-def drop(server: Server, database: Database, force: bool = False, patience: float = 0.0) -> None:
+def drop(server: Server, database: Database, force: bool = False, patience: float = _PATIENCE) -> None:
     """Drop a database that dbclone can prove it made.
 
     Arguments: `database`, as `listed` returned it: it is looked up again on the same connection just before; `force`, end the
-    sessions in it first, for a database of our own run; `patience`, seconds that the server may take (0: as long as it likes).
-    One that is gone already is no error. Raises NotOurs, psycopg.Error; the text of that names the sessions that we may not end.
+    sessions in it first, for a database of our own run; `patience`, seconds that each statement may take. One that is gone already
+    is no error. Raises NotOurs; psycopg.Error, the text of which names the sessions that we may not end; ServerError if the server
+    has taken too long, which names who was in the way. What was begun then can be finished by another drop.
     """
     now = licensed(server, database.name)
     if now is None or now.oid != database.oid:
         return
+    with _within(server, now.name, patience):
+        _drop(server, now, force)
+
+
+def _drop(server: Server, now: Database, force: bool) -> None:
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our connection, DROP works.
     is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")  # also one that somebody has opened
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
     statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else ""))
-    with _within(server, patience):
-        try:
-            _run(server, statement)
-        except psycopg.errors.ObjectInUse as error:
-            if not any([roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]):
-                raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
-            _run(server, statement)
-        except psycopg.errors.InsufficientPrivilege as error:
+    try:
+        _run(server, statement)
+    except psycopg.errors.ObjectInUse as error:
+        if not any([roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]):
             raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
+        _run(server, statement)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
 
 
 @contextlib.contextmanager
@@ -238,16 +250,36 @@ def private(server: Server, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _within(server: Server, patience: float) -> Iterator[None]:
-    """Let a statement of the block take so many seconds at most. A DROP that is cancelled can be finished by another one."""
-    limit = sql.SQL("SET statement_timeout = {}")
-    if patience:
-        _run(server, limit.format(max(1, round(patience * 1000))))
+def _within(server: Server, name: str, patience: float) -> Iterator[None]:
+    """Let each statement of the block, which drops database `name`, take so many seconds at most. Raises ServerError.
+
+    Before a DROP DATABASE is done, every process of the server has to take note (src/backend/storage/ipc/procsignal.c,
+    "ProcSignalBarrier"): one that is stopped, in whatever database, keeps it waiting for ever. After five seconds the server says
+    which one that is, to whoever listens to messages of its log.
+    """
+    connection, said, started = server.connection, list[str](), monotonic()
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        if "ProcSignalBarrier" in (diagnostic.message_primary or ""):
+            said.append(str(diagnostic.message_primary))
+
+    connection.add_notice_handler(note)
+    settings = "SET statement_timeout = {}; SET client_min_messages = log"
+    connection.execute(sql.SQL(settings).format(max(1, round(patience * 1000))))
     try:
         yield
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
+        if monotonic() - started < patience * 0.9:
+            raise  # somebody cancelled it
+        raise ServerError(
+            f"database {name!r} on {server.where} could not be dropped within {patience:.0f} s",
+            "\n".join([str(error).strip(), *(said[-1:] or holders(server))]),
+            "Let that process go on (kill -CONT), or end it; then what is left is dropped by: python -m dbclone prune",
+        ) from None
     finally:
-        if patience and not server.connection.closed:
-            _run(server, limit.format(0))
+        connection.remove_notice_handler(note)
+        if not connection.closed:
+            connection.execute("RESET statement_timeout; RESET client_min_messages")
 
 
 def carry_over(server: Server, source: str, target: str) -> None:

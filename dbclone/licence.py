@@ -3,8 +3,8 @@ in it, or empties its tables.
 
 It looks the database up on the connection that is about to act, at the last moment, and demands everything at once: a name of our
 shape that is not the server's nor the one we are connected to, our own role as its owner (for superusers too), and our mark for
-this very database: this cluster, its oid, and the name that we gave it. In place of the mark, which a test may write over, it takes one
-thing only: that this process itself made the database with this oid. There is no way round it.
+this very database: this cluster, its oid, and the name that we gave it. In place of the mark, which a test may write over, it
+takes one thing only: that this process itself made the database with this oid. There is no way round it.
 """
 
 from __future__ import annotations

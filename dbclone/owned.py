@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
-from . import adapters, databases
+from . import adapters, databases, lasting
 from .clock import monotonic
 from .connect import connect
 from .copying import claim_warm, copy
-from .dsn import Dsn
+from .dsn import Dsn, libpq_options
 from .errors import NotOurs, ServerError, TemplateError
 from .keeping import KEPT, keep
 from .licence import licensed_here
@@ -119,6 +119,11 @@ class Owned:
     def owner(self) -> str:
         return self.mark.worker
 
+    @property
+    def _patience(self) -> str:
+        """How long libpq waits for a connection, in seconds."""
+        return self.dsn.get("connect_timeout", str(max(2, round(self.server.settings.connect_timeout))))
+
     def _make(self) -> None:
         started = monotonic()
         leftover = databases.find(self.server, self.name)
@@ -132,20 +137,28 @@ class Owned:
         self.report.clone(self._undo.clone_seconds)
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
 
-    def connect(self, test: str = "", **options: Any) -> Connection:
-        """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
-        connection = connect(self.dsn, **{"application_name": application_name(self.owner, test), **options})
+    def connect(self, test: str = "", lasts: bool = False, **options: Any) -> Connection:
+        """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list.
+
+        Arguments: `lasts`, its session is ours to end, whatever the role's settings say of idle ones; `options`, of
+        `psycopg.connect`. Raises psycopg.Error.
+        """
+        if lasts:
+            own = options.get("options") or libpq_options(self.dsn)
+            options["options"] = f"{own} {lasting.options(self.server.facts.major)}".strip()
+        options = {"application_name": application_name(self.owner, test), "connect_timeout": self._patience, **options}
+        connection = connect(self.dsn, **options)
         self.server.sessions.add(connection)
         return connection
 
     def _connect_sandbox(self) -> Connection:
         """Return the connection that becomes the sandbox, which begins as the application's own would."""
         more: dict[str, Any] = {key: value for key, value in adapters.parameters(self.handle).items() if not self.dsn.get(key)}
-        return self.connect(autocommit=True, **more)
+        return self.connect(autocommit=True, lasts=True, **more)
 
     def _connect_drop(self) -> Connection:
         """Return the connection over which everything is dropped."""
-        connection = self.connect("drop", autocommit=True)
+        connection = self.connect("drop", autocommit=True, lasts=True)
         try:
             licensed_here(connection, self.server, self.name, self._undo.made)
         except BaseException:
@@ -257,16 +270,16 @@ class Owned:
         if self._pool is not None:
             self._pool.close()
         try:
-            twice(self.server, "the clone was dropped", lambda: self._drop_it(_GOODBYE), lambda: recover(self.server))
+            twice(self.server, "the clone was dropped", self._drop_it, lambda: recover(self.server))
             log.info("dropped clone %s", self.name)
         except (psycopg.Error, NotOurs, ServerError) as error:
             log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
             self.report.note(f"clone {self.name} could not be dropped; the next run does it")
         self.server.leases.give_up(self.name)
 
-    def _drop_it(self, patience: float = 0.0) -> None:
+    def _drop_it(self) -> None:
         if (database := databases.find(self.server, self.name)) is not None:
-            databases.drop(self.server, database, force=True, patience=patience)
+            databases.drop(self.server, database, force=True, patience=_GOODBYE)
 
     def __enter__(self: Self) -> Self:
         """Point the application's handle at the clone for the block; at its end the clone is dropped."""

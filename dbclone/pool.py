@@ -18,7 +18,7 @@ import psycopg
 from . import databases
 from .clock import monotonic
 from .copying import HandOver, copy
-from .errors import NotOurs, TemplateError
+from .errors import NotOurs, ServerError, TemplateError
 from .marks import Database, Mark, spare_name
 from .server import Server
 from .sessions import Identity
@@ -232,7 +232,7 @@ class Pool:
                     time.sleep(0.005)
                 if (found := databases.find(server, name)) is not None:
                     databases.drop(server, found, force=True)
-            except (psycopg.Error, NotOurs) as error:
+            except (psycopg.Error, NotOurs, ServerError) as error:
                 if server.connection.closed:
                     with self._changed:
                         self._used.append(warm)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .dsn import bound_environment, child_environment, mask_any, masking, parse
+from . import lasting
+from .dsn import bound_environment, child_environment, libpq_options, mask_any, masking, parse
 from .errors import BuildFailed, Error, encodable, said
 from .settings import Settings
 from .statements import split
@@ -135,7 +136,8 @@ class SqlFiles:
             raise BuildFailed(f"{shown} is not UTF-8", str(error), "Save the file as UTF-8.") from error
         dsn = parse(url)
         mask = dsn.mask  # what is shown is masked before it is cut, which could leave half a password
-        with connect(dsn, autocommit=True) as connection:
+        with connect(dsn, autocommit=True, options=f"{libpq_options(dsn)} {lasting.ALONE}".strip()) as connection:
+            connection.execute(f"SELECT {lasting.UNTIL_THE_END}".encode())
             for statement in split(text):
                 where = f"{shown}:{statement.line}"
                 progress(f"{where}: {' '.join(mask(statement.text[:2000]).split())[:60]}")

@@ -81,8 +81,8 @@ def corrupt(server: Server, name: str) -> dict[str, str]:
 
 KINDS = [
     "corrupt", "truncated", "half", "no JSON", "of the future", "of the far future", "with a new part", "another kind",
-    "another server's", "another database's", "for another name", "of no server", "a megabyte", "a megabyte of brackets", "a list", "twice", "in quotes", "half a character",
-    "for a terminal", "in YAML", "a number", "SQL",
+    "another server's", "another database's", "for another name", "of no server", "a megabyte",
+    "a megabyte of brackets", "a list", "twice", "in quotes", "half a character", "for a terminal", "in YAML", "a number", "SQL",
 ]  # fmt: skip
 
 
