@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
-from . import pooler
+from . import lasting, pooler
 from .connect import Interruptible, connect
 from .dsn import Dsn
 from .errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
@@ -20,11 +20,15 @@ from .settings import Settings
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 MAINTENANCE = "postgres"
+_LOCKS = 60  # seconds that a statement of ours waits for a lock at most, unless somebody says otherwise
+_SILENCE = 60.0  # seconds that the server may say nothing to a question about its databases, locks and sessions
+_ADMINISTRATIVE = ("admin", "pool")  # what sessions are for whose statements are such questions, or CREATE and DROP DATABASE
+_SLOW = ("build", "verify")  # what sessions are for whose statements may take as long as a template is large
 # A role's or database's own settings must not reach the statements that create and drop databases.
 _OPTIONS = (
-    "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
-    " -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning "
-) + pooler.OPTION
+    f"-c search_path=pg_catalog -c default_transaction_read_only=off {lasting.ALONE} -c lock_timeout={_LOCKS}s"
+    f" -c client_min_messages=warning {pooler.OPTION}"
+)
 NO_TRIGGERS = "-c event_triggers=off"  # since 17, of which on a login event trigger may refuse anybody
 _TRIGGER = re.compile(r"\n.*\bPL/")  # an error in a function that runs before a connection is ready
 
@@ -56,6 +60,8 @@ def enter(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connect
     Arguments: `more`, libpq's options on top of ours. Raises ServerNotFound, ServerError, PermissionMissing, OutOfConnections.
     """
     options = f"{dsn.get('options')} {_OPTIONS} {more}".strip()
+    if purpose in _ADMINISTRATIVE:
+        options += f" -c statement_timeout={max(1, round(settings.build_timeout * 1000))}"
     arguments = {
         "connect_timeout": dsn.get("connect_timeout", str(max(2, round(settings.connect_timeout)))),
         "options": options,
@@ -82,6 +88,8 @@ def enter(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connect
             ) from None
     except psycopg.Error as error:
         raise ServerError(f"cannot connect to {dsn.shown}", type(error).__name__, "Check url.") from None
+    if isinstance(connection, Interruptible) and purpose not in _SLOW:
+        connection.patience = _SILENCE if purpose in _ADMINISTRATIVE else max(_SILENCE, settings.build_timeout)
     return connection
 
 

@@ -174,7 +174,7 @@ class Builder:
         server.leases.take(name)
         try:
             self.progress("creating an empty database")
-            databases.create(server, name, "template0", mark, self._options())
+            mark = databases.create(server, name, "template0", mark, self._options())
             self._fill(name)
             manifest = {**self.manifest, **self._finish(name)}
             if looked.lacking:
@@ -289,7 +289,9 @@ class Builder:
         try:
             if not databases.swap(server, replaced.name, aside, name):
                 return False
-            with contextlib.suppress(psycopg.Error):  # published all the same; what cannot be dropped now is pruned later
+            with contextlib.suppress(
+                psycopg.Error, ServerError
+            ):  # published all the same; what cannot be dropped now is pruned later
                 if (old := databases.find(server, aside)) is not None:
                     databases.drop(server, old)
             return True

@@ -17,7 +17,7 @@ from . import adapters, boundary, features, roles
 from .admission import quoted
 from .build import adoptable, collation_flaw, flaws, full_manifest
 from .errors import Error
-from .marks import Database, template_name
+from .marks import Database, free_template_name
 from .server import Server
 from .settings import Settings
 
@@ -128,7 +128,8 @@ def template(patient: Patient) -> Check:
             "template", NOT_CHECKED, "no setting says what goes into it; a hook in conftest may", "Set schema, or run there."
         )
     schema, patient.handle = adapters.load(patient.settings)
-    name = template_name(patient.settings.project, full_manifest(patient.server, schema).fingerprint)
+    fingerprint = full_manifest(patient.server, schema).fingerprint
+    name = free_template_name(patient.settings.project, fingerprint, patient.known)
     patient.template = adoptable(patient.server, patient.known, name)
     if patient.template is not None:
         return Check("template", OK, f"{name} is there, {patient.template.bytes / 2**20:.1f} MB")

@@ -15,7 +15,7 @@ from typing import Any
 from . import adapters
 from .copying import warm
 from .embedded import Embedded
-from .errors import Error, ServerError, ServerNotFound, SettingsError
+from .errors import Error, ServerNotFound, SettingsError
 from .progress import on_terminal, say
 from .prune import prune as prune_databases
 from .report import template_line
@@ -23,6 +23,7 @@ from .scratch import dropped_at_end, scratch
 from .server import Server, external
 from .settings import Settings, describe, load
 from .status import running, status
+from .stopping import stop
 from .template import Template
 
 
@@ -109,9 +110,7 @@ def server(arguments: argparse.Namespace, settings: Settings) -> int:
             located, cluster = opened.embedded, opened.embedded.cluster
             pid = cluster.pid()
     elif action == "stop":
-        located.keep(False)
-        if pid is not None and not cluster.stop(settings.connect_timeout):
-            raise ServerError(f"the private server (process {pid}) does not stop", cluster.log_tail(), f"End it: kill -QUIT {pid}")
+        stop(settings, located, arguments.force)
         pid = None
     facts = {
         "running": pid is not None, "pid": pid, "version": cluster.binaries.version, "folder": str(cluster.folder),
@@ -204,7 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a scratch clone)"
     )
-    add("server", server).add_argument("action", choices=("start", "stop", "status"))
+    command = add("server", server)
+    command.add_argument("action", choices=("start", "stop", "status"))
+    command.add_argument("--force", action="store_true", help="stop it even if somebody uses it: their sessions end with it")
     command = add("doctor", doctor)
     command.add_argument("--workers", type=_count, default=0, metavar="N", help="for how many workers (default: one per CPU)")
     command.add_argument("--no-measures", action="store_true", help="make no scratch databases to measure in")

@@ -3,29 +3,71 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import pq
 
+from .clock import monotonic
 from .dsn import Dsn
 
 Raised = TypeVar("Raised", bound=Exception)
 
 
 class Interruptible(psycopg.Connection[Any]):
-    """A connection on which a statement can follow one that a signal has interrupted, whenever that was: cleaning up needs it."""
+    """A connection on which a statement can follow one that a signal has interrupted, whenever that was: cleaning up needs it.
+
+    `patience`, seconds for which the server may say nothing in answer to a statement (0: as long as it likes): what bounds a
+    statement on the server, bounds nothing if the process that would have to look at the clock is itself stopped.
+    """
+
+    patience: float = 0.0
+
+    @contextlib.contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """Let the server think for as long in the block, if that is longer than usual."""
+        before = self.patience
+        self.patience = max(before, seconds) if before else 0.0
+        try:
+            yield
+        finally:
+            self.patience = before
 
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """As psycopg's, which leaves the connection in use if Ctrl-C came between sending and waiting, and after the exception of
         any other signal's handler, such as one that limits the time of a test."""
         try:
-            return super().wait(gen, *arguments, **options)
+            return super().wait(self._bounded(gen) if self.patience else gen, *arguments, **options)
         except psycopg.Error:
             raise
         except BaseException:
             free(self.pgconn)
             raise
+
+    def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Do what a generator of psycopg's does, which is told ten times a second that nothing has come, and end it in time.
+
+        Raises psycopg.OperationalError; then the connection is closed, because the answer may come at any time.
+        """
+        deadline = 0.0
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state
+                if ready:
+                    deadline = 0.0
+                elif not deadline:
+                    deadline = monotonic() + self.patience
+                elif monotonic() > deadline:
+                    pid = self.pgconn.backend_pid
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(
+                        f"server process {pid} has not answered for {self.patience:.0f} s: it is stopped, or the machine is"
+                    )
+                state = gen.send(ready)
+        except StopIteration as done:
+            return done.value
 
 
 def connect(dsn: Dsn, kind: type[psycopg.Connection[Any]] = psycopg.Connection, **options: Any) -> psycopg.Connection[Any]:

@@ -28,8 +28,8 @@ _LOST = (
 )
 
 
-def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool = True) -> None:
-    """Create database `name` from a template, few at a time, with the settings and grants that a copy lacks.
+def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool = True) -> Mark:
+    """Create database `name` from a template, few at a time, with the settings and grants that a copy lacks; return its mark.
 
     Waits and tries again while somebody is connected to the template. Raises TemplateError, PermissionMissing, psycopg.Error.
     """
@@ -45,7 +45,7 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
     with server.leases.slot("clone", settings.clone_limit, timeout=60):
         while True:
             try:
-                databases.create(server, name, template, mark, options)
+                made = databases.create(server, name, template, mark, options)
                 break
             except psycopg.errors.ObjectInUse as error:
                 if monotonic() > deadline:
@@ -61,6 +61,7 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
             except psycopg.errors.DiskFull as error:
                 raise _no_space(server, template, error) from None
     databases.carry_over(server, template, name)
+    return made
 
 
 def _no_space(server: Server, template: str, error: psycopg.Error) -> TemplateError:
@@ -126,7 +127,7 @@ _FREE = sql.SQL(
     "SELECT pg_stat_get_db_numbackends({0}) = 0 AND (pg_identify_object(1262, {0}, 0)).name = {1}"
     " AND NOT EXISTS (SELECT FROM pg_prepared_xact() WHERE dbid = {0})"
 )
-# Fails, and with it the transaction that it begins, unless the warm clone still is the database that was made.
+# Fails, and with it the transaction that it begins, unless a database still has its name.
 _SAME = sql.SQL("SELECT 1 / coalesce(((pg_identify_object(1262, {}, 0)).name = {})::int, 0)")
 
 
@@ -135,7 +136,7 @@ class HandOver:
     """How a warm clone, closed until then, becomes the database `name`, open and with its owner's mark.
 
     `spare` and `oid` are the warm clone's; `aside`, what a database that has the name is called from then on (empty: none has it).
-    The commands are composed before a test waits for them, because that costs as much as running them.
+    Most is composed before a test waits for it, because that costs as much as running it.
     """
 
     spare: str
@@ -143,7 +144,6 @@ class HandOver:
     name: str
     mark: Mark
     aside: str
-    put_aside: bytes
     take_place: bytes
     is_free: bytes  # asked about the warm clone by the next hand-over of the name
 
@@ -152,14 +152,13 @@ class HandOver:
         def text(*parts: sql.Composed) -> bytes:
             return sql.SQL("; ").join(parts).as_bytes(server.connection)
 
-        put_aside = text(databases.renaming(name, aside)) if aside else b""
         take_place = text(
             _SAME.format(sql.Literal(oid), sql.Literal(spare)),
             databases.renaming(spare, name),
             databases.opening(name),
-            databases.commenting(name, mark),
+            databases.commenting(name, mark.bound(name, oid)),
         )
-        return cls(spare, oid, name, mark, aside, put_aside, take_place, text(_FREE.format(sql.Literal(oid), sql.Literal(name))))
+        return cls(spare, oid, name, mark, aside, take_place, text(_FREE.format(sql.Literal(oid), sql.Literal(name))))
 
     def run(self, server: Server, last: HandOver | None = None) -> None:
         """Do it, in one transaction: under a new name and still with a spare's mark it would look free.
@@ -168,10 +167,10 @@ class HandOver:
         are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended, and InvalidCatalogName
         if the warm clone is gone, also if another database has its name.
         """
-        old = bool(self.aside)
-        if old and not (last is not None and _comes_free(server, last.is_free)):
+        old = last.oid if self.aside and last is not None and _comes_free(server, last.is_free) else 0
+        if self.aside and not old:
             old = self._freed(server, last)
-        commands = [self.put_aside, self.take_place] if old else [self.take_place]
+        commands = [self._put_aside(server, old), self.take_place] if old else [self.take_place]
         try:
             try:
                 _send(server, *commands)
@@ -180,21 +179,30 @@ class HandOver:
                     raise
                 _send(server, *commands)
         except psycopg.errors.DivisionByZero:
-            raise psycopg.errors.InvalidCatalogName(f'"{self.spare}" is another database now') from None
+            raise psycopg.errors.InvalidCatalogName(f'"{self.spare}" or "{self.name}" is another database now') from None
 
-    def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> bool:
-        """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return whether there is one."""
+    def _put_aside(self, server: Server, old: int) -> bytes:
+        """Return the command that gives the database `old`, which has the name, another one, and a mark that goes with it."""
+        parts = (
+            _SAME.format(sql.Literal(old), sql.Literal(self.name)),
+            databases.renaming(self.name, self.aside),
+            databases.commenting(self.aside, self.mark.bound(self.aside, old)),
+        )
+        return sql.SQL("; ").join(parts).as_bytes(server.connection)
+
+    def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> int:
+        """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return its oid, 0 for none."""
         made = last.oid if last is not None else 0  # that we know better than its mark, which a test may have written over
         old = licensed(server, self.name, made)
         if old is None:
-            return False
+            return 0
         is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)
         if certainly or not _comes_free(server, is_free):
             remnants.roll_back_prepared(server, self.name)
             if stayed := databases.close_to_others(server, self.name, made=made):
                 _send(server, databases.opening(self.name).as_bytes(server.connection))
                 raise psycopg.errors.ObjectInUse(f'database "{self.name}" is in use by {stayed}, who may not be ended')
-        return True
+        return old.oid
 
 
 def _comes_free(server: Server, question: bytes) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import psycopg
@@ -15,16 +16,19 @@ from psycopg import sql
 
 from . import licence, privileges
 from .clock import monotonic, wall
-from .errors import NotOurs
+from .connect import Interruptible
+from .errors import NotOurs, ServerError
 from .licence import licensed
-from .marks import LIMIT, Database, Mark, check_name
+from .marks import NO_LIMIT, Database, Mark, check_name, limit_for
 from .remnants import roll_back_prepared, stop_replication
 from .server import Server
-from .sessions import Identity
+from .sessions import Identity, holders
 
 listed, find = licence.listed, licence.find  # what there is, for whoever decides what to do about it
 
 _LEAVING = 1.0  # seconds for a session that we may not end to end by itself, because its client has just closed it
+_MARGIN = 30.0  # seconds by which the server's own limit comes before ours
+_PATIENCE = 60.0  # seconds that a DROP may take unless somebody says otherwise
 _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
 # Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
 _LISTS = (
@@ -38,19 +42,23 @@ _LISTS = (
 
 
 def _run(server: Server, statement: sql.Composed) -> None:
-    server.connection.execute(statement)
+    """Run a statement that may take as long as a database is large. The server itself bounds it: see `admission.enter`."""
+    connection = server.connection
+    with connection.patient(server.settings.build_timeout + _MARGIN) if isinstance(connection, Interruptible) else nullcontext():
+        connection.execute(statement)
 
 
-def create(server: Server, name: str, template: str, mark: Mark, options: dict[str, str | bool] | None = None) -> None:
-    """Create database `name` as a copy of `template`, marked. The caller holds the lease of `name` already.
+def create(server: Server, name: str, template: str, mark: Mark, options: dict[str, str | bool] | None = None) -> Mark:
+    """Create database `name` as a copy of `template`, and bind `mark` to it; return the bound mark, which has its oid.
 
-    Arguments: `options`, further options of CREATE DATABASE: text values are quoted, booleans are keywords; STRATEGY is a keyword
-    too. Raises psycopg.Error as the server gives it.
+    The caller holds the lease of `name` already. Arguments: `options`, further options of CREATE DATABASE: text values are quoted,
+    booleans are keywords; STRATEGY is a keyword too. Raises psycopg.Error as the server gives it, and NotOurs if another database
+    has got the name since.
     """
     check_name(name)
     parts = [
         sql.SQL("CREATE DATABASE {} WITH TEMPLATE {} CONNECTION LIMIT {}").format(
-            sql.Identifier(name), sql.Identifier(template), LIMIT
+            sql.Identifier(name), sql.Identifier(template), limit_for(name, server.facts.system)
         )
     ]
     for option, value in (options or {}).items():
@@ -58,7 +66,12 @@ def create(server: Server, name: str, template: str, mark: Mark, options: dict[s
         shown = sql.SQL("true" if value else "false") if isinstance(value, bool) else sql.Literal(value)
         parts.append(sql.SQL("{} {}").format(sql.SQL(option), shown))
     _run(server, sql.SQL(" ").join(parts))
+    made = licensed(server, name)
+    if made is None:
+        raise psycopg.errors.InvalidCatalogName(f'database "{name}" was dropped as soon as it was made')
+    mark = mark.bound(name, made.oid)
     comment(server, name, mark)
+    return mark
 
 
 def commenting(name: str, mark: Mark) -> sql.Composed:
@@ -87,9 +100,9 @@ def touch(server: Server, database: Database) -> None:
 def seal(server: Server, name: str, mark: Mark) -> None:
     """Close a database to everybody and make it a template, with its final mark, in one transaction. Raises NotOurs."""
     with server.connection.transaction():
-        licensed(server, name)
+        found = licensed(server, name)
         _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(sql.Identifier(name)))
-        comment(server, name, mark)
+        comment(server, name, mark.bound(name, found.oid if found is not None else 0))
 
 
 def opening(name: str) -> sql.Composed:
@@ -132,12 +145,20 @@ def renaming(old: str, new: str) -> sql.Composed:
     return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
 
 
+def _rename(server: Server, old: str, new: str) -> None:
+    """Rename a database and bind its mark to the new name, in the caller's transaction. Raises NotOurs, psycopg.Error."""
+    found = licensed(server, old)
+    _run(server, renaming(old, new))
+    if found is not None and found.mark is not None:
+        _run(server, commenting(new, found.mark.bound(new, found.oid)))
+
+
 def rename(server: Server, old: str, new: str) -> bool:
     """Rename a database; return False if the new name is taken: then somebody else was first. Raises NotOurs."""
     check_name(new)
-    licensed(server, old)
     try:
-        _run(server, renaming(old, new))
+        with server.connection.transaction():
+            _rename(server, old, new)
     except _TAKEN:
         return False
     return True
@@ -151,10 +172,9 @@ def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     """
     try:
         with server.connection.transaction():
-            licensed(server, name)
             licensed(server, replacement)
-            _run(server, renaming(name, aside))
-            _run(server, renaming(replacement, name))
+            _rename(server, name, aside)
+            _rename(server, replacement, name)
     except psycopg.errors.InvalidCatalogName:
         return False
     return True
@@ -172,9 +192,9 @@ def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
             pid, user, _ = stayed[0]
             raise psycopg.errors.ObjectInUse(f"session {pid} of role {user} is in database {name} and may not be ended")
         with server.connection.transaction():
-            licensed(server, name)
+            found = licensed(server, name)
             _run(server, renaming(name, kept))
-            comment(server, kept, mark)
+            comment(server, kept, mark.bound(kept, found.oid if found is not None else 0))
             _run(server, opening(kept))
     except _TAKEN:
         _run(server, opening(name))
@@ -185,33 +205,38 @@ def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
     return True
 
 
-def drop(server: Server, database: Database, force: bool = False, patience: float = 0.0) -> None:
+def drop(server: Server, database: Database, force: bool = False, patience: float = _PATIENCE) -> None:
     """Drop a database that dbclone can prove it made.
 
     Arguments: `database`, as `listed` returned it: it is looked up again on the same connection just before; `force`, end the
-    sessions in it first, for a database of our own run; `patience`, seconds that the server may take (0: as long as it likes).
-    One that is gone already is no error. Raises NotOurs, psycopg.Error; the text of that names the sessions that we may not end.
+    sessions in it first, for a database of our own run; `patience`, seconds that each statement may take. One that is gone already
+    is no error. Raises NotOurs; psycopg.Error, the text of which names the sessions that we may not end; ServerError if the server
+    has taken too long, which names who was in the way. What was begun then can be finished by another drop.
     """
     now = licensed(server, database.name)
     if now is None or now.oid != database.oid:
         return
+    with _within(server, now.name, patience):
+        _drop(server, now, force)
+
+
+def _drop(server: Server, now: Database, force: bool) -> None:
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our connection, DROP works.
     is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")  # also one that somebody has opened
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
     statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else ""))
-    with _within(server, patience):
-        try:
-            _run(server, statement)
-        except psycopg.errors.ObjectInUse as error:
-            if not any([roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]):
-                raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
-            _run(server, statement)
-        except psycopg.errors.InsufficientPrivilege as error:
-            if not (force and _is_left(server, now.name)):
-                raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
-            _run(server, statement)
+    try:
+        _run(server, statement)
+    except psycopg.errors.ObjectInUse as error:
+        if not any([roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]):
+            raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
+        _run(server, statement)
+    except psycopg.errors.InsufficientPrivilege as error:
+        if not (force and _is_left(server, now.name)):
+            raise type(error)(f"{str(error).strip()}{privileges.to_end(server, now.name)}") from None
+        _run(server, statement)
 
 
 def _is_left(server: Server, name: str) -> bool:
@@ -238,16 +263,36 @@ def private(server: Server, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _within(server: Server, patience: float) -> Iterator[None]:
-    """Let a statement of the block take so many seconds at most. A DROP that is cancelled can be finished by another one."""
-    limit = sql.SQL("SET statement_timeout = {}")
-    if patience:
-        _run(server, limit.format(max(1, round(patience * 1000))))
+def _within(server: Server, name: str, patience: float) -> Iterator[None]:
+    """Let each statement of the block, which drops database `name`, take so many seconds at most. Raises ServerError.
+
+    Before a DROP DATABASE is done, every process of the server has to take note (src/backend/storage/ipc/procsignal.c,
+    "ProcSignalBarrier"): one that is stopped, in whatever database, keeps it waiting for ever. After five seconds the server says
+    which one that is, to whoever listens to messages of its log.
+    """
+    connection, said, started = server.connection, list[str](), monotonic()
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        if "ProcSignalBarrier" in (diagnostic.message_primary or ""):
+            said.append(str(diagnostic.message_primary))
+
+    connection.add_notice_handler(note)
+    settings = "SET statement_timeout = {}; SET client_min_messages = log"
+    connection.execute(sql.SQL(settings).format(max(1, round(patience * 1000))))
     try:
         yield
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
+        if monotonic() - started < patience * 0.9:
+            raise  # somebody cancelled it
+        raise ServerError(
+            f"database {name!r} on {server.where} could not be dropped within {patience:.0f} s",
+            "\n".join([str(error).strip(), *(said[-1:] or holders(server))]),
+            "Let that process go on (kill -CONT), or end it; then what is left is dropped by: python -m dbclone prune",
+        ) from None
     finally:
-        if patience and not server.connection.closed:
-            _run(server, limit.format(0))
+        connection.remove_notice_handler(note)
+        if not connection.closed:
+            connection.execute("RESET statement_timeout; RESET client_min_messages")
 
 
 def carry_over(server: Server, source: str, target: str) -> None:
@@ -258,7 +303,7 @@ def carry_over(server: Server, source: str, target: str) -> None:
         " LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = %s",
         [source],
     )
-    if any(pairs or acl or limit not in (LIMIT, -1) for _, pairs, acl, limit in rows):
+    if any(pairs or acl or -1 < limit < NO_LIMIT for _, pairs, acl, limit in rows):
         licensed(server, target)
     for role, pairs, _, _ in rows:
         for pair in pairs or ():
@@ -283,7 +328,7 @@ def carry_over(server: Server, source: str, target: str) -> None:
                         sql.SQL("WITH GRANT OPTION" if grantable and grantee is not None else ""),
                     ),
                 )
-    if rows and rows[0][3] not in (LIMIT, -1):
+    if rows and -1 < rows[0][3] < NO_LIMIT:
         _run(server, sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, sql.Literal(rows[0][3])))
 
 

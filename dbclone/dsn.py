@@ -217,6 +217,11 @@ def with_libpq_defaults(dsn: Dsn) -> Dsn:
     return dsn.with_defaults(found)
 
 
+def libpq_options(dsn: Dsn) -> str:
+    """Return the settings with which libpq begins a session at `dsn`: its own, or those of libpq's variables and their service."""
+    return dsn.get("options") or next((value for key, _, value, _ in _libpq() if key == "options"), "")
+
+
 def child_environment(dsn: Dsn, current: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for a program that is to reach the database at `dsn` and no other, whichever variables it reads.
 

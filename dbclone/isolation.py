@@ -70,7 +70,11 @@ class Isolation:
     def connection(self) -> Connection:
         """The test's own connection, in autocommit mode, opened at its first use."""
         if self._own is None or self._own.closed:
-            self._own = self.connect(autocommit=True)
+            if self._session is None:  # a test may be slow between two looks
+                self._own = self._open(autocommit=True, lasts=True)
+                self._opened.append(self._own)
+            else:
+                self._own = self.connect(autocommit=True)
         return self._own
 
     def execute(self, query: Any, parameters: Any = None) -> psycopg.Cursor[Any]:

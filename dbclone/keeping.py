@@ -8,7 +8,7 @@ import logging
 import psycopg
 
 from . import databases
-from .errors import NotOurs
+from .errors import NotOurs, ServerError
 from .marks import Mark, kept_name
 from .prune import drop_dead
 from .server import Server
@@ -27,7 +27,7 @@ def keep(server: Server, name: str, mark: Mark, label: str, count: int = KEPT) -
     ours = Mark.make("kept", mark.project, mark.system, fingerprint=mark.fingerprint, label=label)
     kept = kept_name(mark.project, label)
     if (older := databases.find(server, kept)) is not None:
-        with contextlib.suppress(psycopg.Error, NotOurs):
+        with contextlib.suppress(psycopg.Error, NotOurs, ServerError):
             databases.drop(server, older)
     if not databases.keep(server, name, kept, ours):
         kept = kept_name(mark.project, label, again=True)

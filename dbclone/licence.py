@@ -3,8 +3,8 @@ in it, or empties its tables.
 
 It looks the database up on the connection that is about to act, at the last moment, and demands everything at once: a name of our
 shape that is not the server's nor the one we are connected to, our own role as its owner (for superusers too), and our mark for
-this very cluster. In place of the mark, which a test may write over, it takes one thing only: that this process itself made the
-database with this oid. There is no way round it.
+this very database: this cluster, its oid, and the name that we gave it. In place of the mark, which a test may write over, it
+takes one thing only: that this process itself made the database with this oid. There is no way round it.
 """
 
 from __future__ import annotations
@@ -92,6 +92,6 @@ def _demand(server: Server, found: Database, made: int) -> None:
 def _refused(server: Server, found: Database, problem: str) -> NotOurs:
     return NotOurs(
         f"database {found.name!r} on {server.where} is left alone: {problem}",
-        "dbclone drops and changes only what carries its own mark for this server and belongs to its own role.",
+        "dbclone drops and changes only what carries its own mark for this very database and belongs to its own role.",
         "Whoever made it knows what it is.",
     )

@@ -1,9 +1,10 @@
 """Names and marks: what a database made by dbclone is called, what it says of itself, and which ones have had their time.
 
 Pure values: nothing here talks to a server. Identity is in the name, proof in the mark, life in the lease. A database may be
-destroyed only if its name has our shape, it belongs to our own role, and it carries our mark for this very server. A client killed
-while it creates a database leaves one without a comment; for that moment the proof is a connection limit that nobody else would
-choose, given in the CREATE DATABASE statement itself and of no effect.
+destroyed only if its name has our shape, it belongs to our own role, and it carries our mark for this very database: this server's
+identifier, the database's oid, and the name that we gave it last. A comment that was copied fails by the oid, and a database that
+its user has renamed is his. A client killed while it creates a database leaves one without a comment; for that moment the proof is
+a connection limit of no effect, given in the CREATE DATABASE statement itself, that stands for this name on this server only.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import re
 import secrets
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .clock import wall
 from .errors import TemplateError, encodable
 from .schema import digest
 
-FORMAT = 1
+FORMAT = 2  # of marks; one of another format is another dbclone's, whose databases are left alone
 KINDS = ("template", "build", "clone", "spare", "scratch", "kept")
-LIMIT = 1_145_193_298  # CONNECTION LIMIT as a mark: far above any max_connections, so it limits nothing
+NO_LIMIT = 2**30  # a CONNECTION LIMIT from here on is far above any max_connections (2^18 - 1), so it limits nothing
 _SHAPE = re.compile(r"dbclone_[a-z0-9_]{1,55}\Z")
 _NEVER = ("postgres", "template0", "template1")
+_NAMES = 4  # that a template may have; the first serves unless another version of dbclone has it
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Mark:
     `system` is the server's system identifier; `manifest` and `seconds` (how long the build took) are a template's; `run` and
     `worker` a clone's; `template`, the oid of what a warm clone is a copy of, because a rebuilt template has the same fingerprint;
     `label`, what a clone that was kept is kept for, such as a test that failed;
-    `created` and `used` are seconds since 1970; `host` and `pid` inform people and prove nothing.
+    `oid` and `name` are the database's own, with the name that we gave it last (see `bound`): oids are given once, and only we know
+    the name that we gave. `created` and `used` are seconds since 1970; `host` and `pid` inform people and prove nothing.
     """
 
     kind: str
@@ -53,6 +56,8 @@ class Mark:
     pid: int = 0
     seconds: float = 0.0
     manifest: dict[str, str] = field(default_factory=dict)
+    oid: int = 0
+    name: str = ""
 
     @classmethod
     def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
@@ -60,6 +65,10 @@ class Mark:
         now = round(wall(), 3)
         values = {k: encodable(v) if isinstance(v, str) else v for k, v in values.items()}  # or `read` would not believe it
         return cls(kind, project, system, created=now, used=now, host=socket.gethostname(), pid=os.getpid(), **values)
+
+    def bound(self, name: str, oid: int) -> Mark:
+        """Return this mark as that of the database with this name and oid: only so does it prove anything."""
+        return replace(self, name=name, oid=oid)
 
     def text(self) -> str:
         """Return the mark as the JSON that is stored."""
@@ -69,22 +78,15 @@ class Mark:
     @classmethod
     def read(cls, comment: str | None) -> Mark | None:
         """Return the mark in a comment, or None if there is none that can be trusted: then the database is not ours."""
-        if not comment or len(comment) > 4_000_000:
+        data = _parsed(comment)
+        if _format(data) != FORMAT or data.get("kind") not in KINDS:
             return None
-        try:
-            data = json.loads(comment)
-            json.dumps(data, ensure_ascii=False).encode()  # half a character, such as \ud800, is in no name that we could compute
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(data, dict) or data.get("kind") not in KINDS:
-            return None
-        number = data.pop("dbclone", None)
-        if type(number) is not int or number != FORMAT:  # nor true, which equals 1
-            return None
-        for name in ("kind", "project", "system", "fingerprint", "run", "worker", "template", "label", "host"):
+        del data["dbclone"]
+        for name in ("kind", "project", "system", "fingerprint", "run", "worker", "template", "label", "host", "name"):
             if not isinstance(data.get(name, ""), str):
                 return None
-        for name, kinds in (("created", (int, float)), ("used", (int, float)), ("seconds", (int, float)), ("pid", (int,))):
+        number = (int, float)
+        for name, kinds in (("created", number), ("used", number), ("seconds", number), ("pid", (int,)), ("oid", (int,))):
             value = data.get(name, 0)
             if type(value) not in kinds or not 0 <= value < 1e15:  # NaN is neither
                 return None
@@ -95,6 +97,24 @@ class Mark:
             return cls(**data)
         except TypeError:
             return None
+
+
+def _parsed(comment: str | None) -> dict[str, Any]:
+    """Return the JSON object in a comment, or an empty one."""
+    if not comment or len(comment) > 4_000_000:
+        return {}
+    try:
+        data = json.loads(comment)
+        json.dumps(data, ensure_ascii=False).encode()  # half a character, such as \ud800, is in no name that we could compute
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _format(data: dict[str, Any]) -> int:
+    """Return the format of the mark that a comment holds, 0 if it is none."""
+    number = data.get("dbclone")
+    return number if type(number) is int and number > 0 else 0  # nor true, which equals 1
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,14 @@ class Database:
         """Whether this is a template under the name that its fingerprint gives it: neither one that its builder had no time to
         publish nor one that another has replaced."""
         mark = self.mark
-        return mark is not None and mark.kind == "template" and self.name == template_name(mark.project, mark.fingerprint)
+        names = template_names(mark.project, mark.fingerprint) if mark is not None and mark.kind == "template" else ()
+        return self.name in names
+
+    @property
+    def other_format(self) -> int:
+        """The format of its mark if that is another dbclone's than ours, an older or a newer one's; else 0."""
+        number = _format(_parsed(self.comment)) if self.mark is None else FORMAT
+        return number if number != FORMAT else 0
 
     def problem(self, system: str, made: int = 0) -> str:
         """Return why dbclone may not destroy this database, or an empty string if it made it.
@@ -130,10 +157,20 @@ class Database:
         if self.oid == made:
             return ""
         if self.mark is not None:
-            return "" if self.mark.system == system else "its mark is of another server"
+            return self._other(self.mark, system)
+        if self.other_format:
+            return f"its mark is that of another version of dbclone (format {self.other_format}, ours is {FORMAT})"
         if self.comment:
             return "its comment is not dbclone's"
-        return "" if self.limit == LIMIT else "it has no mark of dbclone"
+        return "" if self.limit == limit_for(self.name, system) else "it has no mark of dbclone"
+
+    def _other(self, mark: Mark, system: str) -> str:
+        """Return how we know that a mark on this database is not its own, or an empty string."""
+        if mark.system != system:
+            return "its mark is of another server"
+        if mark.oid != self.oid:
+            return "its mark is of another database"
+        return "" if mark.name == self.name else "its mark is for another name: whoever renamed it has taken it"
 
 
 def _slug(text: str, length: int) -> str:
@@ -144,9 +181,34 @@ def _digest(text: str) -> str:
     return digest(text.encode(errors="surrogatepass"))  # of any text, also of what os.fsdecode could not decode
 
 
-def template_name(project: str, fingerprint: str) -> str:
-    """Return the name of the template with this fingerprint."""
-    return f"dbclone_{_slug(project, 20)}_t_{_digest(f'{project}{chr(0)}{fingerprint}')[:12]}"
+def limit_for(name: str, system: str) -> int:
+    """Return the CONNECTION LIMIT with which we create the database `name` on the server with this identifier: it limits nothing,
+    and is right for no other name and no other server, so that nobody has it by copying a statement or restoring a dump."""
+    return NO_LIMIT + int(_digest(f"limit{chr(0)}{system}{chr(0)}{name}")[:12], 16) % NO_LIMIT
+
+
+def template_name(project: str, fingerprint: str, beside: int = 0) -> str:
+    """Return the name of the template with this fingerprint, as dbclones with our format of marks compute it.
+
+    Arguments: `beside`, how many names are passed over, because templates of other dbclones have them.
+    """
+    unique = f"{project}{chr(0)}{fingerprint}{chr(0)}{FORMAT}" + (f"{chr(0)}{beside}" if beside else "")
+    return f"dbclone_{_slug(project, 20)}_t_{_digest(unique)[:12]}"
+
+
+def template_names(project: str, fingerprint: str) -> tuple[str, ...]:
+    """Return all names that the template with this fingerprint may have, the usual one first."""
+    return tuple(template_name(project, fingerprint, beside) for beside in range(_NAMES))
+
+
+def free_template_name(project: str, fingerprint: str, known: Iterable[Database]) -> str:
+    """Return the name for the template with this fingerprint: the first that no other version of dbclone has given.
+
+    Arguments: `known`, the databases that there are. Where all are taken, it is the last.
+    """
+    taken = {database.name for database in known if database.other_format}
+    names = template_names(project, fingerprint)
+    return next((name for name in names if name not in taken), names[-1])
 
 
 def build_name(project: str) -> str:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
-from . import adapters, boundary, databases
+from . import adapters, boundary, databases, lasting
 from .clock import monotonic
 from .connect import connect
 from .copying import claim_warm, copy
-from .dsn import Dsn
+from .dsn import Dsn, libpq_options
 from .errors import NotOurs, ServerError, TemplateError
 from .keeping import KEPT, keep
 from .licence import licensed_here
@@ -38,9 +38,6 @@ log = logging.getLogger("dbclone")
 _GOODBYE = 60.0  # seconds that the server may take to drop the clone at the end
 Connection = psycopg.Connection[Any]
 _PATIENCE = 2.0  # seconds for a prune to let go of a name
-# A role's or database's own settings must not end a session that is idle between tests, and in a transaction during one.
-_PATIENT = "-c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0"
-_PATIENT_17 = " -c transaction_timeout=0"
 
 
 @dataclass(repr=False)
@@ -137,6 +134,11 @@ class Owned:
     def owner(self) -> str:
         return self.mark.worker
 
+    @property
+    def _patience(self) -> str:
+        """How long libpq waits for a connection, in seconds."""
+        return self.dsn.get("connect_timeout", str(max(2, round(self.server.settings.connect_timeout))))
+
     def _make(self) -> None:
         started = monotonic()
         leftover = databases.find(self.server, self.name)
@@ -151,24 +153,31 @@ class Owned:
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
 
     def connect(self, test: str = "", **options: Any) -> Connection:
-        """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list."""
+        """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list.
+
+        Arguments: `options`, of `psycopg.connect`. Raises psycopg.Error.
+        """
         return self._connect(self.dsn, test, **options)
 
-    def _connect(self, dsn: Dsn, test: str = "", **options: Any) -> Connection:
-        connection = connect(dsn, **{"application_name": application_name(self.owner, test), **options})
+    def _connect(self, dsn: Dsn, test: str = "", lasts: bool = False, **options: Any) -> Connection:
+        """As `connect`. Arguments: `lasts`, the session is ours to end, whatever the role's settings say of idle ones."""
+        if lasts:
+            own = options.get("options") or libpq_options(dsn)
+            options["options"] = f"{own} {lasting.options(self.server.facts.major)}".strip()
+        options = {"application_name": application_name(self.owner, test), "connect_timeout": self._patience, **options}
+        connection = connect(dsn, **options)
         self.server.sessions.add(connection)
         return connection
 
     def _connect_sandbox(self) -> Connection:
         """Return the connection that becomes the sandbox, which begins as the application's own would: as its role, with its
         options. Only how long it may be idle is not the application's, which does not know of this session and its transaction."""
-        given = self.dsn.get("options") or adapters.parameters(self.handle).get("options", "")
-        options = f"{given} {_PATIENT}{_PATIENT_17 if self.server.facts.major >= 17 else ''}".strip()
-        return self._connect(self.app_dsn, autocommit=True, options=options)
+        more: dict[str, Any] = {key: value for key, value in adapters.parameters(self.handle).items() if not self.dsn.get(key)}
+        return self._connect(self.app_dsn, autocommit=True, lasts=True, **more)
 
     def _connect_drop(self) -> Connection:
         """Return the connection over which everything is dropped."""
-        connection = self.connect("drop", autocommit=True)
+        connection = self.connect("drop", autocommit=True, lasts=True)
         try:
             licensed_here(connection, self.server, self.name, self._undo.made)
         except BaseException:
@@ -290,16 +299,16 @@ class Owned:
         if self._pool is not None:
             self._pool.close()
         try:
-            twice(self.server, "the clone was dropped", lambda: self._drop_it(_GOODBYE), lambda: recover(self.server))
+            twice(self.server, "the clone was dropped", self._drop_it, lambda: recover(self.server))
             log.info("dropped clone %s", self.name)
         except (psycopg.Error, NotOurs, ServerError) as error:
             log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
             self.report.note(f"clone {self.name} could not be dropped; the next run does it")
         self.server.leases.give_up(self.name)
 
-    def _drop_it(self, patience: float = 0.0) -> None:
+    def _drop_it(self) -> None:
         if (database := databases.find(self.server, self.name)) is not None:
-            databases.drop(self.server, database, force=True, patience=patience)
+            databases.drop(self.server, database, force=True, patience=_GOODBYE)
 
     def __enter__(self: Self) -> Self:
         """Point the application's handle at the clone for the block; at its end the clone is dropped."""

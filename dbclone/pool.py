@@ -18,7 +18,7 @@ import psycopg
 from . import databases
 from .clock import monotonic
 from .copying import HandOver, copy
-from .errors import NotOurs, TemplateError
+from .errors import NotOurs, ServerError, TemplateError
 from .marks import Database, Mark, spare_name
 from .server import Server
 from .sessions import Identity
@@ -211,9 +211,8 @@ class Pool:
         try:
             server.leases.take(spare)
             server.leases.take(aside)
-            copy(server, self._template.name, spare, warm.mark, open_to_all=False)
-            ((oid,),) = server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [spare])
-            warm = HandOver.compose(server, spare, oid, warm.name, warm.mark, aside)
+            made = copy(server, self._template.name, spare, warm.mark, open_to_all=False)
+            warm = HandOver.compose(server, spare, made.oid, warm.name, warm.mark, aside)
         except Exception as error:
             failure = error
         with self._changed:
@@ -233,7 +232,7 @@ class Pool:
                     time.sleep(0.005)
                 if (found := databases.find(server, name)) is not None:
                     databases.drop(server, found, force=True)
-            except (psycopg.Error, NotOurs) as error:
+            except (psycopg.Error, NotOurs, ServerError) as error:
                 if server.connection.closed:
                     with self._changed:
                         self._used.append(warm)

@@ -8,7 +8,7 @@ import psycopg
 
 from . import databases
 from .clock import monotonic
-from .errors import NotOurs
+from .errors import NotOurs, ServerError
 from .marks import Database, dead, lock_key, retired
 from .server import Server
 
@@ -48,21 +48,22 @@ def prune(
         if database.oid in seen:
             continue
         seen.add(database.oid)
-        if not dry_run and not drop_dead(server, database):
+        if not dry_run and not drop_dead(server, database, max(1.0, deadline - monotonic())):
             continue
         done.append((database, reason))
     return done
 
 
-def drop_dead(server: Server, database: Database) -> bool:
-    """Drop a database whose owner is gone; holding its lease meanwhile, so that nobody can come to life in it."""
+def drop_dead(server: Server, database: Database, patience: float = 10.0) -> bool:
+    """Drop a database whose owner is gone, within so many seconds; holding its lease meanwhile, so that nobody can come to life in
+    it. Return whether it was dropped."""
     if not server.leases.take(database.name):
         return False
     try:
-        databases.drop(server, database)
+        databases.drop(server, database, patience=patience)
         log.info("dropped %s", database.name)
         return True
-    except (psycopg.Error, NotOurs) as error:
+    except (psycopg.Error, NotOurs, ServerError) as error:
         log.info("%s stays: %s", database.name, str(error).strip().splitlines()[0])
         return False
     finally:

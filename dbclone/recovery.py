@@ -17,6 +17,7 @@ import psycopg
 from .clock import monotonic
 from .errors import ServerError, ServerNotFound
 from .server import Facts, Server
+from .sessions import holders
 
 T = TypeVar("T")
 log = logging.getLogger("dbclone")
@@ -49,9 +50,16 @@ def is_alive(connection: psycopg.Connection[Any]) -> bool:
 
 @contextlib.contextmanager
 def told(server: Server, doing: str) -> Iterator[None]:
-    """Raise ServerError for a connection that is lost in the block, or for a statement that somebody cancels, `doing` something."""
+    """Raise ServerError for a connection that is lost in the block, for a statement that somebody cancels, or for a lock that is
+    not to be had, `doing` something."""
     try:
         yield
+    except psycopg.errors.LockNotAvailable as error:
+        raise ServerError(
+            f"a lock was not to be had on {server.where} while {doing}",
+            "\n".join([str(error).strip(), *holders(server)]),
+            "End that session, or its transaction, and run again: what was left half done is never used.",
+        ) from None
     except psycopg.OperationalError as error:
         if not (is_lost(error) or isinstance(error, psycopg.errors.QueryCanceled)):
             raise

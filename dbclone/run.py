@@ -169,8 +169,9 @@ def prepare(schema: Any = None, *, rebuild: bool = False, progress: Progress = _
     """Return the template of this project, built if it is not there.
 
     Arguments: `schema`, a string as in the settings, or models, or a callable taking a URL (default: the setting); `rebuild`, build
-    it even if it is there; `options`, any settings by name. The template's `server` stays connected until it is closed, which also
-    stops a private server that nobody else uses. Raises any dbclone.Error.
+    it even if it is there; `options`, any settings by name. What dead runs left is cleared away, now and with each clone. The
+    template's `server` stays connected until it is closed, which also stops a private server that nobody else uses. Raises any
+    dbclone.Error.
     """
     if isinstance(schema, str):
         options["schema"], schema = schema, None
@@ -179,17 +180,19 @@ def prepare(schema: Any = None, *, rebuild: bool = False, progress: Progress = _
     server = Server.open(settings)
     try:
         template = Template.ensure(server, parts, handle, rebuild, progress)
+        template.tidies = True
+        template.tidy()
     except BaseException:
         server.close()
         raise
-    atexit.register(_close, server, os.getpid())
+    atexit.register(_close, template, os.getpid())
     return template
 
 
-def _close(server: Server, pid: int) -> None:
+def _close(template: Template, pid: int) -> None:
     """Close at exit what nobody closed; never in a forked child, whose exit must not end its parent's session."""
-    if os.getpid() == pid and not server.connection.closed:
-        server.close()
+    if os.getpid() == pid and not template.server.connection.closed:
+        template.close()
 
 
 def identity() -> tuple[str, str]:

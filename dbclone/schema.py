@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .dsn import Dsn, mask_any, masking, parse
+from . import lasting
+from .dsn import Dsn, libpq_options, mask_any, masking, parse
 from .environment import program_environment
 from .errors import BuildFailed, Error, encodable, said
 from .scripts import STAND_IN, Plan, Roles, Script, plans
@@ -157,7 +158,8 @@ class SqlFiles:
 
         shown = plan.script.shown
         mask = dsn.mask  # what is shown is masked before it is cut, which could leave half a password
-        with connect(dsn, autocommit=True) as connection:
+        with connect(dsn, autocommit=True, options=f"{libpq_options(dsn)} {lasting.ALONE}".strip()) as connection:
+            connection.execute(f"SELECT {lasting.UNTIL_THE_END}".encode())
             for statement in plan.statements():
                 where = f"{shown}:{statement.line}"
                 progress(f"{where}: {' '.join(mask(statement.text[:2000]).split())[:60]}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from . import pooler
+from . import lasting, pooler
 from .admission import MAINTENANCE, NO_TRIGGERS, Connection, connect_maintenance, enter, quoted, readable, translated
 from .dsn import Dsn, parse
 from .embedded import Embedded
@@ -47,19 +47,19 @@ class Facts(NamedTuple):
 
     @classmethod
     def ask(cls, connection: Connection) -> Facts:
-        """Return what the server is that a connection leads to."""
-        row = connection.execute(_FACTS).fetchone()
+        """Return what the server is that a connection leads to; let its session last whatever that says of long transactions."""
+        row = connection.execute(_FACTS.encode()).fetchone()
         assert row is not None
-        return cls(*row)
+        return cls(*row[:-1])
 
 
-_FACTS = """
+_FACTS = f"""
 SELECT current_setting('server_version_num')::int, (SELECT system_identifier::text FROM pg_control_system()),
        rolname::text, rolsuper, rolcreatedb, current_setting('fsync')::bool, pg_is_in_recovery(),
        current_setting('max_connections')::int, pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text,
-       pg_backend_pid(), current_setting('dbclone.direct', true) IS NOT DISTINCT FROM 'on'
+       pg_backend_pid(), current_setting('dbclone.direct', true) IS NOT DISTINCT FROM 'on', {lasting.UNTIL_THE_END}
 FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = 'template0'
-"""
+"""  # noqa: S608 - two constants
 
 
 @dataclass
@@ -168,7 +168,8 @@ class Server:
         Arguments: `options`, libpq's, such as -c settings, on top of ours.
         """
         self.home.needed()
-        quiet = f"{options} {NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else options
+        more = f"{lasting.options(self.facts.major)} {options}"
+        quiet = f"{more} {NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else more
         connection = enter(self.database(database), self.settings, purpose, quiet)
         self.sessions.add(connection)
         return connection

@@ -45,6 +45,29 @@ class Identity(NamedTuple):
         return bool(connection.cursor(row_factory=tuple_row).execute(_END, self).fetchall())
 
 
+_HOLDERS = """
+SELECT DISTINCT a.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, '?'), coalesce(a.state, '?'),
+       coalesce(extract(epoch FROM clock_timestamp() - a.state_change)::int, 0)
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid() AND (
+      l.locktype = 'object' AND l.classid = 'pg_catalog.pg_database'::regclass
+      OR l.locktype = 'relation' AND l.mode <> 'AccessShareLock'
+         AND l.relation IN ('pg_catalog.pg_database'::regclass, 'pg_catalog.pg_shdescription'::regclass))
+"""
+
+
+def holders(server: Any) -> list[str]:
+    """Return in words who has locks on the server's databases, for which CREATE, ALTER and DROP DATABASE wait; never raises."""
+    try:
+        rows = server.fetch(_HOLDERS)
+    except psycopg.Error:
+        return []
+    return [
+        f"Server process {pid} of {user} ({name or 'unnamed'}) has a lock, {state} for {age} s."
+        for pid, name, user, state, age in rows
+    ]
+
+
 def application_name(worker: str, test: str) -> str:
     """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's id says more than its start.
 

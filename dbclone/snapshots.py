@@ -11,7 +11,7 @@ import psycopg
 from . import databases
 from .clock import monotonic
 from .copying import copy
-from .errors import NotOurs, ResetBlocked, TemplateError
+from .errors import NotOurs, ResetBlocked, ServerError, TemplateError
 from .marks import Mark, clone_name
 from .server import Server
 
@@ -73,7 +73,7 @@ class Snapshots:
     def drop(self) -> None:
         """Drop all snapshots; what cannot be dropped is left to the next run."""
         for label in list(self._taken):
-            with contextlib.suppress(psycopg.Error, NotOurs):
+            with contextlib.suppress(psycopg.Error, NotOurs, ServerError):
                 self._drop(label)
 
 

@@ -18,8 +18,9 @@ from . import databases, roles
 from .build import LACKING, UNLOGGED, Builder, adoptable, flaws, full_manifest
 from .clock import monotonic
 from .clone import Clone
-from .errors import TemplateError
-from .marks import Database, template_name
+from .errors import Error, TemplateError
+from .marks import Database, free_template_name
+from .prune import prune
 from .recovery import recover, told, twice
 from .schema import Manifest, Progress, Schema
 from .server import Server
@@ -37,7 +38,8 @@ class Template:
     """A sealed database on a server.
 
     `built` says whether this call built it; `why`, what had changed since the previous template of the project (empty: nothing to
-    compare with, or reused); `seconds`, how long `ensure` took; `notes`, what the build has left out of the schema's SQL files.
+    compare with, or reused); `seconds`, how long `ensure` took; `notes`, what the build has left out of the schema's SQL files;
+    `tidies`, what dead runs left is cleared away with each clone, because no run's controller does.
     """
 
     server: Server
@@ -48,6 +50,7 @@ class Template:
     why: tuple[str, ...] = ()
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    tidies: bool = False
 
     @property
     def name(self) -> str:
@@ -72,8 +75,8 @@ class Template:
         if server.settings.role:  # before the schema grants it something
             roles.ensure_role(server, server.settings.role, login=True)
         manifest = full_manifest(server, schema)
-        name = template_name(server.settings.project, manifest.fingerprint)
         known = databases.listed(server)
+        name = free_template_name(server.settings.project, manifest.fingerprint, known)
         found = adoptable(server, known, name)
         if found is not None and not rebuild:
             databases.touch(server, found)
@@ -104,7 +107,16 @@ class Template:
         run = run or secrets.token_hex(8)
         return twice(self.server, "a clone was made", lambda: self._clone(owner, run), lambda: recover(self.server))
 
+    def tidy(self) -> None:
+        """Drop what dead runs left, and templates that have had their time, for ten seconds at most. Failing is a warning."""
+        try:
+            prune(self.server, self.name, budget=10)
+        except (psycopg.Error, Error) as error:
+            log.warning("leftovers are left to the next run: %s", self.server.dsn.mask(str(error).strip()))
+
     def _clone(self, owner: str, run: str) -> Clone:
+        if self.tidies:
+            self.tidy()
         for again in (True, False):
             try:
                 clone = Clone.create(self.server, self.database, run, owner, self.handle, self.schema)
@@ -144,6 +156,8 @@ class Template:
 
     def close(self) -> None:
         """End the connection to the server, and with it the leases of all clones made through it."""
+        if self.tidies and not self.server.home.left and not self.server.connection.closed:
+            self.tidy()
         self.server.close()
 
     def __enter__(self) -> Template:

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from dbclone.clone import Clone
-from dbclone.marks import LIMIT, Mark
+from dbclone.marks import FORMAT, Mark, limit_for
 from dbclone.server import Server
 from dbclone.template import Template
 
@@ -25,11 +25,13 @@ FOREIGN = "decoy_owner"
 
 @dataclass(frozen=True)
 class Way:
-    """A way of being mistaken: what is in the comment, given the right mark; who owns it; whether it has our connection limit."""
+    """A way of being mistaken: what is in the comment, given the right mark; who owns it; whether it has our connection limit, and
+    whether that was `copied` from another database of ours."""
 
     comment: Callable[[Mark], str]
     foreign: bool = False
     limited: bool = False
+    copied: bool = False
 
 
 def _more(mark: Mark, **values: object) -> str:
@@ -38,14 +40,21 @@ def _more(mark: Mark, **values: object) -> str:
 
 WAYS = {
     "no mark": Way(lambda mark: ""),
+    "no mark, a limit like ours": Way(lambda mark: "", limited=True, copied=True),
     "somebody's comment and our limit": Way(lambda mark: "the accounting database", limited=True),
     "another cluster": Way(lambda mark: replace(mark, system="7123456789012345678").text(), limited=True),
     "another role, our mark": Way(lambda mark: mark.text(), foreign=True, limited=True),
     "another role, no mark, our limit": Way(lambda mark: "", foreign=True, limited=True),
     "half a mark": Way(lambda mark: mark.text()[:-1], limited=True),
-    "a mark of the future": Way(lambda mark: _more(mark, dbclone=2), limited=True),
+    "a mark of the future": Way(lambda mark: _more(mark, dbclone=FORMAT + 1), limited=True),
+    "a mark of the past": Way(lambda mark: _more(mark, dbclone=1), limited=True),
+    "the mark of another database": Way(lambda mark: replace(mark, oid=mark.oid - 1).text(), limited=True),
+    "a mark of no database": Way(lambda mark: replace(mark, oid=0).text(), limited=True),
+    "a mark for another name": Way(lambda mark: replace(mark, name=f"{mark.name}_").text(), limited=True),
+    "a mark for no name": Way(lambda mark: replace(mark, name="").text(), limited=True),
     "a mark of an unknown kind": Way(lambda mark: _more(mark, kind="backup"), limited=True),
 }
+OTHER_VERSIONS = ("a mark of the future", "a mark of the past")
 # One line of the log: [database] and what was run there, which may go on over several lines.
 _LINE = re.compile(r"^\[([^\]]*)\] LOG:  (?:statement|execute [^:]*): (.*?)(?=^\[|\Z)", re.DOTALL | re.MULTILINE)
 _HARMLESS = re.compile(r"\s*(SELECT|SHOW|BEGIN|COMMIT|ROLLBACK|SET LOCAL)\b", re.IGNORECASE)
@@ -93,7 +102,8 @@ class Stage:
         """Create the decoy under a name, with rows, and if it is `watched` with a session in it."""
         run, identifier = self.server.connection.execute, sql.Identifier(name)
         owner = sql.SQL("OWNER {}").format(sql.Identifier(FOREIGN)) if self.way.foreign else sql.SQL("")
-        limit = sql.SQL("CONNECTION LIMIT {}").format(LIMIT) if self.way.limited else sql.SQL("")
+        right = limit_for(f"{name}_" if self.way.copied else name, self.server.facts.system)
+        limit = sql.SQL("CONNECTION LIMIT {}").format(right) if self.way.limited else sql.SQL("")
         run(sql.SQL("CREATE DATABASE {} TEMPLATE template0 {} {}").format(identifier, owner, limit))
         assert self.template.database.mark is not None
         mark = replace(
@@ -101,7 +111,8 @@ class Stage:
             fingerprint=self.template.database.mark.fingerprint,
             template=str(self.template.database.oid) if kind == "spare" else "",
         )
-        if comment := self.way.comment(mark):
+        ((oid,),) = self.server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [name])
+        if comment := self.way.comment(mark.bound(name, oid)):
             run(sql.SQL("COMMENT ON DATABASE {} IS {}").format(identifier, sql.Literal(comment)))
         self.name = name
         self._session = psycopg.connect(self.server.database(name).url, autocommit=True)

@@ -25,7 +25,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import conninfo, sql
 
-from dbclone.marks import LIMIT
+from dbclone.marks import NO_LIMIT
 
 from .oracle import differences, fingerprint
 
@@ -34,6 +34,7 @@ HOST = "SHOP_HOST"
 #: If it is in the environment, everything is compared after each test.
 EACH = "TEST_EACH"
 SHOP = "shop_dev"
+LIMIT = NO_LIMIT + 4711  # as a database of ours could have, of another name
 STRANGER = 12345  # the number of a user whom no machine has
 
 # Run as the developer. The first tables are those of the sample projects: what a test writes here by mistake succeeds in silence.

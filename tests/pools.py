@@ -46,7 +46,7 @@ class Worker:
     def oid(self) -> int:
         found = databases.find(self.server, self.name)
         assert found is not None
-        assert (found.mark, found.problem(self.server.facts.system)) == (self.mark, "")
+        assert (found.mark, found.problem(self.server.facts.system)) == (self.mark.bound(self.name, found.oid), "")
         return found.oid
 
     def execute(self, statements: str) -> list[tuple[Any, ...]]:

@@ -189,7 +189,7 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
         arrived.release()
         return slot(self, *arguments, **named)
 
-    def counting(*arguments: Any, **named: Any) -> None:
+    def counting(*arguments: Any, **named: Any) -> Any:
         nonlocal now, most
         with lock:
             now += 1
@@ -197,9 +197,10 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
             if most > 2:
                 everybody.set()
         assert everybody.wait(60)
-        create(*arguments, **named)
+        made = create(*arguments, **named)
         with lock:
             now -= 1
+        return made
 
     attempt = Leases._try_lock
 

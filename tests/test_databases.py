@@ -13,7 +13,7 @@ from psycopg import sql
 from dbclone import adapters, databases
 from dbclone.dsn import Dsn
 from dbclone.errors import NotOurs, TemplateError
-from dbclone.marks import LIMIT, Database, Mark, build_name, template_name
+from dbclone.marks import Database, Mark, build_name, limit_for, template_name
 from dbclone.server import Server
 from dbclone.settings import load
 from dbclone.template import Template
@@ -54,9 +54,10 @@ def found(server: Server, name: str) -> Database:
 def test_what_is_created_is_marked_and_can_be_dropped(server: Server, name: str) -> None:
     databases.create(server, name, "template0", mark(server))
     made = found(server, name)
-    assert (made.own, made.sealed, made.limit, made.problem(server.facts.system)) == (True, False, LIMIT, "")
+    limit = limit_for(name, server.facts.system)
+    assert (made.own, made.sealed, made.limit, made.problem(server.facts.system)) == (True, False, limit, "")
     assert made.mark is not None
-    assert made.mark.kind == "clone"
+    assert (made.mark.kind, made.mark.name, made.mark.oid) == ("clone", name, made.oid)
     databases.drop(server, made)
     assert databases.find(server, name) is None
     databases.drop(server, made)  # gone already is no error
@@ -67,10 +68,12 @@ def test_what_is_created_is_marked_and_can_be_dropped(server: Server, name: str)
     [
         ("", "no mark"),
         ("the accounting database", "its comment is not"),
-        ('{"dbclone": 1}', "its comment is not"),
-        ('{"dbclone": 2, "kind": "clone", "project": "databases", "system": "SYSTEM"}', "its comment is not"),
-        ('{"dbclone": 1, "kind": "clone", "project": "databases", "system": "42"}', "of another server"),
-        ('{"dbclone": 1, "kind": "clone", "project": "databases", "system": "SYSTEM", "and": "more"}', "its comment is not"),
+        ('{"dbclone": 2}', "its comment is not"),
+        ('{"dbclone": 1, "kind": "clone", "project": "databases", "system": "SYSTEM"}', "of another version"),
+        ('{"dbclone": 3, "kind": "clone", "project": "databases", "system": "SYSTEM"}', "of another version"),
+        ('{"dbclone": 2, "kind": "clone", "project": "databases", "system": "42"}', "of another server"),
+        ('{"dbclone": 2, "kind": "clone", "project": "databases", "system": "SYSTEM"}', "of another database"),
+        ('{"dbclone": 2, "kind": "clone", "project": "databases", "system": "SYSTEM", "and": "more"}', "its comment is not"),
     ],
 )
 @pytest.mark.parametrize("force", [False, True])
@@ -86,7 +89,8 @@ def test_a_database_with_our_kind_of_name_and_no_mark_of_ours_is_never_dropped(
 
 def test_our_mark_on_a_database_of_another_role_is_no_licence(server: Server, role: Dsn, name: str) -> None:
     """Only an owner can write a comment, so a mark proves something only together with the owner."""
-    plain(server, name, mark(server).text(), f"OWNER {role.get('user')}")
+    plain(server, name, "", f"OWNER {role.get('user')}")
+    databases.comment(server, name, mark(server).bound(name, found(server, name).oid))
     with pytest.raises(NotOurs, match="belongs to another role"):
         databases.drop(server, found(server, name))
     assert databases.find(server, name) is not None
@@ -102,7 +106,7 @@ def test_a_name_that_we_do_not_give_is_refused_before_anything_is_sent(name_: st
     ):
         with pytest.raises(TemplateError, match="not a name that dbclone gives"):
             attempt()
-    disguised = Database(1, name_, True, False, LIMIT, 0, 0, mark(server), mark(server).text())
+    disguised = Database(1, name_, True, False, limit_for(name_, server.facts.system), 0, 0, mark(server), mark(server).text())
     assert disguised.problem(server.facts.system) == "its name is not one that dbclone gives"
     assert server.fetch("SELECT oid, datname FROM pg_database ORDER BY 1") == before
 
@@ -222,7 +226,7 @@ def test_settings_grants_and_connection_limit_are_those_of_the_template(
 def test_a_template_s_own_mark_is_published_only_under_its_own_name(server: Server) -> None:
     """Pure: what was sealed and not renamed, or has stepped aside, is no template that anybody may count on."""
     sealed = mark(server, "template")
-    there = Database(1, template_name("databases", ""), True, True, LIMIT, 0, 0, sealed, sealed.text())
+    there = Database(1, template_name("databases", ""), True, True, -1, 0, 0, sealed, sealed.text())
     assert there.published
     assert not replace(there, name=build_name("databases")).published
     assert not replace(there, mark=mark(server, "clone")).published

@@ -16,14 +16,14 @@ from dbclone import adapters, copying, databases
 from dbclone.build import full_manifest
 from dbclone.clone import Clone
 from dbclone.errors import NotOurs
-from dbclone.marks import LIMIT, Database, Mark, build_name, clone_name, spare_name, template_name
+from dbclone.marks import Database, Mark, build_name, clone_name, limit_for, spare_name, template_name
 from dbclone.prune import prune
 from dbclone.scratch import scratch
 from dbclone.server import Server
 from dbclone.settings import Settings, load
 from dbclone.template import Template
 
-from .decoys import FOREIGN, WAYS, Stage, Way, logging
+from .decoys import FOREIGN, OTHER_VERSIONS, WAYS, Stage, Way, logging
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,8 @@ def believed(stage: Stage) -> Database:
     """Return the decoy as somebody would see it who was deceived about everything but its oid."""
     found = databases.find(stage.server, stage.name)
     assert found is not None
-    return replace(found, own=True, mark=good(stage), comment=good(stage).text(), limit=LIMIT)
+    mark = good(stage).bound(stage.name, found.oid)
+    return replace(found, own=True, mark=mark, comment=mark.text(), limit=limit_for(stage.name, mark.system))
 
 
 def good(stage: Stage) -> Mark:
@@ -162,7 +163,7 @@ def test_a_clone_does_not_take_the_place_of_what_has_its_name(stage: Stage) -> N
     stage.untouched()
 
 
-@every_way
+@pytest.mark.parametrize("stage", [way for way in WAYS if way not in OTHER_VERSIONS], indirect=True)
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_what_has_the_name_of_our_template_is_neither_adopted_nor_replaced(stage: Stage, rebuild: bool) -> None:
     """S1, S15: nobody else's functions and triggers get into our tests by a name that anybody can compute."""
@@ -172,6 +173,18 @@ def test_what_has_the_name_of_our_template_is_neither_adopted_nor_replaced(stage
     stage.put(template_name(stage.server.settings.project, manifest.fingerprint), "template")
     with pytest.raises(NotOurs, match="has the name of our template and is not one"):
         Template.ensure(stage.server, schema, rebuild=rebuild)
+    stage.untouched()
+
+
+@pytest.mark.parametrize("stage", OTHER_VERSIONS, indirect=True)
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_beside_the_template_of_another_version_one_of_ours_is_built(stage: Stage, rebuild: bool) -> None:
+    """S1: of which that version may be making clones at this moment."""
+    schema = adapters.load(replace(stage.server.settings, inputs=("nothing",)))[0]
+    (stage.server.settings.root / "schema.sql").write_text(f"CREATE TABLE item_{uuid.uuid4().hex} ();")
+    manifest = full_manifest(stage.server, schema)
+    stage.put(template_name(stage.server.settings.project, manifest.fingerprint), "template")
+    assert Template.ensure(stage.server, schema, rebuild=rebuild).name != stage.name
     stage.untouched()
 
 
@@ -235,13 +248,14 @@ def test_the_server_s_own_databases_are_refused_whatever_they_say_of_themselves(
     ((oid, *_),) = before = server.fetch(query, [name])
     comment = sql.SQL("COMMENT ON DATABASE {} IS {}")
     ((was,),) = server.fetch("SELECT shobj_description(%s, 'pg_database')", [oid])
+    mark = mark.bound(name, oid)
     server.connection.execute(comment.format(sql.Identifier(name), sql.Literal(mark.text())))
     try:
         for statement in STATEMENTS.values():
             with granted(server), pytest.raises(NotOurs, match="not one that dbclone gives"):
                 statement(server, name, build_name("decoys"), mark)
         with pytest.raises(NotOurs, match="not one that dbclone gives"):
-            databases.drop(server, Database(oid, name, True, False, LIMIT, 0, 0, mark, mark.text()), True)
+            databases.drop(server, Database(oid, name, True, False, limit_for(name, mark.system), 0, 0, mark, mark.text()), True)
         with pytest.raises(NotOurs):
             scratch(server, server.settings, name)
         assert server.fetch(query, [name]) == before

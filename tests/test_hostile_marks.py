@@ -43,28 +43,32 @@ def comment(server: Server, name: str, text: str) -> None:
     server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(text)))
 
 
-def good(server: Server, **values: Any) -> dict[str, Any]:
-    """Return a mark of an owner who is dead, which may be dropped; with other values in it, it may not."""
-    mark = asdict(Mark.make("clone", "suite", server.facts.system, run="r", worker="gw0"))
+def good(server: Server, name: str, /, **values: Any) -> dict[str, Any]:
+    """Return a database's mark of an owner who is dead, so that it may be dropped; with other values in it, it may not."""
+    found = databases.find(server, name)
+    made = Mark.make("clone", "suite", server.facts.system, run="r", worker="gw0")
+    mark = asdict(made.bound(name, found.oid if found is not None else 0))
     return {"dbclone": FORMAT, **mark, "created": 0.0, **values}
 
 
-def corrupt(server: Server) -> dict[str, str]:
-    text = json.dumps(good(server))
+def corrupt(server: Server, name: str) -> dict[str, str]:
+    text = json.dumps(good(server, name))
     return {
         "corrupt": text.replace('"kind":', '"kind"'),
         "truncated": text[:-10],
         "half": text[: len(text) // 2],
         "no JSON": "shop of Ann",
-        "of the future": json.dumps(good(server, dbclone=FORMAT + 1)),
-        "of the far future": json.dumps(good(server, dbclone=10**30)),
-        "with a new part": json.dumps(good(server, quota=3)),
-        "another kind": json.dumps(good(server, kind="replica")),
-        "another server's": json.dumps(good(server, system="1")),
-        "of no server": json.dumps(good(server, system="")),
+        "of the future": json.dumps(good(server, name, dbclone=FORMAT + 1)),
+        "of the far future": json.dumps(good(server, name, dbclone=10**30)),
+        "with a new part": json.dumps(good(server, name, quota=3)),
+        "another kind": json.dumps(good(server, name, kind="replica")),
+        "another server's": json.dumps(good(server, name, system="1")),
+        "another database's": json.dumps(good(server, name, oid=1)),
+        "for another name": json.dumps(good(server, name, name=f"{name}_")),
+        "of no server": json.dumps(good(server, name, system="")),
         "a megabyte": json.dumps({"note": "x" * 2**20}),
         "a megabyte of brackets": "[" * 2**20,
-        "a list": json.dumps([good(server)]),
+        "a list": json.dumps([good(server, name)]),
         "twice": text + text,
         "in quotes": json.dumps(text),
         "half a character": text.replace("gw0", "\\ud800"),
@@ -77,8 +81,8 @@ def corrupt(server: Server) -> dict[str, str]:
 
 KINDS = [
     "corrupt", "truncated", "half", "no JSON", "of the future", "of the far future", "with a new part", "another kind",
-    "another server's", "of no server", "a megabyte", "a megabyte of brackets", "a list", "twice", "in quotes", "half a character",
-    "for a terminal", "in YAML", "a number", "SQL",
+    "another server's", "another database's", "for another name", "of no server", "a megabyte",
+    "a megabyte of brackets", "a list", "twice", "in quotes", "half a character", "for a terminal", "in YAML", "a number", "SQL",
 ]  # fmt: skip
 
 
@@ -113,9 +117,9 @@ def test_a_comment_that_is_no_mark_leaves_the_database_alone_and_stops_nobody(
     what: str, server: Server, look_alike: str, options: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """S25: the comment may hold anything, and what is shown of it obeys no terminal."""
-    known = corrupt(server)
+    known = corrupt(server, look_alike)
     assert list(known) == KINDS
-    comment(server, look_alike, json.dumps(good(server)))
+    comment(server, look_alike, json.dumps(good(server, look_alike)))
     assert [d for d in databases.listed(server) if d.name == look_alike and not d.problem(server.facts.system)]
     comment(server, look_alike, known[what])
     assert look_alike in alone(server, look_alike, options, capsys)
@@ -150,7 +154,7 @@ def test_a_database_with_a_name_that_we_do_not_give_is_left_alone_and_shown_harm
 ) -> None:
     """S25, B6: also with a mark that would be good under another name."""
     with database(server, name):
-        comment(server, name, json.dumps(good(server)))
+        comment(server, name, json.dumps(good(server, name)))
         alone(server, name, options, capsys)
 
 
@@ -167,7 +171,7 @@ def test_whatever_the_comment_of_another_holds_status_shows_it_harmlessly(
     words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
     if "manifest" in values:
         values = {**values, "manifest": {str(values["manifest"]): "1"}}
-    for found in (text, json.dumps(good(server, **values))):
+    for found in (text, json.dumps(good(server, look_alike, **values))):
         comment(server, look_alike, found)
         capsys.readouterr()
         assert main(["status", "--manifest", *words]) == 0
@@ -177,7 +181,7 @@ def test_whatever_the_comment_of_another_holds_status_shows_it_harmlessly(
         said.encode()
 
 
-@pytest.mark.parametrize("what", ["truncated", "of the future", "another server's", "a megabyte", "for a terminal"])
+@pytest.mark.parametrize("what", ["truncated", "another database's", "another server's", "a megabyte", "for a terminal"])
 def test_a_template_of_ours_with_such_a_comment_is_named_and_not_replaced(
     what: str, server: Server, settings: Settings, options: dict[str, str], tmp_path: Any
 ) -> None:
@@ -188,7 +192,7 @@ def test_a_template_of_ours_with_such_a_comment_is_named_and_not_replaced(
         template = clone.template
     assert template.comment
     try:
-        comment(server, template.name, corrupt(server)[what])
+        comment(server, template.name, corrupt(server, template.name)[what])
         with pytest.raises(NotOurs, match="has the name of our template and is not one") as caught:
             with worker(own, "gw0", "run"):
                 pass

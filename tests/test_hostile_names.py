@@ -20,7 +20,7 @@ from dbclone import databases
 from dbclone.connect import connect
 from dbclone.dsn import Dsn, parse
 from dbclone.errors import SettingsError
-from dbclone.marks import LIMIT
+from dbclone.marks import NO_LIMIT
 from dbclone.run import worker
 from dbclone.server import Server
 from dbclone.settings import load
@@ -165,7 +165,7 @@ def test_settings_and_grants_for_roles_of_any_name_are_copied(name: str, server:
     pair = [f"dbclone_pair_{uuid.uuid4().hex[:8]}" for _ in range(2)]
     try:
         for database in pair:
-            execute(sql.SQL("CREATE DATABASE {} CONNECTION LIMIT {}").format(sql.Identifier(database), LIMIT))
+            execute(sql.SQL("CREATE DATABASE {} CONNECTION LIMIT {}").format(sql.Identifier(database), NO_LIMIT + 1))
         first = sql.Identifier(pair[0])
         execute(sql.SQL("GRANT TEMPORARY ON DATABASE {} TO {}").format(first, role))
         execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}, public").format(role, first, sql.Identifier(name)))

@@ -78,7 +78,9 @@ def test_a_test_that_writes_over_its_clone_s_comment_is_reset_all_the_same(clone
         assert items(clone.url) == [(1,)]
     if reset == "truncate":
         clone.server.connection.execute(
-            sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(clone.name), sql.Literal(clone.mark.text()))
+            sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+                sql.Identifier(clone.name), sql.Literal(clone.mark.bound(clone.name, clone._undo.made).text())
+            )
         )
 
 

@@ -17,17 +17,19 @@ from dbclone.errors import TemplateError
 from dbclone.marks import (
     FORMAT,
     KINDS,
-    LIMIT,
     Database,
     Mark,
     build_name,
     check_name,
     clone_name,
     dead,
+    free_template_name,
+    limit_for,
     lock_key,
     retired,
     spare_name,
     template_name,
+    template_names,
 )
 
 ANY = st.text(max_size=80)
@@ -71,9 +73,10 @@ def test_a_name_does_not_depend_on_where_it_is_worked_out_and_a_private_one_is_n
 
 def test_names_and_keys_are_the_same_in_every_version() -> None:
     """Processes of several versions share one server, so a change of these breaks what is running."""
-    assert template_name("shop", "f" * 16) == "dbclone_shop_t_051548368452"
+    assert template_name("shop", "f" * 16) == "dbclone_shop_t_2696c1bacae5"
     assert clone_name("shop", "run", "gw0") == "dbclone_shop_7f6bf1bc_gw0"
     assert lock_key("dbclone_shop_t_1") == 4781912828325909029
+    assert limit_for("dbclone_shop_7f6bf1bc_gw0", SYSTEM) == 1_687_320_267
 
 
 @given(name=ANY)
@@ -169,13 +172,17 @@ def database(name: str, mark: Mark | None = None, **values: Any) -> Database:
         "oid": 16384 + hash(name) % 10_000,
         "own": True,
         "sealed": True,
-        "limit": LIMIT,
+        "limit": limit_for(name, SYSTEM),
         "bytes": 0,
         "sessions": 0,
         "comment": None,
     }
-    comment = mark.text() if mark is not None else values.get("comment")
-    return Database(name=name, mark=mark, **{**usual, **values, "comment": comment})
+    found = Database(name=name, mark=None, **{**usual, **values})
+    return found if mark is None else marked(found, mark.bound(name, found.oid))
+
+
+def marked(found: Database, mark: Mark) -> Database:
+    return replace(found, mark=mark, comment=mark.text())
 
 
 def mark_of(kind: str, project: str = "shop", **values: Any) -> Mark:
@@ -224,7 +231,13 @@ def test_what_lost_its_owner_is_dead_and_what_has_one_or_is_no_proof_is_not(what
         "another role's": replace(found, own=False),
         "another name": replace(found, name="shop"),
         "a system database": replace(found, name="postgres"),
+        "renamed by its user": replace(found, name=f"{found.name}_mine"),
+        "renamed to a name like ours": replace(found, name=spare_name("shop")),
+        "another database with its comment, or with its limit": replace(
+            found, oid=found.oid + 1, name=clone_name("shop", "x", "y")
+        ),
         "another server's": replace(found, mark=replace(found.mark, system="1")) if found.mark else replace(found, limit=-1),
+        "another of its name, with a copy of its comment": replace(found, oid=found.oid + 1, limit=-1),
         "somebody's comment": replace(found, mark=None, comment="mine"),
         "neither mark nor limit": replace(found, mark=None, comment=None, limit=-1),
     }
@@ -240,7 +253,37 @@ def test_what_needs_no_owner_is_alive(what: str) -> None:
 def test_a_warm_clone_of_another_roles_template_or_of_a_namesake_is_dead() -> None:
     """A rebuilt template has the same name and another oid."""
     spare = database(spare_name("shop"), mark_of("spare", template="77"))
-    assert [d for d, _ in dead([spare, replace(TEMPLATE, oid=78)], set(), SYSTEM)] == [spare]
+    assert [d for d, _ in dead([spare, template("f1", oid=78)], set(), SYSTEM)] == [spare]
+
+
+@given(name=st.sampled_from([clone_name("shop", "r", "gw0"), build_name("shop")]) | VALUE, system=VALUE)
+def test_the_limit_of_a_new_database_limits_nothing_and_is_its_own(name: str, system: str) -> None:
+    """A client killed between CREATE DATABASE and COMMENT leaves nothing else that proves whose it is."""
+    limit = limit_for(name, system)
+    assert 2**18 < limit < 2**31, "max_connections is below, and an integer of the server's holds it"
+    assert limit == limit_for(name, system)
+    assert limit != limit_for(f"{name}_", system)
+    assert limit != limit_for(name, f"{system}0")
+
+
+@pytest.mark.parametrize("number", [FORMAT - 1, FORMAT + 1, 99])
+def test_a_template_of_another_version_is_built_beside(number: int) -> None:
+    """An older dbclone that meets a newer one's template cannot know what it is worth, and neither may drop the other's."""
+    usual, *others = template_names("shop", "f1")
+    foreign = replace(TEMPLATE, mark=None, comment=json.dumps({"dbclone": number, "kind": "template"}))
+    assert (foreign.name, foreign.other_format) == (usual, number)
+    assert foreign.problem(SYSTEM) == f"its mark is that of another version of dbclone (format {number}, ours is {FORMAT})"
+    assert free_template_name("shop", "f1", []) == free_template_name("shop", "f1", [TEMPLATE]) == usual
+    assert free_template_name("shop", "f1", [foreign]) == others[0]
+    beside = database(others[0], mark_of("template", fingerprint="f1"))
+    assert beside.published
+    assert free_template_name("shop", "f1", [foreign, beside]) == others[0]
+    assert free_template_name("shop", "f1", [replace(foreign, name=name) for name in (usual, *others)]) == others[-1]
+
+
+@pytest.mark.parametrize("comment", [None, "", "shop", "{}", "[1]", '{"dbclone": true}', '{"dbclone": "3"}', '{"dbclone": -1}'])
+def test_what_says_no_version_is_nobody_s_template(comment: str | None) -> None:
+    assert replace(TEMPLATE, mark=None, comment=comment).other_format == 0
 
 
 @given(

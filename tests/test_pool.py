@@ -15,7 +15,7 @@ from psycopg import sql
 from dbclone import copying, pool
 from dbclone.dsn import Dsn
 from dbclone.errors import NotOurs, TemplateError
-from dbclone.marks import lock_key
+from dbclone.marks import Mark, lock_key
 from dbclone.prune import prune
 from dbclone.server import Server
 
@@ -59,11 +59,12 @@ def test_fifty_swaps_leave_nothing_behind(project: Project, hire: Hire, monkeypa
     """S26: and on the way there are never more databases than the limit allows, nor one that is not leased."""
     worker, real, most = hire(limit=2), copying.copy, []
 
-    def copy(server: Server, *arguments: Any, **named: Any) -> None:
-        real(server, *arguments, **named)
+    def copy(server: Server, *arguments: Any, **named: Any) -> Mark:
+        made = real(server, *arguments, **named)
         there = set(project.clones(server)) - {worker.name}
         assert {lock_key(name) for name in there} <= server.leases.held()
         most.append((len(there), worker.ready + 1))
+        return made
 
     monkeypatch.setattr(pool, "copy", copy)
     oids = set()
@@ -93,9 +94,9 @@ def test_one_more_is_kept_ready_each_time_a_swap_had_to_wait_and_fewer_when_none
 ) -> None:
     worker, real, held = hire(limit=2), copying.copy, False
 
-    def copy(*arguments: Any, **named: Any) -> None:
+    def copy(*arguments: Any, **named: Any) -> Mark:
         until(lambda: worker.pool._wanted or worker.pool._closing or not held)
-        real(*arguments, **named)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(pool, "copy", copy)
     worker.swap()

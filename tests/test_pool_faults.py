@@ -126,10 +126,10 @@ def test_a_template_that_is_gone_is_reported_by_the_swap_that_has_no_warm_clone_
 def test_a_full_disk_fails_one_swap_and_not_the_next(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, real, full = hire(), databases.create, True
 
-    def create(*arguments: Any, **named: Any) -> None:
+    def create(*arguments: Any, **named: Any) -> Any:
         if full:
             raise psycopg.errors.DiskFull("could not extend file")
-        real(*arguments, **named)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(databases, "create", create)
     with pytest.raises(TemplateError, match="no space is left on the private server"):

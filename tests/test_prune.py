@@ -14,7 +14,7 @@ from dbclone import adapters, copying, databases
 from dbclone.dsn import Dsn
 from dbclone.errors import NotOurs
 from dbclone.leases import Leases
-from dbclone.marks import LIMIT, Database, Mark, build_name, clone_name
+from dbclone.marks import Database, Mark, build_name, clone_name, limit_for
 from dbclone.prune import prune
 from dbclone.scratch import dropped_at_end, scratch
 from dbclone.server import Server
@@ -55,6 +55,11 @@ def plain(server: Server, name: str, comment: str, options: str = "") -> str:
     if comment:
         server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment)))
     return name
+
+
+def limited(server: Server, name: str, comment: str = "") -> str:
+    """Make what is there between CREATE DATABASE and COMMENT."""
+    return plain(server, name, comment, f"CONNECTION LIMIT {limit_for(name, server.facts.system)}")
 
 
 def names(pruned: list[tuple[Database, str]]) -> dict[str, str]:
@@ -149,15 +154,15 @@ def test_look_alikes_are_never_touched_and_ours_among_them_are_found(
         decoys = [
             plain(own, name(), ""),
             plain(own, name(), "please keep"),
-            plain(own, name(), "please keep", f"CONNECTION LIMIT {LIMIT}"),
+            limited(own, name(), "please keep"),
             plain(own, name(), replace(good, system="another server").text()),
             plain(own, name(), good.text()[:-1]),
             leftover(other, name()),
-            plain(other, name(), "", f"CONNECTION LIMIT {LIMIT}"),
+            limited(other, name()),
             plain(own, name().replace("dbclone_", "dbclones_"), good.text()),
             plain(own, name().upper(), good.text()),
         ]
-        ours = [leftover(own, name()), plain(own, name(), "", f"CONNECTION LIMIT {LIMIT}")]
+        ours = [leftover(own, name()), limited(own, name())]
         for everything in (False, True):
             pruned = names(prune(own, everything=everything))
             assert set(pruned).isdisjoint([*decoys, "postgres", "template0", "template1"])

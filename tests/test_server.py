@@ -204,20 +204,24 @@ def test_who_accepts_and_never_answers_is_given_up(tmp_path: Path) -> None:
 
 def test_settings_of_role_and_database_do_not_reach_our_statements(tmp_path: Path, outside: Cluster) -> None:
     """S18; a role for reading has default_transaction_read_only, a careful one statement_timeout."""
-    ours = {"search_path": "pg_catalog", "default_transaction_read_only": "off", "statement_timeout": "0", "lock_timeout": "0"}
+    ours = {"search_path": "pg_catalog", "default_transaction_read_only": "off", "lock_timeout": "1min"}
+    ours |= {"idle_session_timeout": "0", "idle_in_transaction_session_timeout": "0", "tcp_user_timeout": "0"}
     with opened(tmp_path, at(outside)) as server:
-        for name, value in {
-            "search_path": "evil",
-            "default_transaction_read_only": "on",
-            "statement_timeout": "1",
-            "lock_timeout": "1",
-        }.items():
+        theirs = {
+            "search_path": "evil", "default_transaction_read_only": "on", "statement_timeout": "1", "lock_timeout": "1",
+            "idle_session_timeout": "1h", "idle_in_transaction_session_timeout": "1h", "tcp_user_timeout": "77",
+        }  # fmt: skip
+        if server.facts.major >= 17:
+            ours, theirs = {**ours, "transaction_timeout": "0"}, {**theirs, "transaction_timeout": "1h"}
+        for name, value in theirs.items():
             server.connection.execute(sql.SQL("ALTER ROLE guarded SET {} = {}").format(sql.Identifier(name), value))
         try:
             with opened(tmp_path, at(outside, "guarded", password=SECRET)) as guarded, guarded.connect("home", "test") as other:
-                for connection in (guarded.connection, other):
-                    shown = {name: connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone() for name in ours}
-                    assert shown == {name: (value,) for name, value in ours.items()}
+                # What is asked of the administrative session has a limit all the same: that of a build.
+                for connection, limit in ((guarded.connection, "10min"), (other, "0")):
+                    asked = {**ours, "statement_timeout": limit}
+                    shown = {name: connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone() for name in asked}
+                    assert shown == {name: (value,) for name, value in asked.items()}
         finally:
             server.connection.execute("ALTER ROLE guarded RESET ALL")
 

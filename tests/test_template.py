@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -13,7 +14,7 @@ from dbclone import adapters, run
 from dbclone.clone import Clone
 from dbclone.dsn import Dsn
 from dbclone.errors import BuildFailed, NotOurs, TemplateError
-from dbclone.marks import LIMIT, Mark
+from dbclone.marks import FORMAT, NO_LIMIT, Mark
 from dbclone.prune import prune
 from dbclone.server import Server
 from dbclone.settings import load
@@ -106,9 +107,12 @@ def test_a_template_admits_nobody_and_is_one_for_the_server_too(shop: Open) -> N
     with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
         psycopg.connect(template.server.database(template.name).url)
     query = "SELECT datistemplate, datallowconn, datconnlimit FROM pg_database WHERE datname = %s"
-    assert template.server.fetch(query, [template.name]) == [(True, False, LIMIT)]
+    ((is_template, admits, limit),) = template.server.fetch(query, [template.name])
+    assert (is_template, admits) == (True, False)
+    assert limit >= NO_LIMIT
     mark = template.database.mark
     assert mark is not None
+    assert (mark.name, mark.oid) == (template.name, template.database.oid)
     assert (mark.kind, mark.project, mark.system) == ("template", template.server.settings.project, template.server.facts.system)
 
 
@@ -244,6 +248,29 @@ def test_a_stranger_with_the_name_of_our_template_is_left_alone(project: Project
         ensure(server)
     assert "of another server" in caught.value.detail
     assert project.databases(server) == [template.name]
+
+
+@pytest.mark.parametrize("number", [1, FORMAT + 1, 99])
+def test_the_template_of_another_version_of_dbclone_is_built_beside(number: int, project: Project, shop: Open) -> None:
+    """Neither may drop, rename or trust what the other has made; a clone comes from our own."""
+    server = shop(retain_days="0", retain_templates="1")
+    foreign = ensure(server)
+    (comment,) = server.fetch("SELECT shobj_description(%s, 'pg_database')", [foreign.database.oid])[0]
+    other = json.dumps({**json.loads(comment), "dbclone": number, "news": [1]})
+    server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(foreign.name), sql.Literal(other)))
+    server.leases.give_up(foreign.name, shared=True)
+    try:
+        for rebuild in (False, True, False):
+            ours = ensure(server, rebuild)
+            assert ours.name != foreign.name
+            with ours.clone() as clone:
+                assert clone.template.oid == ours.database.oid
+            prune(server, ours.name, everything=True)
+            assert project.databases(server) == sorted([foreign.name, ours.name])
+        assert not ensure(server).built, "it is found again"
+        assert server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [foreign.name]) == [(foreign.database.oid,)]
+    finally:
+        drop(server, foreign.name)
 
 
 def test_the_whole_life_cycle_needs_no_more_than_createdb(project: Project, shop: Open, role: Dsn) -> None:

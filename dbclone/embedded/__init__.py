@@ -43,6 +43,21 @@ SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
        EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND NOT granted
                AND classid::int8 = %s AND objid::int8 = %s)
 """
+_STOPPER = """
+SELECT a.pid, a.application_name, extract(epoch FROM clock_timestamp() - a.backend_start)::int
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.classid::int8 = %s AND l.objid::int8 = %s
+"""
+_AS_THEY_ARE = (OutOfConnections, ServerError)  # refusals that say all there is to say; that nothing answers is ServerNotFound
+_STANDSTILL = 5000  # milliseconds
+_WHO = """
+SELECT a.pid, a.application_name, a.datname::text, extract(epoch FROM clock_timestamp() - a.backend_start)::int,
+       a.application_name LIKE 'dbclone %%' OR EXISTS (
+           SELECT FROM pg_catalog.pg_locks l
+           WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.classid::int8 = %s AND l.objid::int8 = %s)
+FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()
+ORDER BY a.backend_start, a.pid
+"""
 _SOCKET_LIMIT = 100  # bytes of path; sockaddr_un holds 108 on Linux and 104 on macOS, minus ".s.PGSQL.5432"
 
 
@@ -143,7 +158,7 @@ class Embedded:
             if self._join(connect):
                 return True
             if monotonic() > deadline:
-                if isinstance(self._refusal, OutOfConnections):
+                if self._refusal is not None and type(self._refusal) in _AS_THEY_ARE:
                     raise self._refusal
                 raise ServerError(
                     f"the private server in {self.cluster.folder} (process {pid}) does not answer",
@@ -186,8 +201,18 @@ class Embedded:
         connection = None
         try:
             connection = connect(self.dsn)
-            # Whoever is about to stop the server holds this lock exclusively: then we wait, and are thrown out with the server.
-            connection.execute("SELECT pg_catalog.pg_advisory_lock_shared(%s)", [USERS_KEY])
+            row = connection.execute("SELECT pg_catalog.pg_try_advisory_lock_shared(%s)", [USERS_KEY]).fetchone()
+            if row is None or not row[0]:
+                # Whoever is about to stop the server holds it exclusively: then we wait, and are thrown out with the server, which
+                # it leaves running when it sees us wait. Only one that is itself stopped lets us wait for longer.
+                connection.execute(f"SET lock_timeout = {_STANDSTILL}")
+                connection.execute("SELECT pg_catalog.pg_advisory_lock_shared(%s)", [USERS_KEY])
+                connection.execute("RESET lock_timeout")
+        except psycopg.errors.LockNotAvailable as error:
+            assert connection is not None
+            self._refusal = self._standstill(connection, error)
+            connection.close()
+            return False
         except (psycopg.OperationalError, ServerError) as error:
             if connection is not None:
                 connection.close()
@@ -196,10 +221,22 @@ class Embedded:
         self.connection = connection
         return True
 
+    def _standstill(self, connection: psycopg.Connection[tuple[Any, ...]], error: psycopg.Error) -> ServerError:
+        """Return the error for a lock that somebody holds who began to stop the server and does not go on."""
+        rows: list[tuple[Any, ...]] = []
+        with contextlib.suppress(psycopg.Error):
+            rows = connection.execute(_STOPPER, [USERS_KEY >> 32, USERS_KEY & 0xFFFFFFFF]).fetchall()
+        who = [f"It is held by {name or 'a session'} (server process {pid}, for {age} s)." for pid, name, age in rows]
+        return ServerError(
+            f"somebody has begun to stop the private server in {self.cluster.folder}, and does not go on",
+            "\n".join([str(error).strip(), *who]),
+            "Let that process go on (kill -CONT), or end it, and run again.",
+        )
+
     def rejoin(self, connect: Connect) -> psycopg.Connection[tuple[Any, ...]]:
         """Become a user again after our connection was lost, and return the new one. Raises ServerError if the server is gone."""
         if not self._join(connect) or self.connection is None:
-            if isinstance(self._refusal, OutOfConnections):
+            if self._refusal is not None and type(self._refusal) in _AS_THEY_ARE:
                 raise self._refusal
             what = "does not answer" if self.cluster.pid() is not None else "has stopped"
             raise ServerError(
@@ -208,6 +245,26 @@ class Embedded:
                 "Run again: that starts a new one. Somebody killed it, or the machine has no memory left.",
             )
         return self.connection
+
+    def stop(self, patience: float = 10.0) -> list[str]:
+        """Stop the server, of which we are a user, within so many seconds, unless anybody else uses it; return who does.
+
+        Then it runs on. Whoever comes while we look, waits for what we decide. Raises ServerError if it does not stop.
+        """
+        connection = self.connection
+        if connection is None:
+            return []
+        for _ in range(3):
+            if _is_last(connection):
+                pid = self.cluster.pid()
+                if not self.cluster.stop(patience):
+                    raise ServerError(
+                        f"the private server (process {pid}) does not stop", self.cluster.log_tail(), f"End it: kill -QUIT {pid}"
+                    )
+                return []
+            if who := self.others():
+                return who
+        return ["sessions that come and go"]
 
     def leave(self, keep: bool = False) -> bool:
         """Stop being a user; stop the server if nobody else uses it, unless `keep`. Return whether it was stopped."""
@@ -230,6 +287,17 @@ class Embedded:
                 self._process.returncode = 0
             self._process = None
         return stopped
+
+    def others(self) -> list[str]:
+        """Return who else uses the server at this moment, in words: users of ours, who hold the lock, and any other session."""
+        if self.connection is None:
+            return []
+        rows = self.connection.execute(_WHO, [USERS_KEY >> 32, USERS_KEY & 0xFFFFFFFF]).fetchall()
+        return [
+            f"{name or 'a session'} (server process {pid}, in database {database}, for {age} s)"
+            + ("" if ours else ", not dbclone's")
+            for pid, name, database, age, ours in rows
+        ]
 
     def is_kept(self) -> bool:
         """Return whether somebody asked for the server to be left running (`dbclone server start`)."""

@@ -87,8 +87,10 @@ _RELATIONS = f"""SELECT oid::int8, relname::text, {_RELATION}
     FROM pg_catalog.pg_class WHERE oid >= {_USER} AND relpersistence <> 't' AND relkind <> 't'
     AND relnamespace <> 'pg_toast'::regnamespace"""
 # The same for the database itself, whose own row and settings are new in every copy, and so can only be compared by what they say.
+# A connection limit from 2^30 on limits nothing and is another one in each copy: see `marks.limit_for`.
 _ITSELF = """SELECT 1262::int8, 'the database itself', pg_catalog.hashtextextended(ROW(datdba, datistemplate, datallowconn,
-    datconnlimit, datacl::text, (SELECT array_agg(ROW(setrole, setconfig)::text ORDER BY setrole) FROM pg_catalog.pg_db_role_setting
+    least(datconnlimit, 1073741824), datacl::text,
+    (SELECT array_agg(ROW(setrole, setconfig)::text ORDER BY setrole) FROM pg_catalog.pg_db_role_setting
     WHERE setdatabase = d.oid))::text, 0) FROM pg_catalog.pg_database AS d WHERE datname = current_database()"""
 
 

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from dbclone import databases
-from dbclone.marks import LIMIT, lock_key
+from dbclone.marks import limit_for, lock_key
 from dbclone.prune import prune
 from dbclone.server import Server
 from dbclone.settings import load
@@ -122,7 +122,7 @@ def test_a_clone_whose_owner_died_inside_create_database_is_recognised_and_prune
     (name,) = project.clones(shop)
     found = databases.find(shop, name)
     assert found is not None
-    assert (found.mark, found.comment, found.limit) == (None, None, LIMIT)
+    assert (found.mark, found.comment, found.limit) == (None, None, limit_for(name, shop.facts.system))
     assert shop.leases.take(name)
     with Server.open(load(project.folder, options, {})) as other:
         prune(other, template.name)
