@@ -26,6 +26,8 @@ from dbclone.embedded import Embedded
 from dbclone.server import Server
 from dbclone.settings import Settings, load
 
+from .private import clear
+
 pytest_plugins = ["pytester"]
 
 # Without TEST_EXAMPLES every run tries the same programs and texts, so that a failure tells of the last change and not of luck;
@@ -137,10 +139,7 @@ def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
     """Settings with a cache of their own, and so a server of their own; whatever it left is removed."""
     found = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache")}, {})
     yield found
-    server = Embedded.locate(found)
-    server.cluster.stop()
-    shutil.rmtree(server.home, ignore_errors=True)
-    shutil.rmtree(server.disk, ignore_errors=True)
+    clear(Embedded.locate(found))
 
 
 @dataclass
