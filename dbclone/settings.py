@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from . import project
 from .dsn import mask_any, parse
 from .errors import SettingsError, encodable, masked
 
@@ -36,8 +37,8 @@ class Settings:
     """What to build, where, and how tests are isolated. `load` makes one; see the README for what each setting does.
 
     Attributes beyond the settings: `root`, the folder that relative paths and imports start from; `sources`, from the name of a
-    setting to the place that its value came from (settings at their default are not in it); `looking`, whether a command only looks,
-    and so runs no program that a repository names.
+    setting to the place that its value came from (settings at their default are not in it); `looking`, whether a command only
+    looks, and so runs no program that a repository names.
     """
 
     schema: tuple[str, ...] = _setting((), "what goes into a template: module:object, SQL files by glob, or a command")
@@ -231,16 +232,11 @@ def _typed(key: str, value: Any, source: str) -> Any:
 
 
 def _pyproject(start: Path) -> tuple[Path, Mapping[str, Any], str] | None:
-    """Return (root, the [tool.dbclone] table, the [project] name) of the nearest pyproject.toml that has that table."""
-    for folder in (start, *start.parents):
-        path = folder / "pyproject.toml"
-        try:
-            text = path.read_bytes()
-        except OSError:
-            continue
-        # Parsing costs milliseconds that a session without dbclone must not pay.
-        if b"tool.dbclone" not in text:
-            continue
+    """Return (root, the [tool.dbclone] table, the [project] name) of the project's nearest pyproject.toml that has that table.
+
+    Raises SettingsError if another user of the machine can write it.
+    """
+    for path, text in project.tables(start):
         if sys.version_info >= (3, 11):
             import tomllib
         else:
@@ -251,7 +247,13 @@ def _pyproject(start: Path) -> tuple[Path, Mapping[str, Any], str] | None:
             raise SettingsError(f"{path} cannot be parsed", str(error), "Correct the file.") from None
         table = data.get("tool", {}).get("dbclone")
         if table is not None:
-            return folder, table, str(data.get("project", {}).get("name", ""))
+            if why := project.problem(path, start):
+                raise SettingsError(
+                    f"the settings in {path} are not used: {why}",
+                    "Settings name commands that are run, so a file that another user of the machine can write is not believed.",
+                    f"If you know what is in it: chown it to whoever owns {start}, and chmod go-w {path}",
+                )
+            return path.parent, table, str(data.get("project", {}).get("name", ""))
     return None
 
 
@@ -280,11 +282,11 @@ def load(
 
     found = _pyproject(start)
     if found is not None:
-        root, table, project = found
+        root, table, called = found
         if not isinstance(table, dict):
             raise SettingsError("tool.dbclone is not a table", f"It is in {root / 'pyproject.toml'}.", "Write [tool.dbclone].")
-        if project:
-            values["name"], sources["name"] = project, "[project] name"
+        if called:
+            values["name"], sources["name"] = called, "[project] name"
         put((key, value, f"{root / 'pyproject.toml'} {_TABLE}", key) for key, value in table.items())
     put(
         (key[len(_ENV_PREFIX) :].lower(), value, f"the environment variable {key}", key)

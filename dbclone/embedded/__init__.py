@@ -121,6 +121,8 @@ class Embedded:
                     break
                 except TimeoutError:
                     pass
+                except OSError as error:
+                    raise unusable(server.lock_path, error) from None
                 server._move(cls.locate(settings))  # whoever has the lock may have gone to disk
                 if server._join(connect):  # not one after the other when the lock is free, if there are many of us
                     return server
@@ -133,7 +135,8 @@ class Embedded:
             try:
                 server._start(settings, connect)
             except OSError as error:
-                raise unusable(Path(os.fsdecode(error.filename or server.cluster.folder)), error) from None
+                name = error.filename if isinstance(error.filename, str) else ""  # which is relative if a descriptor was used
+                raise unusable(server.cluster.folder / name, error) from None
         return server
 
     def _move(self, now: Embedded) -> None:
@@ -278,6 +281,8 @@ class Embedded:
 
     def keep(self, on: bool) -> None:
         """Leave the server running from now on, or no longer. Raises ServerError."""
+        if not on and not self.is_kept():
+            return
         try:
             with opened(self.cluster.folder, self.cluster.account) as folder:
                 if on:
@@ -321,7 +326,8 @@ def _place(
         return home, _free_name(home, binaries, account, notes)
     if sys.platform != "linux":
         return disk, _free_name(disk, binaries, account, notes)
-    memory, passed = Path("/dev/shm") / _name(cache, account), list[str]()
+    passed: list[str] = []
+    memory = Path("/dev/shm") / _name(cache, account)
     try:
         with contextlib.suppress(FileNotFoundError):
             check_private(memory, account)
@@ -347,7 +353,7 @@ def _free_name(home: Path, binaries: Binaries, account: Account, notes: list[str
 
     What has a name of ours and is not proved to be ours is passed by and left alone. Raises ServerError if it is not private.
     """
-    passed = []
+    passed: list[str] = []
     for number in range(1, _NAMES + 1):
         path = home / (f"dbclone-{binaries.key}" + (f".{number}" if number > 1 else ""))
         try:
@@ -371,7 +377,7 @@ def _free_name(home: Path, binaries: Binaries, account: Account, notes: list[str
 
 
 def _foreign_data(folder: int, path: Path) -> str:
-    """Return in words why the data in an open cluster's folder are not proved to be ours; empty if they are, or if there are none."""
+    """Return in words why the data in an open cluster's folder are not proved to be ours; empty if they are, or there are none."""
     if "data" not in os.listdir(folder):
         return ""
     try:

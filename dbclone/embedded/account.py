@@ -15,7 +15,17 @@ from pathlib import Path
 from ..errors import ServerError, ServerNotFound
 from ..settings import Settings
 from .folders import (
-    MARK, Account, check_place, check_private, mark, open_own, opened, own_uid, private_folder, read_own, unusable,
+    MARK,
+    Account,
+    check_place,
+    check_private,
+    mark,
+    open_own,
+    opened,
+    own_uid,
+    private_folder,
+    read_own,
+    unusable,
 )  # fmt: skip
 
 __all__ = [

@@ -122,8 +122,9 @@ class Binaries:
 
 def _runs(program: Path, account: Account) -> bool:
     try:
-        words = [program, "--version"]
-        return subprocess.run(words, capture_output=True, cwd="/", timeout=_TIMEOUT, **account.popen).returncode == 0
+        return (
+            subprocess.run([program, "--version"], capture_output=True, cwd="/", timeout=_TIMEOUT, **account.popen).returncode == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 

@@ -27,7 +27,19 @@ from ..file_lock import locked
 from .account import own_name
 from .binaries import Binaries
 from .folders import (
-    Account, facts_of, foreign, inside, mark, open_own, opened, own_uid, private_folder, reached, read_own, remove,
+    MARK,
+    Account,
+    facts_of,
+    foreign,
+    inside,
+    mark,
+    open_own,
+    opened,
+    own_uid,
+    private_folder,
+    reached,
+    read_own,
+    remove,
 )  # fmt: skip
 
 _SHUT_DOWN = 1  # DB_SHUTDOWNED in src/include/catalog/pg_control.h
@@ -52,6 +64,7 @@ _THROW_AWAY = {
 _NEEDED = 64 * 2**20  # bytes that the data of a new server take, its log included
 _OLD = re.compile(r"data\.[0-9a-f]{8}\.old")  # data that were thrown away and are not gone yet
 _UNFINISHED = re.compile(r"initdb\.[0-9a-f]{8}")  # where an initdb is at work, or was killed
+_OURS = re.compile(rf"data|log|keep|\.s\.PGSQL\.5432(\.lock)?|{re.escape(MARK)}|{_OLD.pattern}|{_UNFINISHED.pattern}")
 _INITDB_TIMEOUT = 600.0  # seconds
 
 
@@ -60,19 +73,19 @@ class Patience:
 
     def __init__(self, seconds: float, most: float) -> None:
         self._seconds, self._end = seconds, monotonic() + max(most, seconds)
-        self._last, self._state, self._look = monotonic(), (), monotonic()
-        self._looked = False
+        self._last = self._look = monotonic()
+        self._state: tuple[int, ...] | None = None
 
     def is_over(self, cluster: Cluster) -> bool:
         """Return whether it is over; look for progress at most twice a second."""
         now = monotonic()
         if now > self._end:
             return True
-        if not self._looked or now > self._look + min(0.5, self._seconds):
+        if self._state is None or now > self._look + min(0.5, self._seconds):
             state, self._look = cluster.progress(), now
-            if self._looked and state != self._state:
+            if self._state is not None and state != self._state:
                 self._last = now
-            self._state, self._looked = state, True
+            self._state = state
         return now > self._last + self._seconds
 
 
@@ -170,7 +183,7 @@ class Cluster:
                         "A private server's data would be in its place.",
                         "Move it elsewhere, or set data_dir to another folder.",
                     )
-                # Renamed first: a backend that outlives a killed postmaster may still write there, and then it could not be emptied.
+                # Renamed first: a backend that outlives a killed postmaster may still write there: then it could not be emptied.
                 os.rename("data", f"data.{secrets.token_hex(4)}.old", src_dir_fd=folder, dst_dir_fd=folder)
             for name in os.listdir(folder):
                 with contextlib.suppress(OSError):
@@ -180,7 +193,10 @@ class Cluster:
                         remove(folder, name, self.folder / name, "initdb")
 
     def init(self, timeout: float = _INITDB_TIMEOUT) -> None:
-        """Run initdb, for `timeout` seconds at most, in a folder that is not the cluster's until it has finished. Raises ServerError."""
+        """Run initdb, for `timeout` seconds at most, in a folder that is not the cluster's data until it has finished.
+
+        Raises ServerError, and OSError.
+        """
         self.remove()
         # A folder of its own: an initdb outlives its killed parent, and then removes what it made when it fails.
         place = private_folder(self.folder / f"initdb.{secrets.token_hex(4)}", self.account, "initdb")
@@ -363,16 +379,24 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
                 lost = facts_of(folder).get("cache")
                 if place == home or foreign(folder, place, "home") or not lost or os.path.lexists(lost):
                     continue
-                if any(running for _, _, running in _clusters(folder, place, account)):
+                found = {name: running for name, _, running in _clusters(folder, place, account)}
+                if any(found.values()) or set(os.listdir(folder)) - set(found) - {MARK}:
                     continue
             with reached(place.parent, account) as memory:
                 remove(memory, place.name, place, "home")
 
 
 def _clusters(home: int, path: Path, account: Account) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Yield (name, facts, whether a server runs there or was killed) of the clusters in an open folder that are proved to be ours."""
+    """Yield (name, facts, whether a server runs there or was killed) of the clusters in an open folder that are proved ours, their
+    data too, and in which a user has put nothing."""
     for name in os.listdir(home):
         with contextlib.suppress(OSError), inside(home, name) as folder:
-            if os.fstat(folder).st_uid == account.uid and not foreign(folder, path / name, "cluster"):
-                with contextlib.suppress(OSError), inside(folder, "data") as data:
+            ours = os.fstat(folder).st_uid == account.uid and not foreign(folder, path / name, "cluster")
+            if not ours or not all(map(_OURS.fullmatch, names := os.listdir(folder))):
+                continue
+            if "data" not in names:
+                yield name, facts_of(folder), False
+                continue
+            with inside(folder, "data") as data:
+                if not foreign(data, path / name / "data", "data"):
                     yield name, facts_of(folder), "postmaster.pid" in os.listdir(data)

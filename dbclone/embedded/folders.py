@@ -169,7 +169,7 @@ def read_own(path: Path | str, most: int = 2**20, folder: int | None = None) -> 
 def open_own(path: Path | str, folder: int | None = None, shown: Path | None = None) -> IO[bytes]:
     """Open a file for writing from its start, made if it is not there; no link, no pipe and no second name of another file.
 
-    Arguments: `folder`, the descriptor that `path` starts from: one of an account that is not ours must be; `shown`, the whole path.
+    Arguments: `folder`, the descriptor that `path` starts from, which one of another account needs; `shown`, the whole path.
     Raises ServerError if something else is there, and OSError.
     """
     refusal = ServerError(
@@ -196,7 +196,10 @@ def open_own(path: Path | str, folder: int | None = None, shown: Path | None = N
 
 
 def mark(folder: int, path: Path, kind: str, **facts: str) -> None:
-    """Write into an open folder that dbclone made it. Arguments: `path`, the name that it has, or is about to be given. Raises OSError."""
+    """Write into an open folder that dbclone made it.
+
+    Arguments: `path`, the name that it has, or is about to be given; `facts`, what else to say. Raises OSError.
+    """
     said = {"made by": "dbclone", "kind": kind, "uid": own_uid(), "path": str(path), "inode": os.fstat(folder).st_ino}
     text = json.dumps({**said, "made": round(wall(), 3), **facts}, indent=1)
     file = os.open(MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600, dir_fd=folder)
@@ -247,12 +250,14 @@ def private_folder(path: Path, account: Account | None = None, kind: str = "fold
 
 def unusable(path: Path, error: OSError) -> ServerError:
     """Return our error for a folder that cannot be made, or a file that cannot be written there."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return ServerError(
-        f"no space is left for {path}" if full else f"cannot make the folder {path}",
-        f"{type(error).__name__}: {error.strerror}.",
-        ("Make room there, or set" if full else "Set") + " cache_dir or data_dir to a place you own.",
-    )
+    message, hint = f"cannot make the folder {path}", "Set cache_dir or data_dir to a place you own."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message, hint = f"no space is left for {path}", "Make room there, or set cache_dir or data_dir to another place."
+    elif error.errno == errno.EROFS:
+        message, hint = f"cannot write {path}: its file system is read-only", "Set cache_dir or data_dir to a place you can write."
+    elif os.path.lexists(path):
+        message = f"cannot use {path}"
+    return ServerError(message, f"{type(error).__name__}: {error.strerror}.", hint)
 
 
 def _make(path: Path, account: Account | None, kind: str, facts: dict[str, str]) -> None:
@@ -280,7 +285,7 @@ def _make(path: Path, account: Account | None, kind: str, facts: dict[str, str])
 
 
 def _undo(parent: int, new: str) -> None:
-    """Remove a folder that was being made, which has nothing in it but, perhaps, its mark: a full disk may have kept that from it."""
+    """Remove a folder that was being made, and has nothing in it but, perhaps, its mark: a full disk may have prevented that."""
     with contextlib.suppress(OSError), inside(parent, new) as folder:
         if os.fstat(folder).st_uid == own_uid() and os.listdir(folder) in ([], [MARK]):
             with contextlib.suppress(FileNotFoundError):
@@ -298,10 +303,10 @@ def _make_parents(path: Path, account: Account | None) -> None:
 
 
 def remove(parent: int, name: str, path: Path, kind: str) -> bool:
-    """Remove a folder of ours with all that is in it; return whether it is gone. Without the proof that we made it it is left alone.
+    """Remove a folder of ours with all that is in it; return whether it is gone. Without proof that we made it it is left alone.
 
-    Arguments: `parent`, the open folder that it is in; `name`, its name there; `path`, the one that it was made with. What is mounted in it
-    is left alone too. Raises OSError.
+    Arguments: `parent`, the open folder that it is in; `name`, its name there; `path`, the one that it was made with. What is
+    mounted in it is left alone too. Raises OSError.
     """
     with inside(parent, name) as folder:
         if foreign(folder, path, kind):
