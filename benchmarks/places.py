@@ -98,7 +98,8 @@ class Place:
             if process is not None:
                 cluster.stop()
                 process.wait(10)
-            shutil.rmtree(folder, ignore_errors=True)
+            for path in (folder, *folder.parent.glob(f"{folder.name}-binaries-*")):
+                shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
     def servers(self) -> Iterator[dict[str, Server]]:

@@ -14,6 +14,7 @@ import psycopg
 
 from . import adapters, boundary, databases, emptiness, features, privileges, roles
 from .clock import monotonic, wall
+from .copying import no_space
 from .embedded.account import cache_folder, private_folder
 from .errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
 from .file_lock import locked
@@ -124,6 +125,8 @@ class Builder:
                         break
                     except TimeoutError:
                         self._still_waiting(monotonic() - started, patience)
+                    except OSError:  # a disk that is full or read-only; as below
+                        break
             while True:
                 try:
                     stack.enter_context(self.server.leases.lock(f"build {self.name}", 1.0))
@@ -192,6 +195,9 @@ class Builder:
                 "Choose an encoding and a locale that the server has: SELECT collname, collencoding FROM pg_collation.",
                 said(error).strip(),
             ) from None
+        except (psycopg.errors.DiskFull, psycopg.errors.InternalError_) as error:
+            self._discard(name)
+            raise no_space(server, "template0", error, f'to build template "{self.name}"') from None
         except psycopg.errors.InsufficientPrivilege as error:
             self._discard(name)
             raise privileges.to_create(server, "template0", error) from error

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import adapters
 from .copying import warm
 from .embedded import Embedded
-from .errors import Error, ServerNotFound, SettingsError
+from .errors import Error, ServerNotFound, SettingsError, printable
 from .progress import on_terminal, say
 from .prune import prune as prune_databases
 from .report import template_line
@@ -236,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command in ("psql", "demo") or not rest:
         options = {name: getattr(parsed, name) for name, *_ in describe()}
         try:
-            settings = load(options=options)
+            settings = replace(load(options=options), looking=parsed.command in ("status", "doctor", "url"))
+            for line in settings.leads_outside:
+                print(f"dbclone: {printable(line)}", file=sys.stderr)
             return int(parsed.function(parsed, settings))
         except Error as error:
             print(f"dbclone.{type(error).__name__}: {error}", file=sys.stderr)

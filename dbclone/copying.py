@@ -28,6 +28,9 @@ _LOST = (
 )
 
 
+_SEGMENT = 2 * 16 * 2**20  # bytes of log that a server may want besides what it copies
+
+
 def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool = True) -> Mark:
     """Create database `name` from a template, few at a time, with the settings and grants that a copy lacks; return its mark.
 
@@ -58,14 +61,18 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
                 pause = min(pause * 2, 1.0)
             except psycopg.errors.InsufficientPrivilege as error:
                 raise privileges.to_create(server, template, error) from None
-            except psycopg.errors.DiskFull as error:
-                raise _no_space(server, template, error) from None
+            except (psycopg.errors.DiskFull, psycopg.errors.InternalError_) as error:
+                raise no_space(server, template, error, f'to copy "{template}"') from None
     databases.carry_over(server, template, name)
     return made
 
 
-def _no_space(server: Server, template: str, error: psycopg.Error) -> TemplateError:
-    """Return the error for a copy that found the disk full: how much it needs, what is free, and what a prune would free."""
+def no_space(server: Server, template: str, error: psycopg.Error, purpose: str) -> TemplateError:
+    """Return the error for a copy that found the disk full: how much it needs, what is free, and what a prune would free.
+
+    Arguments: `template`, what is copied; `purpose`, what for, in words; `error`, which may be that a checkpoint failed: CREATE
+    DATABASE asks for one, and says nothing of its reasons (src/backend/postmaster/checkpointer.c, RequestCheckpoint).
+    """
 
     def shown(size: float) -> str:
         return f"{size / 2**20:.0f} MB"
@@ -76,8 +83,17 @@ def _no_space(server: Server, template: str, error: psycopg.Error) -> TemplateEr
         for all_ in (False, True)
     )
     free = f"{shown(free_bytes(server.embedded.cluster.data))} are free" if server.embedded is not None else ""
+    sure = isinstance(error, psycopg.errors.DiskFull) or (
+        server.embedded is not None and free_bytes(server.embedded.cluster.data) < needed + _SEGMENT
+    )
+    if not sure:
+        return TemplateError(
+            f"{server.where} failed {purpose}: {str(error).strip().splitlines()[0]}",
+            str(error).strip(),
+            "The server's log says why; most often its disk is full.",
+        )
     return TemplateError(
-        f'no space is left on {server.where} to copy "{template}": that needs {shown(needed)}' + (f", {free}" if free else ""),
+        f"no space is left on {server.where} {purpose}: that needs {shown(needed)}" + (f", {free}" if free else ""),
         str(error).strip(),
         f"python -m dbclone prune would free {shown(freed)}, with --all {shown(everything)}."
         + ("" if free else " How much is free, a server tells nobody: look at its disk."),

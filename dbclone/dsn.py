@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -209,6 +210,22 @@ def _libpq() -> list[tuple[str, str, str, str]]:
         return (value or b"").decode(errors="replace")
 
     return [(text(o.keyword), text(o.envvar), text(o.val), text(o.compiled)) for o in Conninfo.get_defaults()]
+
+
+def inherited_password(dsn: Dsn) -> str:
+    """Return which variable would give libpq the password for the server that `dsn` names; empty if none would, or it names none.
+
+    A password file is asked by host, port, database and user, so what it says is meant for that server. A service that `dsn` itself
+    names has the password of the host in it, unless `dsn` names another one (libpq-connect, libpq-pgservice, libpq-pgpass).
+    """
+    names_a_server = any(dsn.get(key) for key in ("host", "hostaddr", "port"))
+    if dsn.get("password") or not (names_a_server or dsn.get("service")):
+        return ""
+    if os.environ.get("PGPASSWORD"):
+        return "PGPASSWORD"
+    if names_a_server and dsn.get("service"):
+        return "the service in url"
+    return "PGSERVICE" if names_a_server and any(key == "password" and value for key, _, value, _ in _libpq()) else ""
 
 
 def with_libpq_defaults(dsn: Dsn) -> Dsn:

@@ -17,7 +17,7 @@ from . import clock  # noqa: F401 - before a test can set the time
 from .errors import Error, SettingsError, printable
 from .pytest_failures import add_option, keep_if_failed, noted
 from .pytest_items import arrange, marker_arguments
-from .pytest_state import State, mentions_dbclone, real_files
+from .pytest_state import State, mentions_dbclone, real_files, warn
 
 if TYPE_CHECKING:
     from .clone import Clone
@@ -85,6 +85,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
         if not found.sources:
             return
         run_id, worker = run.identity()
+        if not os.environ.get("PYTEST_XDIST_WORKER"):
+            warn(early_config, found.leads_outside)
         if not _is_controller(namespace):
             with contextlib.suppress(Error):  # whatever is wrong is said when a test needs it
                 run.lead(run.announced(found, worker, run_id))
@@ -124,7 +126,7 @@ def _state(config: pytest.Config) -> State:
     return config.stash[STATE]
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
     if STATE not in config.stash or hasattr(config, "workerinput"):
         return None
     settings = config.stash[STATE].needed()
@@ -135,7 +137,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     except SettingsError:  # said when a test needs it
         server = f"server from {settings.source('url')}"
     how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
-    return printable(f"dbclone: project {ascii(settings.project)[1:-1]}, {server}, {how}")
+    lines = [f"project {ascii(settings.project)[1:-1]}, {server}, {how}", *run.remarks(settings)]
+    return [printable(f"dbclone: {line}") for line in lines]
 
 
 @pytest.hookimpl(tryfirst=True)

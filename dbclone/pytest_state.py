@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from . import project
+from .errors import printable
+
 if TYPE_CHECKING:
     from .progress import Progress
     from .pytest_handles import Guard
@@ -21,12 +24,16 @@ _ESCAPED = "dbclone/escaped"  # a key of pytest's cache
 
 
 def mentions_dbclone(root: Any) -> bool:
-    """Whether the pyproject.toml of a folder, or of one above it, has settings of ours."""
-    for folder in (root, *root.parents):
-        with contextlib.suppress(OSError):
-            if b"tool.dbclone" in (folder / "pyproject.toml").read_bytes():
-                return True
-    return False
+    """Whether a pyproject.toml of the project that a folder is in has settings of ours."""
+    return next(project.tables(root), None) is not None
+
+
+def warn(config: pytest.Config, lines: list[str]) -> None:
+    """Tell a person at once, before pytest has begun to report anything."""
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext():
+        for line in lines:
+            print(f"dbclone: {printable(line)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -44,6 +44,14 @@ def target(settings: Settings) -> str:
     return f"server at {place or 'the usual place'} (from {settings.source('url') if settings.url else 'PG variables'})"
 
 
+def remarks(settings: Settings) -> list[str]:
+    """Return what a person should know of where the private server's data are, one line each; nothing if all is as usual."""
+    try:
+        return list(Embedded.locate(settings).notes) if external(settings) is None else []
+    except Error:  # which is said when a test needs the server
+        return []
+
+
 def _silent(text: str) -> None:
     pass
 
@@ -176,6 +184,8 @@ def prepare(schema: Any = None, *, rebuild: bool = False, progress: Progress = _
     if isinstance(schema, str):
         options["schema"], schema = schema, None
     settings = load(options=options)
+    for line in settings.leads_outside:
+        log.warning("%s", line)
     parts, handle = adapters.load(settings, schema)
     server = Server.open(settings)
     try:

@@ -252,6 +252,12 @@ class Command:
     def build(self, url: str, progress: Progress) -> None:
         __tracebackhide__ = True  # from pytest, which shows variables
         line = mask_any(self.line)
+        if self.settings.looking and self.settings.of_repository("schema"):
+            raise self.settings.error(
+                "schema",
+                "the template is not there, and this command runs no program that a repository names",
+                "To have it built: python -m dbclone prepare",
+            )
         progress(f"running {line}")
         words = self.words()
         dsn = parse(url)

@@ -16,7 +16,7 @@ import psycopg
 
 from . import lasting, pooler
 from .admission import MAINTENANCE, NO_TRIGGERS, Connection, connect_maintenance, enter, quoted, readable, translated
-from .dsn import Dsn, parse
+from .dsn import Dsn, inherited_password, parse
 from .embedded import Embedded
 from .errors import PermissionMissing, ServerError
 from .forks import Home, Sessions
@@ -195,9 +195,20 @@ class Server:
 
 
 def external(settings: Settings) -> Dsn | None:
-    """Return the server that `url` or libpq's own variables name, or None if a private one is wanted."""
+    """Return the server that `url` or libpq's own variables name, or None if a private one is wanted.
+
+    Raises SettingsError, also if a password of the environment would go to a server that only a file of the repository names.
+    """
     if settings.url:
-        return parse(settings.url, f"url (from {settings.source('url')})")
+        found = parse(settings.url, f"url (from {settings.source('url')})")
+        if settings.of_repository("url") and (secret := inherited_password(found)):
+            raise settings.error(
+                "url",
+                f"the password in {secret} is not sent to a server that only {settings.source('url').rpartition(' ')[0]} names",
+                f"Say yourself that this is the server: set DBCLONE_URL to {found.shown}. Or keep its password in the file that"
+                f" PGPASSFILE names, where each stands beside its host, and unset {secret}.",
+            )
+        return found
     if any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE")):
         return Dsn(())
     return None

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from . import project
 from .dsn import mask_any, parse
 from .errors import SettingsError, encodable, masked
 
@@ -24,6 +25,7 @@ STRATEGIES = ("auto", "file_copy", "wal_log")
 _ENV_PREFIX = "DBCLONE_"
 # Set by dbclone itself or read elsewhere on purpose, so not settings.
 _ENV_NOT_SETTINGS = {"DBCLONE_RUN"}
+_TABLE = "[tool.dbclone]"  # how the source of what pyproject.toml says ends
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] = (), secret: bool = False) -> Any:
@@ -35,7 +37,8 @@ class Settings:
     """What to build, where, and how tests are isolated. `load` makes one; see the README for what each setting does.
 
     Attributes beyond the settings: `root`, the folder that relative paths and imports start from; `sources`, from the name of a
-    setting to the place that its value came from (settings at their default are not in it).
+    setting to the place that its value came from (settings at their default are not in it); `looking`, whether a command only
+    looks, and so runs no program that a repository names.
     """
 
     schema: tuple[str, ...] = _setting((), "what goes into a template: module:object, SQL files by glob, or a command")
@@ -68,12 +71,32 @@ class Settings:
     keep_server: bool = _setting(False, "leave the private server running after the last run")
     cache_dir: str = _setting("", "folder for locks and the private server (default: the user's cache folder)")
 
+    looking: bool = field(default=False, metadata={"setting": False}, compare=False)
     root: Path = field(default_factory=Path.cwd, metadata={"setting": False})
     sources: Mapping[str, str] = field(default_factory=dict, metadata={"setting": False}, compare=False)
 
     def source(self, key: str) -> str:
         """Return where the value of setting `key` came from, in words."""
         return self.sources.get(key, "default")
+
+    def of_repository(self, key: str) -> bool:
+        """Return whether only a file of the repository says setting `key`, which its user may never have read."""
+        return self.source(key).endswith(_TABLE)
+
+    def path(self, key: str) -> Path:
+        """Return the place that a setting such as `data_dir` names, absolute and without `..`; no link in it is followed."""
+        return Path(os.path.normpath(self.root / Path(getattr(self, key)).expanduser()))
+
+    @property
+    def leads_outside(self) -> list[str]:
+        """Which settings of the repository lead out of it, one line each, to be said before they are used."""
+        return [
+            f"{key} = {getattr(self, key)!r} leads outside the project: {self.path(key)}, says {self.source(key)}"
+            for key in ("binaries", "data_dir", "cache_dir")
+            if getattr(self, key)
+            and self.of_repository(key)
+            and not Path(os.path.realpath(self.path(key))).is_relative_to(os.path.realpath(self.root))
+        ]
 
     @property
     def server(self) -> str:
@@ -90,7 +113,7 @@ class Settings:
     def cache(self) -> Path:
         """The folder for locks and state, following the platform's convention unless `cache_dir` says otherwise."""
         if self.cache_dir:
-            return (self.root / Path(self.cache_dir).expanduser()).absolute()
+            return self.path("cache_dir")
         if sys.platform == "win32":
             base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
         elif sys.platform == "darwin":
@@ -210,16 +233,11 @@ def _typed(key: str, value: Any, source: str) -> Any:
 
 
 def _pyproject(start: Path) -> tuple[Path, Mapping[str, Any], str] | None:
-    """Return (root, the [tool.dbclone] table, the [project] name) of the nearest pyproject.toml that has that table."""
-    for folder in (start, *start.parents):
-        path = folder / "pyproject.toml"
-        try:
-            text = path.read_bytes()
-        except OSError:
-            continue
-        # Parsing costs milliseconds that a session without dbclone must not pay.
-        if b"tool.dbclone" not in text:
-            continue
+    """Return (root, the [tool.dbclone] table, the [project] name) of the project's nearest pyproject.toml that has that table.
+
+    Raises SettingsError if another user of the machine can write it.
+    """
+    for path, text in project.tables(start):
         if sys.version_info >= (3, 11):
             import tomllib
         else:
@@ -230,7 +248,13 @@ def _pyproject(start: Path) -> tuple[Path, Mapping[str, Any], str] | None:
             raise SettingsError(f"{path} cannot be parsed", str(error), "Correct the file.") from None
         table = data.get("tool", {}).get("dbclone")
         if table is not None:
-            return folder, table, str(data.get("project", {}).get("name", ""))
+            if why := project.problem(path, start):
+                raise SettingsError(
+                    f"the settings in {path} are not used: {why}",
+                    "Settings name commands that are run, so a file that another user of the machine can write is not believed.",
+                    f"If you know what is in it: chown it to whoever owns {start}, and chmod go-w {path}",
+                )
+            return path.parent, table, str(data.get("project", {}).get("name", ""))
     return None
 
 
@@ -259,12 +283,12 @@ def load(
 
     found = _pyproject(start)
     if found is not None:
-        root, table, project = found
+        root, table, called = found
         if not isinstance(table, dict):
             raise SettingsError("tool.dbclone is not a table", f"It is in {root / 'pyproject.toml'}.", "Write [tool.dbclone].")
-        if project:
-            values["name"], sources["name"] = project, "[project] name"
-        put((key, value, f"{root / 'pyproject.toml'} [tool.dbclone]", key) for key, value in table.items())
+        if called:
+            values["name"], sources["name"] = called, "[project] name"
+        put((key, value, f"{root / 'pyproject.toml'} {_TABLE}", key) for key, value in table.items())
     put(
         (key[len(_ENV_PREFIX) :].lower(), value, f"the environment variable {key}", key)
         for key, value in environ.items()

@@ -30,6 +30,7 @@ from dbclone.settings import Settings, load
 from dbclone.template import Template
 
 from . import developer
+from .private import clear
 
 pytest_plugins = ["pytester"]
 
@@ -178,10 +179,7 @@ def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
     found = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache")}, {})
     with developer.files(tmp_path):
         yield found
-    server = Embedded.locate(found)
-    server.cluster.stop()
-    shutil.rmtree(server.home, ignore_errors=True)
-    shutil.rmtree(server.disk, ignore_errors=True)
+    clear(Embedded.locate(found))
 
 
 @dataclass

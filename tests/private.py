@@ -130,7 +130,8 @@ def clear(server: Embedded) -> None:
     if pid is not None:
         os.kill(pid, signal.SIGCONT)
         server.cluster.stop()
-    for folder in (server.home, server.disk, server.cluster.socket):
+    copies = server.disk.parent.glob(f"{server.disk.name}-binaries-*")
+    for folder in (server.home, server.disk, server.cluster.socket, *copies):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -196,12 +196,13 @@ def test_what_the_account_cannot_run_is_copied_or_the_error_says_what_to_do(tmp_
         home = public / "home"
         if complete:
             copy = original.readable_by(account, home)
-            assert copy.folder.is_relative_to(home)
+            assert copy.folder.is_relative_to(public)
+            assert not home.exists()
             assert copy.readable_by(account, home) == copy
             assert original.readable_by(account, home) == copy
         else:
             with pytest.raises(ServerError, match=f"the account '{account.name}' cannot run") as caught:
                 original.readable_by(account, home)
             assert "set binaries to a folder that it can" in caught.value.hint
-            assert list(home.iterdir()) == []
+            assert list(public.iterdir()) == []
     assert (tmp_path / "closed").stat().st_mode & 0o777 == 0o700

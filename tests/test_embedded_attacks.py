@@ -19,6 +19,7 @@ from dbclone import run
 from dbclone.embedded import Embedded
 from dbclone.embedded.account import private_folder
 from dbclone.embedded.cluster import sweep
+from dbclone.embedded.folders import MARK
 from dbclone.errors import ServerError
 from dbclone.server import Server
 from dbclone.settings import Settings, load
@@ -104,7 +105,7 @@ def test_nobody_is_led_to_a_place_that_somebody_prepared(
     which: str, how: str, tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S14: not by the URL that the application reads when it is imported either, nor by `status` or `server stop`."""
-    more = {"data_dir": str(tmp_path / ("d" * 120))} if which == "socket" else {}
+    more = {"data_dir": str(tmp_path / ("d" * (120 if which == "socket" else 5)))}
     settings = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache"), **more}, {})
     located = Embedded.locate(settings)
     cluster = located.cluster
@@ -136,7 +137,7 @@ def test_nobody_is_led_to_a_place_that_somebody_prepared(
         ):
             with pytest.raises(ServerError, match=r"is not private|cannot make the folder"):
                 act()
-        assert not elsewhere.exists() or list(elsewhere.iterdir()) == []
+        assert not elsewhere.exists() or [path.name for path in elsewhere.iterdir()] == [MARK]
     finally:
         for path in (place, located.home):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
@@ -149,27 +150,32 @@ def test_a_folder_in_memory_that_looks_like_ours_does_not_stop_us_and_is_not_bel
 ) -> None:
     """S14: anybody may make one there, and who starts a server looks into all of them."""
     located = Embedded.locate(own)
-    home = private_folder(located.home, located.cluster.account)
+    home = private_folder(located.home, located.cluster.account, "home", cache=str(own.cache))
     false = Path("/dev/shm") / f"dbclone-{os.getuid()}-{located.cluster.account.uid}-{os.urandom(4).hex()}"
     target = tmp_path / "target"
     (target / "clusters" / "data").mkdir(parents=True)
     try:
         if how == "a link":
-            (target / "origin").write_text("/nonexistent")
+            facts = json.loads((home / MARK).read_text())
+            forged = {**facts, "path": str(false), "inode": target.stat().st_ino, "cache": "/nonexistent"}
+            (target / MARK).write_text(json.dumps(forged))
             os.chown(target, home.stat().st_uid, -1)
             false.symlink_to(target)
         else:
             false.mkdir()
             if how == "a stranger's":
-                (false / "origin").write_text("/nonexistent")
+                forged = {"made by": "dbclone", "kind": "home", "uid": os.getuid(), "path": str(false), "cache": "/nonexistent"}
+                (false / MARK).write_text(json.dumps({**forged, "inode": false.stat().st_ino}))
+                false.chmod(0o700)
                 os.chown(false, STRANGER if located.cluster.account.uid != STRANGER else 1, -1)
             else:
                 os.chown(false, home.stat().st_uid, -1)
-                os.mkfifo(false / "origin")
+                false.chmod(0o700)
+                os.mkfifo(false / MARK)
         before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for a pipe"))
         signal.alarm(20)
         try:
-            sweep(home, own.cache)
+            sweep(home, own.cache, located.cluster.account)
         finally:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, before)

@@ -16,6 +16,7 @@ import pytest
 from dbclone.embedded import Embedded
 from dbclone.embedded.account import private_folder
 from dbclone.embedded.cluster import sweep
+from dbclone.embedded.folders import MARK
 from dbclone.errors import ServerError
 from dbclone.server import Server
 from dbclone.settings import Settings, load
@@ -248,7 +249,7 @@ def test_its_url_leads_there_whatever_the_path(public: Path, tmp_path: Path, opt
     with own_server(tmp_path, options, data_dir=str(data / name)) as settings:
         with Server.open(settings) as server, psycopg.connect(server.database("template1").url) as connection:
             assert connection.info.dbname == "template1"
-            assert list(data.iterdir()) == [data / name]
+            assert [path for path in data.iterdir() if path.name != MARK] == [data / name]
 
 
 def test_the_socket_of_a_long_path_is_where_the_next_user_looks_whatever_its_temporary_folder(
@@ -269,11 +270,10 @@ def test_homes_in_memory_of_cache_folders_that_are_gone_are_swept_away(tmp_path:
             located = Embedded.locate(settings)
             if not str(located.home).startswith("/dev/shm"):
                 pytest.skip("the data are not in memory here")
-            for folder in (located.home, located.cluster.folder, located.cluster.data):
-                private_folder(folder, located.cluster.account)
-            (located.home / "origin").write_text(settings.cache_dir)
+            located._prepare_folders(settings)
+            private_folder(located.cluster.data, located.cluster.account, "data")
             homes.append(located.home)
         shutil.rmtree(tmp_path / "gone" / "cache")
-        sweep(homes[1], Path(here.cache_dir))
+        sweep(homes[1], Path(here.cache_dir), located.cluster.account)
         assert not homes[0].exists()
         assert homes[1].exists()

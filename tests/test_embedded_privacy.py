@@ -8,6 +8,7 @@ import socket
 import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,16 +87,23 @@ def prepare(folder: Path, how: str, settings: Settings) -> None:
         os.chown(folder, STRANGER, STRANGER)
 
 
-@pytest.mark.parametrize("which", ["home", "cluster", "disk"])
+@pytest.mark.parametrize("which", ["memory", "cluster in memory", "home", "cluster", "disk"])
 @pytest.mark.parametrize("how", ["a link", "open to the group", pytest.param("a stranger's", marks=only_root)])
-def test_a_folder_that_somebody_prepared_is_refused_and_nobody_speaks_to_the_server_in_it(
-    own: Settings, how: str, which: str
+def test_nobody_speaks_to_the_server_in_a_folder_that_somebody_prepared(
+    own: Settings, how: str, which: str, public: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """S14. A program of that somebody may listen there as if it were our server, so not even a connection is made."""
+    """S14. A program of that somebody may listen there as if it were our server, so not even a connection is made. In memory, where
+    anybody may make a folder of that name, the data are on disk then, and that is said; elsewhere it is refused."""
+    if which in ("home", "cluster"):
+        own = replace(own, data_dir=str(public / "data"))
     located = Embedded.locate(own)
     home = located.disk if which == "disk" else located.home
+    if "memory" in which and not home.is_relative_to("/dev/shm"):
+        pytest.skip("the data are not in memory here")
+    if which == "disk":  # it is asked for if memory has no room
+        own = replace(own, data_dir=str(home))
     folder = home / located.cluster.folder.name
-    if which == "cluster":
+    if which.startswith("cluster"):
         private_folder(home, located.cluster.account)
         prepare(folder, how, own)
     else:
@@ -106,12 +114,20 @@ def test_a_folder_that_somebody_prepared_is_refused_and_nobody_speaks_to_the_ser
         listener.bind(str(folder / ".s.PGSQL.5432"))
         listener.listen()
         listener.setblocking(False)
-        with pytest.raises(ServerError, match="is not private") as caught:
-            Server.open(own)
+        if "memory" in which:
+            with Server.open(own) as server:
+                assert server.embedded is not None
+                assert server.embedded.home == located.disk
+                assert server.fetch("SELECT 1") == [(1,)]
+            said = [record.getMessage() for record in caplog.records]
+            assert f"the private server's data are in {located.disk} and not in memory: the folder {home}" in said[0]
+        else:
+            with pytest.raises(ServerError, match="is not private") as caught:
+                Server.open(own)
+            assert caught.value.hint.startswith("Remove it")
         with pytest.raises(BlockingIOError):
             listener.accept()
-    assert caught.value.hint.startswith("Remove it")
-    assert (folder if which == "cluster" else home).is_symlink() == (how == "a link")
+    assert (folder if which.startswith("cluster") else home).is_symlink() == (how == "a link")
     for path in (home / located.cluster.folder.name, home):
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
@@ -121,9 +137,7 @@ def test_a_link_in_the_servers_folder_does_not_lead_our_writing_elsewhere(own: S
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     located = Embedded.locate(own)
-    for folder in (located.home, located.cluster.folder):
-        private_folder(folder, located.cluster.account)
-    (located.home / "origin").symlink_to(victim)
+    located._prepare_folders(own)
     Server.open(own).close()
     for name in ("log", "keep"):
         (located.cluster.folder / name).unlink(missing_ok=True)
@@ -212,8 +226,14 @@ def test_a_user_is_told_which_folder_is_somebody_elses(public: Path, options: di
         place.mkdir(mode=0o700)
     try:
         said = user.ask("open")
-        assert said["error"] == "ServerError"
-        assert f"{place} is not private: it belongs to user id 0, not {STRANGER}" in said["text"]
+        if folder == "cache":
+            assert said["error"] == "ServerError"
+            told = said["text"]
+        else:
+            assert (said["home"], said["started"]) == (said["disk"], True)
+            told = user.ask("eval private.notes[0]")
+            assert user.ask("close") is True
+        assert f"{place} is not private: it belongs to user id 0, not {STRANGER}" in told
     finally:
         place.rmdir()
 

@@ -16,6 +16,8 @@ from dbclone.errors import ServerError
 from dbclone.server import Server
 from dbclone.settings import Settings, load
 
+from .private import clear
+
 
 def test_only_its_owner_can_enter_whatever_the_umask(own: Settings) -> None:
     """S12, S13."""
@@ -64,10 +66,9 @@ def test_binaries_that_the_account_cannot_read_are_copied(own: Settings, tmp_pat
     settings = load(tmp_path, {"cache_dir": own.cache_dir, "binaries": str(closed / source.relative_to(package.parent))}, {})
     with Server.open(settings) as server:
         assert server.embedded is not None
-        assert server.embedded.cluster.binaries.folder.is_relative_to(server.embedded.disk)
-        home = server.embedded.home
+        assert str(server.embedded.cluster.binaries.folder).startswith(f"{server.embedded.disk}-binaries-")
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
-    shutil.rmtree(home, ignore_errors=True)
+    clear(Embedded.locate(settings))
 
 
 def test_a_folder_that_somebody_else_may_have_prepared_is_refused(tmp_path: Path) -> None:

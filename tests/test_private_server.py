@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from dbclone.embedded import Embedded
+from dbclone.embedded.account import private_folder
 from dbclone.errors import ServerNotFound
 from dbclone.server import Server
 from dbclone.settings import Settings, load
@@ -148,9 +149,9 @@ def test_a_data_directory_of_another_major_version_is_replaced(own: Settings) ->
 def test_what_a_killed_initdb_left_is_cleared_away(own: Settings) -> None:
     located = Embedded.locate(own)
     located._prepare_folders(own)
-    half = located.cluster.folder / "data.new"
-    half.mkdir()
-    (half / "PG_VERSION").write_text("18\n")
+    half = private_folder(located.cluster.folder / "initdb.0123abcd", located.cluster.account, "initdb")
+    (half / "data").mkdir()
+    (half / "data" / "PG_VERSION").write_text("18\n")
     with Server.open(own) as server:
         assert server.fetch("SELECT 1") == [(1,)]
     assert not half.exists()

@@ -29,6 +29,7 @@ def test_options_beat_the_environment_which_beats_the_file_which_beats_the_defau
 
 def test_the_table_is_found_from_below_and_paths_start_where_it_is(tmp_path: Path) -> None:
     write(tmp_path, "[tool.dbclone]\nautouse = true\n")
+    (tmp_path / ".git").mkdir()
     below = tmp_path / "tests" / "deep"
     below.mkdir(parents=True)
     write(below, '[project]\nname = "other"\n')

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from dbclone.errors import SettingsError
 from dbclone.run import target
+from dbclone.server import external
 from dbclone.settings import load
 
 from .conftest import Project
@@ -34,6 +37,68 @@ def test_a_url_wins_and_the_private_server_follows_no_variable(tmp_path: Path, m
     assert (
         target(load(tmp_path, {"url": url}, {})) == "server at host h, hostaddr 10.0.0.1, port 1, user ann (from the option --url)"
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("postgresql://ann@evil.example/shop", True),
+        ("host=evil.example dbname=shop", True),
+        ("postgresql://ann@/shop?host=/tmp/evil", True),
+        ("postgresql:///shop?hostaddr=10.0.0.1", True),
+        ("postgresql:///shop?port=6543", True),
+        ("postgresql:///shop", False),  # then it is libpq's variables that name the server
+        ("postgresql://ann:own@db.example/shop", False),
+    ],
+)
+@pytest.mark.parametrize("secret", ["PGPASSWORD", "PGSERVICE"])
+def test_no_password_of_the_environment_goes_to_a_server_that_only_a_file_names(
+    url: str, named: bool, secret: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(f'[tool.dbclone]\nurl = "{url}"\n')
+    (tmp_path / "services").write_text("[s]\nhost=db.example\npassword=s3cr3t\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv(secret, "s" if secret == "PGSERVICE" else "s3cr3t")
+    if named:
+        with pytest.raises(SettingsError) as caught:
+            external(load(tmp_path, {}, {}))
+        assert f"the password in {secret} is not sent to a server that only {tmp_path}/pyproject.toml names" in caught.value.message
+        assert "DBCLONE_URL" in caught.value.hint
+        assert "PGPASSFILE" in caught.value.hint
+        assert "s3cr3t" not in str(caught.value)
+    else:
+        assert external(load(tmp_path, {}, {})) is not None
+    for options, environ in (({"url": url}, {}), ({}, {"DBCLONE_URL": url})):
+        assert external(load(tmp_path, options, environ)) is not None
+
+
+def test_a_service_named_with_another_host_does_not_give_its_password_away(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.dbclone]\nurl = "postgresql://evil.example/shop?service=s"\n')
+    with pytest.raises(SettingsError, match="the password in the service in url is not sent"):
+        external(load(tmp_path, {}, {}))
+    (tmp_path / "pyproject.toml").write_text('[tool.dbclone]\nurl = "postgresql:///shop?service=s"\n')
+    assert external(load(tmp_path, {}, {})) is not None
+
+
+def test_nothing_is_sent_to_a_listener_that_only_a_file_names(project: Project) -> None:
+    """Whatever is run: the refusal comes before the first connection."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        project.configure(url=f"postgresql://ann@127.0.0.1:{listener.getsockname()[1]}/shop")
+        project.write(test_a="def test_a(dbclone): pass\n")
+        for command in (
+            ("dbclone", "status"),
+            ("dbclone", "doctor"),
+            ("dbclone", "prepare"),
+            ("pytest", "-q", "-p", "no:cacheprovider"),
+        ):
+            done = project.run(*command, PGPASSWORD="s3cr3t")
+            assert "the password in PGPASSWORD is not sent" in done.stdout + done.stderr
+            assert done.returncode != 0
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_the_header_of_a_run_says_it(project: Project) -> None:

@@ -9,6 +9,7 @@ gets the same lock exclusively may stop it. A killed process holds no lock, so n
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -27,15 +28,19 @@ from ..errors import OutOfConnections, ServerError
 from ..file_lock import locked
 from ..schema import digest
 from ..settings import Settings
-from .account import Account, cache_folder, check_private, open_own, private_folder, server_account
+from .account import cache_folder, server_account
 from .binaries import Binaries, find
-from .cluster import Cluster, free_bytes, sweep
+from .cluster import Cluster, Patience, free_bytes, sweep
+from .folders import Account, check_place, check_private, foreign, inside, open_own, opened, private_folder, unusable
 
 __all__ = ["Embedded"]
+
+log = logging.getLogger("dbclone")
 
 USERS_KEY = 0x6462_636C_6F6E_6501  # "dbclone" and 1
 _ROOM = 512 * 2**20  # below this much free memory, data go to disk
 _FULL = 64 * 2**20  # below this much free memory, a server that does not start is started on disk
+_NAMES = 9  # how many names for a cluster are tried before somebody has to clear up
 _GOODBYES = 25  # hundredths of a second to wait for other sessions to end before the server is left to them
 _OTHERS = """
 SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
@@ -58,6 +63,7 @@ SELECT a.pid, a.application_name, a.datname::text, extract(epoch FROM clock_time
 FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()
 ORDER BY a.backend_start, a.pid
 """
+_GLANCE = 0.2  # seconds to wait for the lock before looking whether the server runs
 _SOCKET_LIMIT = 100  # bytes of path; sockaddr_un holds 108 on Linux and 104 on macOS, minus ".s.PGSQL.5432"
 
 
@@ -69,13 +75,14 @@ class Embedded:
     """The private server of this user, cache folder and PostgreSQL version.
 
     `dsn` leads to its maintenance database; `connection` is the one that makes us a user of it, open from `open` to `leave`;
-    `started` says whether this process started it.
+    `started` says whether this process started it; `notes` tell a person why the data are not where they would be.
     """
 
     cluster: Cluster
     home: Path
     disk: Path
     lock_path: Path
+    notes: tuple[str, ...] = ()
     started: bool = False
     connection: psycopg.Connection[tuple[Any, ...]] | None = field(default=None, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -95,9 +102,10 @@ class Embedded:
         binaries = find(settings)
         cache = cache_folder(settings)
         disk = Path("/var/tmp") / _name(cache, account) if account.other else cache / "server"
-        home = _home(settings, cache, account, binaries, disk)
-        lock = private_folder(cache / "locks") / f"server-{binaries.key}.lock"
-        server = cls(_cluster(home / binaries.key, binaries, account), home, disk, lock)
+        lock = private_folder(cache / "locks", kind="locks") / f"server-{binaries.key}.lock"
+        notes: list[str] = []
+        home, folder = _place(settings, cache, account, binaries, disk, notes)
+        server = cls(_cluster(folder, binaries, account), home, disk, lock, tuple(notes))
         with contextlib.suppress(OSError):  # not made yet
             server._check_folders()
         return server
@@ -109,24 +117,49 @@ class Embedded:
         Arguments: `connect`, makes the connection that we use it through. Raises ServerNotFound or ServerError.
         """
         server = cls.locate(settings)
+        for note in server.notes:
+            log.warning("%s", note)
         if server._join(connect):
             return server
-        patience = settings.connect_timeout * 3
-        try:
-            with locked(server.lock_path, patience):
+        if settings.looking and settings.of_repository("binaries"):
+            raise settings.error(
+                "binaries",
+                "the private server does not run, and this command starts no program that a repository names",
+                "Start it: python -m dbclone server start",
+            )
+        seconds = settings.connect_timeout * 3
+        patience = Patience(seconds, settings.build_timeout)
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(locked(server.lock_path, min(_GLANCE, seconds)))
+                    break
+                except TimeoutError:
+                    pass
+                except OSError as error:
+                    raise unusable(server.lock_path, error) from None
+                server._move(cls.locate(settings))  # whoever has the lock may have gone to disk
+                if server._join(connect):  # not one after the other when the lock is free, if there are many of us
+                    return server
+                if patience.is_over(server.cluster):
+                    raise ServerError(
+                        f"another process has been starting the private server for {seconds:g} s",
+                        f"It holds {server.lock_path}, and nothing has changed in {server.cluster.folder} since.",
+                        "Find it and end it, or set connect_timeout if the machine is that slow.",
+                    )
+            try:
                 server._start(settings, connect)
-        except TimeoutError:
-            raise ServerError(
-                f"another process has been starting the private server for {patience:g} s",
-                f"It holds {server.lock_path}.",
-                "Find it and end it, or set connect_timeout if the machine is that slow.",
-            ) from None
+            except OSError as error:
+                name = error.filename if isinstance(error.filename, str) else ""  # which is relative if a descriptor was used
+                raise unusable(server.cluster.folder / name, error) from None
         return server
+
+    def _move(self, now: Embedded) -> None:
+        self.home, self.cluster = now.home, now.cluster
 
     def _start(self, settings: Settings, connect: Connect) -> None:
         """Start the server, or join one that somebody else started; the caller holds the file lock."""
-        now = Embedded.locate(settings)  # whoever had the lock before us may have gone to disk
-        self.home, self.cluster = now.home, now.cluster
+        self._move(Embedded.locate(settings))  # whoever had the lock before us may have gone to disk
         if self._wait_for_running(settings, connect):
             return
         account = self.cluster.account
@@ -141,7 +174,7 @@ class Embedded:
             # The memory file system filled up after we looked, or is not for us: the disk will do.
             self.cluster.remove()
             self.home = self.disk
-            self.cluster = _cluster(self.disk / self.cluster.folder.name, binaries, account)
+            self.cluster = _cluster(_free_name(self.disk, binaries, account, []), binaries, account)
             self._prepare_folders(settings)
             self._launch(settings)
         self.started = True
@@ -171,8 +204,8 @@ class Embedded:
     def _launch(self, settings: Settings) -> None:
         there = self.cluster.is_sound()
         if not there:
-            sweep(self.home, cache_folder(settings))
-            self.cluster.init()
+            sweep(self.home, cache_folder(settings), self.cluster.account)
+            self.cluster.init(settings.build_timeout)
         self._process = self.cluster.start(settings.connect_timeout, renew=there)
 
     def _check_folders(self) -> None:
@@ -180,15 +213,26 @@ class Embedded:
         missing = None
         for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):
             try:
-                check_private(folder, self.cluster.account)
+                if folder == self.home and self._is_in_a_folder_of_the_user:
+                    check_place(folder, self.cluster.account)
+                else:
+                    check_private(folder, self.cluster.account)
             except OSError as error:
                 missing = error
         if missing is not None:
             raise missing
 
+    @property
+    def _is_in_a_folder_of_the_user(self) -> bool:
+        return self.home != self.disk and self.home.parent != Path("/dev/shm")
+
     def _prepare_folders(self, settings: Settings) -> None:
-        for folder in dict.fromkeys((self.home, self.cluster.folder, self.cluster.socket)):
-            private_folder(folder, self.cluster.account)
+        account, cache = self.cluster.account, str(cache_folder(settings))
+        if not (self._is_in_a_folder_of_the_user and self.home.is_dir()):
+            private_folder(self.home, account, "home", cache=cache)
+        private_folder(self.cluster.folder, account, "cluster", cache=cache, lock=str(self.lock_path))
+        if self.cluster.socket != self.cluster.folder:
+            private_folder(self.cluster.socket, account, "socket", cache=cache)
 
     def _join(self, connect: Connect) -> bool:
         """Become a user of the server if it runs; return whether we are one. Raises ServerError if the folders are not private."""
@@ -301,15 +345,22 @@ class Embedded:
 
     def is_kept(self) -> bool:
         """Return whether somebody asked for the server to be left running (`dbclone server start`)."""
-        return (self.cluster.folder / "keep").exists()
+        return os.path.lexists(self.cluster.folder / "keep")
 
     def keep(self, on: bool) -> None:
-        """Leave the server running from now on, or no longer."""
-        path = self.cluster.folder / "keep"
-        if on:
-            open_own(path).close()
-        else:
-            path.unlink(missing_ok=True)
+        """Leave the server running from now on, or no longer. Raises ServerError."""
+        if not on and not self.is_kept():
+            return
+        try:
+            with opened(self.cluster.folder, self.cluster.account) as folder:
+                if on:
+                    open_own("keep", folder, self.cluster.folder / "keep").close()
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink("keep", dir_fd=folder)
+        except OSError as error:
+            if on or not isinstance(error, FileNotFoundError):
+                raise unusable(self.cluster.folder / "keep", error) from None
 
 
 def _is_last(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
@@ -327,17 +378,82 @@ def _is_last(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
     return False
 
 
-def _home(settings: Settings, cache: Path, account: Account, binaries: Binaries, disk: Path) -> Path:
-    """Return the folder for clusters: where this one is already, else in memory if there is room, else on disk."""
+def _place(
+    settings: Settings, cache: Path, account: Account, binaries: Binaries, disk: Path, notes: list[str]
+) -> tuple[Path, Path]:
+    """Return the folder for clusters and that of ours in it: where it is already, else in memory if there is room, else on disk.
+
+    Arguments: `notes`, gets why it is elsewhere than it would be. Raises ServerError if what is there is not to be used.
+    """
     if settings.data_dir:
-        return (settings.root / Path(settings.data_dir).expanduser()).absolute()
+        home = settings.path("data_dir")
+        with contextlib.suppress(FileNotFoundError):
+            check_place(home, account)
+            if home.is_symlink():
+                check_private(home, account)
+        return home, _free_name(home, binaries, account, notes)
     if sys.platform != "linux":
-        return disk
+        return disk, _free_name(disk, binaries, account, notes)
+    passed: list[str] = []
     memory = Path("/dev/shm") / _name(cache, account)
-    for home in (memory, disk):
-        if os.path.isfile(home / binaries.key / "data" / "PG_VERSION"):  # unlike is_file, False where we may not look
-            return home
-    return memory if free_bytes("/dev/shm") >= _ROOM and os.access("/dev/shm", os.W_OK | os.X_OK) else disk
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            check_private(memory, account)
+        in_memory = _free_name(memory, binaries, account, passed)
+    except (ServerError, OSError) as error:
+        why = error.message if isinstance(error, ServerError) else f"{memory}: {error.strerror}"
+        notes.append(f"the private server's data are in {disk} and not in memory: {why}")
+        return disk, _free_name(disk, binaries, account, notes)
+    if os.path.isfile(in_memory / "data" / "PG_VERSION"):
+        notes += passed
+        return memory, in_memory
+    on_disk = _free_name(disk, binaries, account, notes)
+    if os.path.isfile(on_disk / "data" / "PG_VERSION"):
+        return disk, on_disk
+    if free_bytes("/dev/shm") >= _ROOM and os.access("/dev/shm", os.W_OK | os.X_OK):
+        notes[:] = passed
+        return memory, in_memory
+    return disk, on_disk
+
+
+def _free_name(home: Path, binaries: Binaries, account: Account, notes: list[str]) -> Path:
+    """Return the folder in `home` that is our cluster of these binaries, or a name that nothing has yet.
+
+    What has a name of ours and is not proved to be ours is passed by and left alone. Raises ServerError if it is not private.
+    """
+    passed: list[str] = []
+    for number in range(1, _NAMES + 1):
+        path = home / (f"dbclone-{binaries.key}" + (f".{number}" if number > 1 else ""))
+        try:
+            with opened(path, account) as folder:
+                problem = foreign(folder, path, "cluster")
+                if not problem:
+                    problem = _foreign_data(folder, path / "data")
+        except (FileNotFoundError, NotADirectoryError):
+            problem = ""
+        except OSError as error:
+            raise unusable(path, error) from None
+        if not problem:
+            notes += passed
+            return path
+        passed.append(f"{path} is left alone and not used: {problem}")
+    raise ServerError(
+        f"there is no name left for the private server's data in {home}",
+        "\n".join(passed),
+        "Move or remove those that you know, or set data_dir to another folder.",
+    )
+
+
+def _foreign_data(folder: int, path: Path) -> str:
+    """Return in words why the data in an open cluster's folder are not proved to be ours; empty if they are, or there are none."""
+    if "data" not in os.listdir(folder):
+        return ""
+    try:
+        with inside(folder, "data") as data:
+            problem = foreign(data, path, "data")
+    except OSError:
+        problem = "it is no folder of its own"
+    return f"data in it: {problem}" if problem else ""
 
 
 def _cluster(folder: Path, binaries: Binaries, account: Account) -> Cluster:

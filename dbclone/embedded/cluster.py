@@ -1,12 +1,14 @@
 """One data directory: made by initdb, started from an argument list, told from a dead or broken one, and thrown away.
 
 The data are disposable. A cluster that did not shut down cleanly is replaced, because without fsync nobody knows what is in it.
+Only data with our mark in them are: see `folders`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -14,14 +16,31 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..clock import monotonic, wall
 from ..errors import ServerError
-from .account import Account, open_own, own_name, read_own
+from ..file_lock import locked
+from .account import own_name
 from .binaries import Binaries
+from .folders import (
+    MARK,
+    Account,
+    facts_of,
+    foreign,
+    inside,
+    mark,
+    open_own,
+    opened,
+    own_uid,
+    private_folder,
+    reached,
+    read_own,
+    remove,
+)  # fmt: skip
 
 _SHUT_DOWN = 1  # DB_SHUTDOWNED in src/include/catalog/pg_control.h
 # https://www.postgresql.org/docs/current/non-durability.html, and settings that tests profit from.
@@ -42,6 +61,32 @@ _THROW_AWAY = {
     "log_min_messages": "fatal",
     "log_min_error_statement": "panic",
 }
+_NEEDED = 64 * 2**20  # bytes that the data of a new server take, its log included
+_OLD = re.compile(r"data\.[0-9a-f]{8}\.old")  # data that were thrown away and are not gone yet
+_UNFINISHED = re.compile(r"initdb\.[0-9a-f]{8}")  # where an initdb is at work, or was killed
+_OURS = re.compile(rf"data|log|keep|\.s\.PGSQL\.5432(\.lock)?|{re.escape(MARK)}|{_OLD.pattern}|{_UNFINISHED.pattern}")
+_INITDB_TIMEOUT = 600.0  # seconds
+
+
+class Patience:
+    """How long to wait for somebody who makes progress: `seconds` since the last sign of it, and `most` altogether."""
+
+    def __init__(self, seconds: float, most: float) -> None:
+        self._seconds, self._end = seconds, monotonic() + max(most, seconds)
+        self._last = self._look = monotonic()
+        self._state: tuple[int, ...] | None = None
+
+    def is_over(self, cluster: Cluster) -> bool:
+        """Return whether it is over; look for progress at most twice a second."""
+        now = monotonic()
+        if now > self._end:
+            return True
+        if self._state is None or now > self._look + min(0.5, self._seconds):
+            state, self._look = cluster.progress(), now
+            if self._state is not None and state != self._state:
+                self._last = now
+            self._state = state
+        return now > self._last + self._seconds
 
 
 @dataclass(frozen=True)
@@ -67,49 +112,105 @@ class Cluster:
 
     def pid(self) -> int | None:
         """Return the process id of the running server, or None. A stale postmaster.pid, also one whose number now belongs to
-        another program, is not a running server."""
+        another program, is not a running server; nor is a program of another account, whatever the account writes there."""
         try:
-            pid = int(read_own(self.data / "postmaster.pid").splitlines()[0])
-        except (OSError, ValueError, IndexError):
+            with self._opened("data") as data:
+                pid = int(read_own("postmaster.pid", folder=data).splitlines()[0])
+                if sys.platform == "linux":
+                    there = os.path.samestat(os.stat(f"/proc/{pid}/cwd"), os.fstat(data))
+                    return pid if there and os.stat(f"/proc/{pid}").st_uid == self.account.uid else None
+        except (OSError, ServerError, ValueError, IndexError):
             return None
-        if sys.platform == "linux":
-            try:
-                return pid if os.path.samefile(os.readlink(f"/proc/{pid}/cwd"), self.data) else None
-            except OSError:
-                return None
-        shown = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
-        return pid if str(self.data) in shown else None
+        words = ["ps", "-ww", "-o", "uid=,command=", "-p", str(pid)]
+        try:
+            shown = subprocess.run(words, capture_output=True, text=True, timeout=10).stdout.split(None, 1)
+        except subprocess.TimeoutExpired:
+            return None
+        return pid if len(shown) == 2 and shown[0] == str(self.account.uid) and str(self.data) in shown[1] else None
 
     def is_ready(self) -> bool:
         """Return whether a running server says that it accepts connections (the last line of postmaster.pid)."""
         try:
-            return read_own(self.data / "postmaster.pid").splitlines()[-1].strip() == b"ready"
-        except (OSError, IndexError):
+            with self._opened("data") as data:
+                return read_own("postmaster.pid", folder=data).splitlines()[-1].strip() == b"ready"
+        except (OSError, ServerError, IndexError):
             return False
 
     def is_sound(self) -> bool:
         """Return whether the stopped cluster was shut down cleanly by a server of this major version."""
         try:
-            state = struct.unpack("=QIIi", read_own(self.data / "global" / "pg_control")[:20])[3]
-            version = read_own(self.data / "PG_VERSION").decode(errors="replace").strip()
-        except (OSError, ValueError, struct.error):
+            with self._opened("data") as data:
+                with inside(data, "global") as control:
+                    state = struct.unpack("=QIIi", read_own("pg_control", folder=control)[:20])[3]
+                version = read_own("PG_VERSION", folder=data).decode(errors="replace").strip()
+                running = "postmaster.pid" in os.listdir(data)
+        except (OSError, ServerError, ValueError, struct.error):
             return False
-        return bool(state == _SHUT_DOWN) and version == str(self.binaries.major) and not (self.data / "postmaster.pid").exists()
+        return bool(state == _SHUT_DOWN) and version == str(self.binaries.major) and not running
+
+    def progress(self) -> tuple[int, ...]:
+        """Return what changes while somebody makes or starts the server: how many files there are, their size and last change."""
+        count = size = last = 0
+        with contextlib.suppress(OSError, ServerError), self._opened() as folder:
+            for _, _, files, found in os.fwalk(".", dir_fd=folder):
+                for name in (".", *files):
+                    with contextlib.suppress(OSError):
+                        state = os.stat(name, dir_fd=found, follow_symlinks=False)
+                        count, size, last = count + 1, size + state.st_size, max(last, state.st_mtime_ns)
+        return count, size, last
+
+    @contextlib.contextmanager
+    def _opened(self, *names: str) -> Iterator[int]:
+        """Give a descriptor of the folder, or of one in it. Raises ServerError or OSError."""
+        with contextlib.ExitStack() as stack:
+            found = stack.enter_context(opened(self.folder, self.account))
+            for name in names:
+                found = stack.enter_context(inside(found, name))
+            yield found
 
     def remove(self) -> None:
-        """Throw the data away, and what an initdb left that did not finish."""
-        # Renamed first: a backend that outlives a killed postmaster may still write there, and then it could not be emptied.
-        with contextlib.suppress(OSError):
-            self.data.rename(self.folder / f"data.{secrets.token_hex(4)}.old")
-        for leftover in self.folder.glob("data*.???"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Throw the data away, and what an initdb left that did not finish. Raises ServerError if the data are not ours."""
+        with self._opened() as folder:
+            if "data" in os.listdir(folder):
+                try:
+                    with inside(folder, "data") as data:
+                        problem = foreign(data, self.data, "data")
+                except OSError:
+                    problem = "it is no folder"
+                if problem:
+                    raise ServerError(
+                        f"{self.data} is not a data directory of dbclone, and is left alone: {problem}",
+                        "A private server's data would be in its place.",
+                        "Move it elsewhere, or set data_dir to another folder.",
+                    )
+                # Renamed first: a backend that outlives a killed postmaster may still write there: then it could not be emptied.
+                os.rename("data", f"data.{secrets.token_hex(4)}.old", src_dir_fd=folder, dst_dir_fd=folder)
+            for name in os.listdir(folder):
+                with contextlib.suppress(OSError):
+                    if _OLD.fullmatch(name):
+                        remove(folder, name, self.data, "data")
+                    elif _UNFINISHED.fullmatch(name):
+                        remove(folder, name, self.folder / name, "initdb")
 
-    def init(self) -> None:
-        """Run initdb, under a name that is not the cluster's until it has finished. Raises ServerError."""
+    def init(self, timeout: float = _INITDB_TIMEOUT) -> None:
+        """Run initdb, for `timeout` seconds at most, in a folder that is not the cluster's data until it has finished.
+
+        Raises ServerError, and OSError.
+        """
         self.remove()
-        # A name of its own: an initdb outlives its killed parent, and then removes the folder of its name when it fails.
-        new = self.folder / f"data.{secrets.token_hex(4)}.new"
-        method = "peer" if self.binaries.major >= 16 else "trust"
+        # A folder of its own: an initdb outlives its killed parent, and then removes what it made when it fails.
+        place = private_folder(self.folder / f"initdb.{secrets.token_hex(4)}", self.account, "initdb")
+        try:
+            self._run_initdb(place / "data", timeout)
+            with self._opened() as folder, inside(folder, place.name) as made, inside(made, "data") as data:
+                self._admit(data, place / "data")
+                mark(data, self.data, "data")
+                os.rename("data", "data", src_dir_fd=made, dst_dir_fd=folder)
+        finally:
+            with contextlib.suppress(OSError), self._opened() as folder:
+                remove(folder, place.name, place, "initdb")
+
+    def _run_initdb(self, new: Path, timeout: float) -> None:
         command: list[str | Path] = [
             self.binaries.folder / "initdb",
             "-D",
@@ -121,36 +222,49 @@ class Cluster:
             "--no-sync",
             "--no-instructions",
         ]
-        command += [f"--auth-local={method}", "--auth-host=reject"]
+        command += [f"--auth-local={'peer' if self.binaries.major >= 16 else 'trust'}", "--auth-host=reject"]
         if self.binaries.major >= 16:
             command += ["--set", "dynamic_shared_memory_type=mmap"]  # /dev/shm may be full
         if self.binaries.major >= 17:
             locales = [["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]]
         else:
             locales = [["--locale=C.UTF-8"], ["--locale=C"]]
+        said = ""
         for locale in locales:
-            done = subprocess.run([*command, *locale], capture_output=True, text=True, errors="replace", **self._process)
-            if done.returncode == 0:
+            try:
+                done = subprocess.run(
+                    [*command, *locale], capture_output=True, text=True, errors="replace", timeout=timeout, **self._process
+                )
+            except subprocess.TimeoutExpired:
+                said = f"It has not finished within {timeout:g} s."
                 break
-            shutil.rmtree(new, ignore_errors=True)
-        else:
-            raise ServerError(
-                f"initdb failed in {self.folder}",
-                (done.stderr or done.stdout).strip()[-2000:],
-                f"The binaries are {self.binaries.folder} ({self.binaries.source})."
-                " Set binaries or data_dir, or set url to a running server.",
-            )
-        if method == "peer":
-            # The folder admits its owner only; this admits the same person by name, so that root may use a server run by another
-            # account. "all" lets tests connect as roles they made. It exists since PostgreSQL 16; before, the folder's mode guards.
-            names = sorted({own_name(), self.account.name})
-            for file, text in (
-                ("pg_hba.conf", "local all all peer map=dbclone\n"),
-                ("pg_ident.conf", "".join(f'dbclone "{name}" all\n' for name in names)),
-            ):
-                with open_own(new / file) as opened:
-                    opened.write(text.encode())
-        new.rename(self.data)
+            if done.returncode == 0:
+                return
+            said = (done.stderr or done.stdout).strip()[-2000:]
+        free = free_bytes(self.folder)
+        full = "No space left" in said or free < _NEEDED // 4
+        raise ServerError(
+            f"initdb failed in {self.folder}"
+            + (f": no space is left there, {free / 2**20:.0f} MB are free and {_NEEDED / 2**20:.0f} MB needed" if full else ""),
+            said,
+            f"The binaries are {self.binaries.folder} ({self.binaries.source})."
+            + (" Make room there, or set data_dir" if full else " Set binaries or data_dir")
+            + ", or set url to a running server.",
+        )
+
+    def _admit(self, data: int, shown: Path) -> None:
+        """Write who may connect into new data, of which we have a descriptor."""
+        if self.binaries.major < 16:
+            return
+        # The folder admits its owner only; this admits the same person by name, so that root may use a server run by another
+        # account. "all" lets tests connect as roles they made. It exists since PostgreSQL 16; before, the folder's mode guards.
+        names = sorted({own_name(), self.account.name})
+        for file, text in (
+            ("pg_hba.conf", "local all all peer map=dbclone\n"),
+            ("pg_ident.conf", "".join(f'dbclone "{name}" all\n' for name in names)),
+        ):
+            with open_own(file, data, shown / file) as opened_file:
+                opened_file.write(text.encode())
 
     def start(self, timeout: float, renew: bool = False) -> subprocess.Popen[bytes]:
         """Start the server and return its process once it accepts connections, within `timeout` seconds.
@@ -158,10 +272,11 @@ class Cluster:
         Arguments: `renew`, replace data that look sound but that the server does not start with (a file is missing or broken). The
         caller knows that no server runs here. Raises ServerError.
         """
-        for left in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
-            # Left by a killed server: the lock would stop the new one if the old number now belongs to another program of ours.
-            with contextlib.suppress(OSError):
-                (self.socket / left).unlink()
+        with opened(self.socket, self.account) as folder:
+            for left in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+                # Left by a killed server: the lock would stop the new one if the old number now belongs to another program of ours.
+                with contextlib.suppress(OSError):
+                    os.unlink(left, dir_fd=folder)
         settings = {
             **_THROW_AWAY,
             "listen_addresses": "",
@@ -177,16 +292,16 @@ class Cluster:
         settings["dynamic_shared_memory_type"] = "mmap" if below else "posix"
         command = [str(self.binaries.folder / "postgres"), "-D", str(self.data)]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with open_own(self.log) as log:
+        with self._opened() as folder, open_own("log", folder, self.log) as log:
             server = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **self._process
             )
-        deadline = monotonic() + timeout
+        patience = Patience(timeout, 10 * timeout)
         while not self.is_ready():
             if renew and server.poll() is not None and self.pid() is None:
                 self.init()
                 return self.start(timeout)
-            if server.poll() is not None or monotonic() > deadline:
+            if server.poll() is not None or patience.is_over(self):
                 what = "did not start" if server.poll() is not None else f"did not accept connections within {timeout:g} s"
                 if server.poll() is None:
                     server.kill()
@@ -215,20 +330,23 @@ class Cluster:
     def log_tail(self) -> str:
         """Return the last lines of the server's log."""
         try:
-            return "\n".join(read_own(self.log).decode(errors="replace").splitlines()[-12:])
+            with self._opened() as folder:
+                return "\n".join(read_own("log", folder=folder).decode(errors="replace").splitlines()[-12:])
         except OSError as error:
             return f"(cannot be read: {error.strerror})"
+        except ServerError as error:
+            return f"(cannot be read: {error.message})"
 
     @property
     def _process(self) -> dict[str, Any]:
-        """How programs of the server are run: as its account, from a folder it can enter, in a neutral language.
+        """How programs of the server are run: as its account, from a folder that anybody can enter, in a neutral language.
 
         Another account can read the environment of its processes, so it gets nothing of ours but what programs need to run.
         """
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG"))}
         if self.account.other:
             environ = {k: v for k, v in environ.items() if k in ("PATH", "TZ", "TZDIR", "TMPDIR") or k.startswith(("LD_", "DYLD_"))}
-        return {"cwd": self.folder, "env": {**environ, "LC_ALL": "C"}, **self.account.popen}
+        return {"cwd": "/", "env": {**environ, "LC_ALL": "C"}, **self.account.popen}
 
 
 def free_bytes(path: str | Path) -> int:
@@ -239,23 +357,46 @@ def free_bytes(path: str | Path) -> int:
         return 0
 
 
-def sweep(home: Path, cache: Path) -> None:
+def sweep(home: Path, cache: Path, account: Account) -> None:
     """Drop what nobody will come back for: stopped clusters of other versions here that are a month old, and the homes in memory
-    of cache folders that no longer exist. A running server is left alone."""
-    origin = home / "origin"
-    with contextlib.suppress(OSError, ServerError), open_own(origin) as file:
-        file.write(os.fsencode(cache))
-    homes = [home, *(Path("/dev/shm").glob(f"dbclone-{os.getuid()}-*") if sys.platform == "linux" else ())]
-    for place in homes:
-        with contextlib.suppress(OSError):
-            if place.lstat().st_uid != home.stat().st_uid or place.is_symlink():
-                continue  # anybody may make a folder there that looks like ours
-            orphaned = place != home and not Path(os.fsdecode(read_own(place / "origin"))).exists()
-            clusters = [folder for folder in place.iterdir() if (folder / "data").is_dir()]
-            if any((c / "data" / "postmaster.pid").exists() for c in clusters):
+    of cache folders that no longer exist. What is not proved to be ours, and a running server, are left alone.
+
+    Arguments: `home`, the folder with clusters, which may be a user's own; `cache`, ours; `account`, which runs the servers.
+    """
+    with contextlib.suppress(OSError), reached(home, account) as folder:
+        stopped = (
+            [] if any(running for _, _, running in _clusters(folder, home, account)) else list(_clusters(folder, home, account))
+        )
+        for name, facts, _ in stopped:
+            with contextlib.suppress(OSError, TimeoutError), contextlib.ExitStack() as stack:
+                if (lock := Path(str(facts.get("lock", "")))).parent == cache / "locks":
+                    stack.enter_context(locked(lock, 0))  # else somebody is about to start it
+                if wall() - os.stat(f"{name}/data", dir_fd=folder, follow_symlinks=False).st_mtime > 30 * 86400:
+                    remove(folder, name, home / name, "cluster")
+    for place in Path("/dev/shm").glob(f"dbclone-{own_uid()}-*") if sys.platform == "linux" else ():
+        with contextlib.suppress(OSError, ServerError):
+            with opened(place, account) as folder:
+                lost = facts_of(folder).get("cache")
+                if place == home or foreign(folder, place, "home") or not lost or os.path.lexists(lost):
+                    continue
+                found = {name: running for name, _, running in _clusters(folder, place, account)}
+                if any(found.values()) or set(os.listdir(folder)) - set(found) - {MARK}:
+                    continue
+            with reached(place.parent, account) as memory:
+                remove(memory, place.name, place, "home")
+
+
+def _clusters(home: int, path: Path, account: Account) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Yield (name, facts, whether a server runs there or was killed) of the clusters in an open folder that are proved ours, their
+    data too, and in which a user has put nothing."""
+    for name in os.listdir(home):
+        with contextlib.suppress(OSError), inside(home, name) as folder:
+            ours = os.fstat(folder).st_uid == account.uid and not foreign(folder, path / name, "cluster")
+            if not ours or not all(map(_OURS.fullmatch, names := os.listdir(folder))):
                 continue
-            if orphaned:
-                shutil.rmtree(place, ignore_errors=True)
-            for folder in clusters if place == home else ():
-                if wall() - (folder / "data").stat().st_mtime > 30 * 86400:
-                    shutil.rmtree(folder, ignore_errors=True)
+            if "data" not in names:
+                yield name, facts_of(folder), False
+                continue
+            with inside(folder, "data") as data:
+                if not foreign(data, path / name / "data", "data"):
+                    yield name, facts_of(folder), "postmaster.pid" in os.listdir(data)
