@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import adapters
+from . import adapters, databases
 from .copying import warm
 from .embedded import Embedded
 from .errors import Error, ServerNotFound, SettingsError, printable
 from .progress import on_terminal, say
 from .prune import prune as prune_databases
+from .recovery import told
 from .report import template_line
 from .scratch import dropped_at_end, scratch
 from .server import Server, external
@@ -55,11 +56,17 @@ def prune(arguments: argparse.Namespace, settings: Settings) -> int:
     if server is None:
         say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
         return 0
-    with server:
+    with server, told(server, "leftovers were dropped"):
         done = prune_databases(server, everything=arguments.all, dry_run=arguments.dry_run, sizes=True)
         word = "would drop" if arguments.dry_run else "dropped"
-        facts = {"dry_run": arguments.dry_run, "dropped": [{"name": d.name, "reason": why, "bytes": d.bytes} for d, why in done]}
-        say(arguments, facts, [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or ["nothing to drop"])
+        lines = [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or ["nothing to drop"]
+        others = {d.name: d.problem(server.facts.system) for d in databases.listed(server) if d.own and d.other_format}
+        lines += [f"left alone {name}: {why}; that version's own prune drops it" for name, why in others.items()]
+        facts = {
+            "dry_run": arguments.dry_run, "dropped": [{"name": d.name, "reason": why, "bytes": d.bytes} for d, why in done],
+            "left_alone": others,
+        }  # fmt: skip
+        say(arguments, facts, lines)
     return 0
 
 
