@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -173,3 +174,24 @@ def test_it(project, cache):
     if touch != "nothing":
         assert "1 passed, 1 error" in output
         assert ("shop_dev: table public.user" if touch == "a row" else "accounts/letter.txt") in output
+
+
+def test_whole_commands_are_watched_as_tests_are(tmp_path: Path) -> None:
+    """As CI does it: what was planted is written down, and the comparison of another process fails if it differs."""
+    record = tmp_path / "record.json"
+
+    def run(act: str, *more: str | Path) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "tests.developer", act, record, *more]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+    for touched in (False, True):
+        shutil.rmtree(tmp_path / "accounts", ignore_errors=True)
+        assert run("plant", "--folder", tmp_path).returncode == 0
+        beside = [Path(path) for path in json.loads(record.read_text())["files"] if Path(path).parent != tmp_path]
+        assert beside
+        assert all(path.is_dir() for path in beside)
+        if touched:
+            (tmp_path / "accounts" / "keep").chmod(0o600)
+        done = run("compare")
+        assert (done.returncode, "accounts/keep" in done.stdout) == (int(touched), touched), done.stdout + done.stderr
+        assert not any(path.exists() for path in beside)

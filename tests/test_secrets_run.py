@@ -19,6 +19,7 @@ from dbclone.dsn import Dsn
 from dbclone.embedded import Embedded, cluster
 from dbclone.embedded.cluster import Cluster
 
+from . import developer
 from .conftest import Project
 from .private import own_server
 
@@ -116,7 +117,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]) -
         with psycopg.connect(located.dsn.url, autocommit=True) as connection:
             connection.execute("SET log_statement = none")  # the only statement that has to say it
             connection.execute(sql.SQL("CREATE ROLE canary LOGIN CREATEDB PASSWORD {}").format(PASSWORD))
-        yield made, located.dsn.replace(user="canary", password=PASSWORD)
+        with developer.databases(located.dsn.url):
+            yield made, located.dsn.replace(user="canary", password=PASSWORD)
         made.stop()
         process.wait()
 

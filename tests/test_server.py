@@ -22,6 +22,7 @@ from dbclone.errors import OutOfConnections, PermissionMissing, ServerError, Ser
 from dbclone.server import Server
 from dbclone.settings import load
 
+from . import developer
 from .faults.stops import until
 from .private import own_server
 
@@ -59,7 +60,8 @@ def outside(
             connection.execute("CREATE DATABASE home")
             connection.execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
             connection.execute("GRANT CONNECT ON DATABASE postgres TO guarded, humble")
-        yield made
+        with developer.databases(located.dsn.url):
+            yield made
 
 
 def at(outside: Cluster, user: str = "postgres", **more: str) -> Dsn:
