@@ -37,6 +37,12 @@ def folders(start: Path) -> list[Path]:
     return [start]
 
 
+def start_of(rootdir: Path, current: Path) -> Path:
+    """Return the folder to look from in a run of pytest: its rootdir, unless that is one above the current folder which others may
+    write in. pytest takes whoever's pyproject.toml it meets on its way up for a root, also past a repository."""
+    return current if rootdir in current.parents and problem(rootdir, current) else rootdir
+
+
 def tables(start: Path) -> Iterator[tuple[Path, bytes]]:
     """Yield (path, text) of each pyproject.toml of the project that may have settings of ours, the nearest first."""
     for folder in folders(start):

@@ -17,7 +17,7 @@ from . import clock  # noqa: F401 - before a test can set the time
 from .errors import Error, SettingsError, printable
 from .pytest_failures import add_option, keep_if_failed, noted
 from .pytest_items import arrange, marker_arguments
-from .pytest_state import State, mentions_dbclone, real_files, warn
+from .pytest_state import State, mentions_dbclone, real_files, start, warn
 
 if TYPE_CHECKING:
     from .clone import Clone
@@ -74,14 +74,13 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     """Bind the names of the clone before anything of the project is imported."""
     namespace = early_config.known_args_namespace
     given = {name: getattr(namespace, f"dbclone_{name}", None) for name in OPTIONS}
-    if not any(given.values()):
-        root = early_config.rootpath
-        if not any(key.startswith("DBCLONE_") for key in os.environ) and not mentions_dbclone(root):
-            return
+    asked = any(given.values()) or any(key.startswith("DBCLONE_") for key in os.environ)
+    if not asked and not mentions_dbclone(start(early_config)):
+        return
     from . import run, settings
 
     try:
-        found = settings.load(early_config.rootpath, given, prefix="--dbclone-")
+        found = settings.load(start(early_config), given, prefix="--dbclone-")
         if not found.sources:
             return
         run_id, worker = run.identity()

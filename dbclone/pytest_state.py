@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 _ESCAPED = "dbclone/escaped"  # a key of pytest's cache
 
 
-def mentions_dbclone(root: Any) -> bool:
+def start(config: pytest.Config) -> Path:
+    """Return the folder that a run's settings are looked for from."""
+    return project.start_of(config.rootpath, config.invocation_params.dir)
+
+
+def mentions_dbclone(root: Path) -> bool:
     """Whether a pyproject.toml of the project that a folder is in has settings of ours."""
     return next(project.tables(root), None) is not None
 
@@ -65,7 +71,7 @@ class State:
         from .settings import load
 
         if self.settings is None:
-            self.settings = load(self.config.rootpath)
+            self.settings = load(start(self.config))
         return self.settings
 
     def sources(self) -> tuple[Settings, Any]:

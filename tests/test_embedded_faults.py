@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from filelock import FileLock
 
 from dbclone.embedded import Embedded
 from dbclone.embedded.account import private_folder
@@ -277,3 +279,47 @@ def test_homes_in_memory_of_cache_folders_that_are_gone_are_swept_away(tmp_path:
         sweep(homes[1], Path(here.cache_dir), located.cluster.account)
         assert not homes[0].exists()
         assert homes[1].exists()
+
+
+def test_who_waits_for_a_slow_start_waits_as_long_as_something_happens_there(
+    tmp_path: Path, options: dict[str, str], public: Path, start: Start
+) -> None:
+    """Three times `connect_timeout` without any progress is too long; an initdb that writes now and then is not, however slow."""
+    with own_server(tmp_path, options) as plain:
+        slow, gate = gated(public, plain)
+        hasty = {**settings_of(slow), "connect_timeout": "0.5"}
+        try:
+            holder, waiter = start(settings_of(slow)), start(hasty)
+            holder.tell("open")
+            until(lambda: len(waiting(gate)) == 1)
+            (initdb,) = waiting(gate)
+            waiter.tell("open")
+            folder = Embedded.locate(slow).cluster.folder
+            for number in range(8):
+                time.sleep(0.4)
+                (folder / "log").write_text("x" * number)
+            initdb.write_text("\n")
+            found, other = holder.answer(), waiter.answer()
+            assert "error" not in other, other["text"]
+            assert (found["system"], found["started"], other["started"]) == (other["system"], True, False)
+            assert waiter.ask("close") is False
+            assert holder.ask("close") is True
+        finally:
+            clear(Embedded.locate(slow))
+
+
+def test_many_cold_starts_join_without_waiting_for_each_other(own: Settings, start: Start) -> None:
+    """Whoever finds the lock taken joins as soon as the server answers, also while somebody keeps the lock."""
+    with Server.open(own) as server:
+        assert server.embedded is not None
+        hidden = server.embedded.cluster.socket / ".s.PGSQL.5432"
+        hidden.rename(hidden.with_name("hidden"))
+        users = [start(settings_of(own)) for _ in range(4)]
+        with FileLock(server.embedded.lock_path):
+            for user in users:
+                assert user.ask("ready") == "ready"
+                user.tell("open")
+            time.sleep(0.5)
+            hidden.with_name("hidden").rename(hidden)
+            assert [user.answer()["started"] for user in users] == [False] * 4
+        assert [user.ask("close") for user in users] == [False] * 4

@@ -242,7 +242,7 @@ class Cluster:
                 return
             said = (done.stderr or done.stdout).strip()[-2000:]
         free = free_bytes(self.folder)
-        full = "No space left" in said or free < _NEEDED // 4
+        full = "No space left" in said or "Check free disk space" in said or free < _NEEDED // 4
         raise ServerError(
             f"initdb failed in {self.folder}"
             + (f": no space is left there, {free / 2**20:.0f} MB are free and {_NEEDED / 2**20:.0f} MB needed" if full else ""),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 
@@ -11,7 +14,7 @@ import pytest
 from dbclone import adapters
 from dbclone.clone import Clone
 from dbclone.embedded import Embedded
-from dbclone.errors import TemplateError
+from dbclone.errors import ServerError, TemplateError
 from dbclone.marks import clone_name
 from dbclone.prune import prune
 from dbclone.server import Server
@@ -26,17 +29,17 @@ INSERT INTO item SELECT i, repeat('x', 1900) FROM generate_series(1, 5000) AS i;
 """
 
 
-@pytest.fixture
-def small(options: dict[str, str]) -> Iterator[Settings]:
-    """Settings of a project whose private server is on a disk of 200 MB, and whose template has about 17 MB."""
+@contextlib.contextmanager
+def disk(options: dict[str, str], megabytes: int, schema: str = SCHEMA) -> Iterator[Settings]:
+    """Settings of a project whose private server is on a disk of its own."""
     with public_folder() as folder:
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=200m,mode=0755", "none", str(folder)], capture_output=True, text=True
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "none", str(folder)], capture_output=True, text=True
         )
         if mounted.returncode != 0:
             pytest.skip(f"a small disk cannot be made here: {mounted.stderr.strip()}")
         try:
-            (folder / "schema.sql").write_text(SCHEMA)
+            (folder / "schema.sql").write_text(schema)
             more = {"cache_dir": str(folder / "cache"), "data_dir": str(folder / "data"), "name": "full", "schema": "schema.sql"}
             found = load(folder, {**options, **more}, {})
             try:
@@ -45,6 +48,13 @@ def small(options: dict[str, str]) -> Iterator[Settings]:
                 clear(Embedded.locate(found))
         finally:
             subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small(options: dict[str, str]) -> Iterator[Settings]:
+    """Settings of a project on a disk of 200 MB, whose template has about 17 MB."""
+    with disk(options, 200) as found:
+        yield found
 
 
 def until_full(template: Template) -> tuple[list[Clone], TemplateError]:
@@ -93,3 +103,55 @@ def test_the_error_says_what_is_needed_what_is_free_and_what_a_prune_would_free(
             assert connection.execute("SELECT count(*) FROM item").fetchone() == (5000,)
         assert server.fetch("SELECT count(*) FROM pg_database") < before
         made[0].drop()
+
+
+def test_a_disk_that_holds_no_copy_is_an_error_of_ours_at_each_step(options: dict[str, str]) -> None:
+    """CREATE DATABASE says of a full disk only that a checkpoint failed."""
+    said = []
+    with disk(options, 70, "CREATE TABLE item (id int)") as settings:
+        filler = settings.root / "filler"
+        for left in (0, 4):
+            with Server.open(settings) as server:
+                assert server.embedded is not None
+                free = shutil.disk_usage(settings.root).free
+                with open(filler, "wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, max(1, free - left * 2**20))
+                with pytest.raises(TemplateError, match=r"no space is left on the private server to (build|copy)") as caught:
+                    with Template.ensure(server, adapters.load(settings)[0]).clone("gw0", "run"):
+                        raise AssertionError("there was room")
+                said.append(caught.value.message)
+                assert "MB are free" in caught.value.message
+                filler.unlink()
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("left", [0, 1, 20])
+def test_a_disk_that_holds_no_new_server_is_named_as_full(options: dict[str, str], left: int) -> None:
+    with disk(options, 60) as settings:
+        Embedded.locate(settings)  # its cache folder is there
+        with open(settings.root / "filler", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(settings.root).free - left * 2**20)
+        with pytest.raises(ServerError, match="no space is left") as caught:
+            Server.open(settings)
+        assert "Make room there" in caught.value.hint
+        assert not [path for path in settings.root.rglob("*") if path.name.endswith(".new") or path.name.startswith("initdb.")]
+
+
+@pytest.mark.parametrize("what", ["data", "cache"])
+def test_a_disk_that_has_become_read_only_is_named(options: dict[str, str], what: str) -> None:
+    with disk(options, 200) as settings:
+        elsewhere = Embedded.locate(settings).disk
+        if what == "data":
+            settings = load(
+                settings.root, {**options, "data_dir": settings.data_dir, "cache_dir": "/var/tmp/" + elsewhere.name}, {}
+            )
+        Server.open(settings).close()
+        subprocess.run(["mount", "-o", "remount,ro", str(settings.root)], check=True)
+        try:
+            with pytest.raises(ServerError, match="its file system is read-only") as caught:
+                Server.open(settings)
+            assert str(settings.root) in caught.value.message
+            assert "Set cache_dir or data_dir" in caught.value.hint
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", str(settings.root)], check=True)
+            shutil.rmtree("/var/tmp/" + elsewhere.name, ignore_errors=True)
