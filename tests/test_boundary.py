@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -280,3 +282,12 @@ def test_a_template_is_built_again_when_a_role_that_it_lacked_is_there(
             server.connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(first.name)))
             server.connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(first.name)))
             server.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(late)))
+
+
+def test_no_hint_advises_to_write_elsewhere() -> None:
+    """Neither to let psql run a file, which follows \\connect, nor to drop or alter what is not dbclone's."""
+    advice = re.compile(r"(?<!`)psql -\w|by hand|REINDEX there|UPDATE pg_database|DROP DATABASE name")
+    for path in sorted(Path(adapters.__file__).parent.parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not advice.search(node.value), f"{path.name}:{node.lineno}"

@@ -155,16 +155,13 @@ def test_a_template_that_is_stale_or_has_another_collation_is_named_and_built_an
         try:
             server.connection.execute(stale, ["template1"])
             checks = quick(project)
-            assert "template1" in checks["collations"]["to_do"]
+            assert "template1" in checks["collations"]["why"]
             assert checks["collations"]["verdict"] == "warning"
+            assert "ALTER" not in checks["collations"]["to_do"], "no hint writes to what is not ours"
             assert project.run("dbclone", "prepare", "--rebuild").returncode == 0
-            server.connection.execute("CREATE DATABASE unversioned TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'")
-            server.connection.execute(stale, ["unversioned"])
-            for command in quick(project)["collations"]["to_do"].split("then: ")[1].split("; "):
-                server.connection.execute(command.encode())
+            server.connection.execute("UPDATE pg_database SET datcollversion = %s WHERE datname = 'template1'", [before])
             assert quick(project)["collations"]["verdict"] == "ok"
         finally:
-            server.connection.execute("DROP DATABASE IF EXISTS unversioned")
             server.connection.execute("UPDATE pg_database SET datcollversion = %s WHERE datname = 'template1'", [before])
     found = databases.find(server, name)
     assert found is not None
