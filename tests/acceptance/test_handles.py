@@ -82,7 +82,7 @@ import contextlib, pytest
 from models import *
 import models
 
-RESETS = [pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("rollback", "truncate", "clone", "drop", "auto")]
+RESETS = [pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("rollback", "truncate", "clone", "drop")]
 
 def check(database):
     assert User.select().count() == 0
@@ -126,7 +126,7 @@ def test_in_a_test(dbclone, way, reset):
     WAYS[way]()
     assert User.select().count() == 2
 
-@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("reset", RESETS[:2])
 @pytest.mark.parametrize("way", WAYS)
 def test_in_a_fixture(dbclone, late, reset):
     check(db)
@@ -164,7 +164,7 @@ def test_in_a_test(dbclone, way, reset):
     WAYS[way]()
     check(db)
 
-@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("reset", RESETS[:2])
 def test_in_a_fixture(dbclone, late, reset):
     check(db)
 """
@@ -195,13 +195,13 @@ def test_an_application_of_its_own(dbclone, reset, n):
 @pytest.mark.parametrize(
     ("handle", "tests", "passed", "workers"),
     [
-        ("db = DatabaseProxy()" + USER % "db", PROXY.replace("{{", "{").replace("}}", "}"), 95, "0"),
-        ("db = PostgresqlDatabase(None)" + USER % "db", DEFERRED, 20, "0"),
+        ("db = DatabaseProxy()" + USER % "db", PROXY.replace("{{", "{").replace("}}", "}"), 60, "0"),
+        ("db = PostgresqlDatabase(None)" + USER % "db", DEFERRED, 12, "0"),
         (
             "from playhouse.flask_utils import FlaskDB\ndb = flask_db = FlaskDB()\nflask_db.database = DatabaseProxy()"
             + USER % "flask_db.database",
             FLASK,
-            10,
+            8,
             "2",
         ),
     ],
@@ -212,7 +212,7 @@ def test_peewees_handles_are_followed(
 ) -> None:
     project.write(models=PEEWEE + handle, test_a=CHECK + tests)
     done = project.pytest("-q", "-n", workers, "-p", "no:randomly", **developer.environ)
-    assert f"{passed} passed" in done.stdout.splitlines()[-1], done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"{passed} passed"), done.stdout
     assert "warning" not in done.stdout.splitlines()[-1], done.stdout
 
 
@@ -258,7 +258,7 @@ import asyncio, pytest
 import models
 from models import *
 
-RESETS = [pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("rollback", "truncate", "clone", "drop", "auto")]
+RESETS = [pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("rollback", "truncate", "clone", "drop")]
 
 def check(session):
     with session:
@@ -290,7 +290,7 @@ def test_in_a_test(dbclone, way, reset):
     WAYS[way]()
     check(Session())
 
-@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("reset", RESETS[:2])
 @pytest.mark.parametrize("way", WAYS)
 def test_in_a_fixture(dbclone, late, reset):
     check(Session())
@@ -358,7 +358,7 @@ def test_another_one_to_the_same_place(dbclone, reset):
 
 @pytest.mark.parametrize(
     ("bind", "tests", "passed", "workers"),
-    [("Session", SESSIONS, 35, "0"), ("Scoped", SCOPED, 15, "2"), ("Async", ASYNC, 10, "0"), ("engine", ENGINE, 25, "0")],
+    [("Session", SESSIONS, 22, "0"), ("Scoped", SCOPED, 12, "2"), ("Async", ASYNC, 8, "0"), ("engine", ENGINE, 20, "0")],
 )
 def test_sqlalchemys_handles_are_followed(
     project: Project, developer: Developer, bind: str, tests: str, passed: int, workers: str
@@ -367,7 +367,7 @@ def test_sqlalchemys_handles_are_followed(
     source = SQLALCHEMY.replace("engine = None", "engine = dev()") if bind == "engine" else SQLALCHEMY
     project.write(models=source, test_a=ALCHEMY + tests)
     done = project.pytest("-q", "-n", workers, "-p", "no:randomly", **developer.environ)
-    assert f"{passed} passed" in done.stdout.splitlines()[-1], done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"{passed} passed"), done.stdout
     assert "dbclone" not in done.stderr
 
 
@@ -387,7 +387,7 @@ import asyncio, pytest
 import models
 from models import *
 
-RESETS = [pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("rollback", "truncate", "clone", "drop", "auto")]
+RESETS = [pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("rollback", "truncate", "clone", "drop")]
 
 def assigned(kind=ConnectionPool, **options):
     models.pool.close()
@@ -423,7 +423,7 @@ def test_in_a_test(dbclone, way, reset):
     models.pool.close()
     models.pool = ConnectionPool(DEV, open=False)
 
-@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("reset", RESETS[:2])
 @pytest.mark.parametrize("way", WAYS)
 def test_in_a_fixture(dbclone, late, reset):
     check()
@@ -436,7 +436,7 @@ import asyncio, pytest
 import models
 from models import *
 
-RESETS = [pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("rollback", "truncate", "clone", "drop", "auto")]
+RESETS = [pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("rollback", "truncate", "clone", "drop")]
 
 async def program(way):
     if way == "opened":
@@ -464,10 +464,10 @@ def test_in_a_test(dbclone, way, reset):
 """
 
 
-@pytest.mark.parametrize(("bind", "tests", "passed"), [("pool", POOL, 40), ("apool", APOOL, 15)])
+@pytest.mark.parametrize(("bind", "tests", "passed"), [("pool", POOL, 24), ("apool", APOOL, 12)])
 def test_pools_are_followed(project: Project, developer: Developer, bind: str, tests: str, passed: int) -> None:
     project.configure(schema="*.sql", bind=f"models:{bind}")
     project.write(models=POOLS, test_a=tests)
     (project.folder / "schema.sql").write_text('CREATE TABLE "user" (id serial PRIMARY KEY, name text);\n')
     done = project.pytest("-q", "-p", "no:randomly", **developer.environ)
-    assert f"{passed} passed" in done.stdout.splitlines()[-1], done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"{passed} passed"), done.stdout
