@@ -236,7 +236,9 @@ def with_libpq_defaults(dsn: Dsn) -> Dsn:
 
 def libpq_options(dsn: Dsn) -> str:
     """Return the settings with which libpq begins a session at `dsn`: its own, or those of libpq's variables and their service."""
-    return dsn.get("options") or next((value for key, _, value, _ in _libpq() if key == "options"), "")
+    if dsn.get("options") or not os.environ.get("PGSERVICE"):  # only a service has to be looked up in files
+        return dsn.get("options") or os.environ.get("PGOPTIONS", "")
+    return next((value for key, _, value, _ in _libpq() if key == "options"), "")
 
 
 def child_environment(dsn: Dsn, current: Mapping[str, str]) -> dict[str, str]:
