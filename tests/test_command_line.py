@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -102,7 +103,7 @@ def program(path: Path, text: str) -> None:
 def test_who_only_looks_runs_no_program_that_a_repository_names(project: Project, words: tuple[str, ...], tmp_path: Path) -> None:
     """Somebody may look at what they have just cloned. What they say themselves is their own."""
     ran = tmp_path / "ran"
-    own = {"DBCLONE_CACHE_DIR": str(tmp_path / "cache")}
+    own: dict[str, Any] = {"DBCLONE_CACHE_DIR": str(tmp_path / "cache")}
     for name in ("postgres", "initdb", "pg_config", "psql"):
         program(project.folder / "bin" / name, f"echo {name} >> {ran}; echo 'postgres (PostgreSQL) 18.1'")
     project.environ.pop("DBCLONE_BINARIES", None)

@@ -337,9 +337,9 @@ def test_nothing_of_roots_is_given_away_however_quick_the_servers_account_is(tmp
                 folder = home / f"dbclone-{number % 5}"
                 cluster = Cluster(folder, folder, program, account)
                 for act in (
-                    lambda cluster=cluster: private_folder(cluster.folder, account, "cluster"),  # type: ignore[misc]
+                    lambda cluster=cluster: private_folder(cluster.folder, account, "cluster"),
                     cluster.init,
-                    lambda cluster=cluster: cluster.start(0.05),  # type: ignore[misc]
+                    lambda cluster=cluster: cluster.start(0.05),
                     cluster.remove,
                     cluster.pid,
                     lambda: sweep(home, public / "cache", account),
