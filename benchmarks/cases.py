@@ -12,10 +12,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import RESETS
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .goals import Goal
 from .pings import Ping, Run, quiet

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dbclone import databases
-from dbclone.copying import warm
-from dbclone.embedded.cluster import free_bytes
-from dbclone.server import Server
-from dbclone.template import Template
+from dbclone.databases import ddl
+from dbclone.databases.copying import warm
+from dbclone.server.private.cluster import free_bytes
+from dbclone.server.server import Server
+from dbclone.template.template import Template
 
 from .pairs import summary
 from .pings import settings
@@ -197,7 +197,7 @@ def _measured(place: Place, server: Server, where: str, directory: Path | None, 
                 sized.seconds.clear()
             if number >= 3 and place.left < 0:
                 break
-    databases.drop(server, sized.template.database)
+    ddl.drop(server, sized.template.database)
     return sized.data(where)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 # Settings that decide what a commit, a copy or a new file costs; those that a version does not know are left out.
 _SETTINGS = (

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dbclone.dsn import Dsn
-from dbclone.embedded.account import private_folder, server_account
-from dbclone.embedded.binaries import find
-from dbclone.embedded.cluster import Cluster
 from dbclone.errors import ServerError
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.private.account import private_folder, server_account
+from dbclone.server.private.binaries import find
+from dbclone.server.private.cluster import Cluster
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent

@@ -34,9 +34,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dbclone import databases
-from dbclone.server import Server
-from dbclone.template import Template
+from dbclone.databases import ddl
+from dbclone.server.server import Server
+from dbclone.template.template import Template
 
 from .cases import FRESH, Case
 from .goals import Cheaper, Goal, Milliseconds, Pings, judged
@@ -183,7 +183,7 @@ def prepared(place: Place, pinned: bool, chosen: list[Case]) -> Iterator[Way]:
             for shop in dict.fromkeys(case.shop for case in chosen):
                 say(f"{way.name}: a template of {shop.tables:,} tables and {shop.seeds:,} rows")
                 way.templates[shop] = Template.ensure(way.server, shop)
-                stack.callback(databases.drop, way.server, way.templates[shop].database)
+                stack.callback(ddl.drop, way.server, way.templates[shop].database)
         yield way
 
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dbclone import databases
-from dbclone.server import Server
-from dbclone.template import Template
+from dbclone.databases import ddl
+from dbclone.server.server import Server
+from dbclone.template.template import Template
 
 from .pings import percentile, settings
 from .places import EMBEDDED, GIVEN, ROOT, Place, child_environment, say
@@ -118,7 +118,7 @@ def measure(place: Place) -> dict[str, Any]:
         total = 300 if place.quick else 10_000
         wear = [worn(server, template, shop, reset, total, say) for reset in ("truncate", "rollback")]
         found = settings(server)
-        databases.drop(server, template.database)
+        ddl.drop(server, template.database)
     return {"servers": {GIVEN if place.url else EMBEDDED: found}, "rows": rows, "wear": wear, "left_out": left_out}
 
 

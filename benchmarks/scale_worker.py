@@ -14,9 +14,9 @@ from typing import Any
 
 import psycopg
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .shop import Shop, inserts
 

@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from dbclone.schema import Progress, digest
+from dbclone.schema.manifest import digest
+from dbclone.schema.sources import Progress
 
 Connection = psycopg.Connection[Any]
 _KINDS = ("customer", "purchase", "item")

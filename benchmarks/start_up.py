@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbclone.embedded import Embedded
+from dbclone.server.private.server import Embedded
 from dbclone.settings import load
 
 from .pairs import summary
@@ -111,7 +111,12 @@ class Projects:
         found = [
             Contender(python, self.bare, ("-c", "pass")),
             Contender("import dbclone", self.bare, ("-c", "import dbclone"), control=python),
-            Contender("import dbclone.pytest_plugin", self.bare, ("-c", "import dbclone.pytest_plugin"), control="import pytest"),
+            Contender(
+                "import dbclone.pytest_plugin.plugin",
+                self.bare,
+                ("-c", "import dbclone.pytest_plugin.plugin"),
+                control="import pytest",
+            ),
             Contender("import pytest", self.bare, ("-c", "import pytest")),
             Contender("psycopg, peewee", self.bare, imports),
             Contender("prepare, warm", self.folder, ("-m", "dbclone", "prepare"), stop, "psycopg, peewee"),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import dbclone
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from .pings import percentile, settings
 from .places import DURABLE, Place, child_environment, file_system, say

@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from dbclone.clone import Clone
-from dbclone.server import Server
-from dbclone.template import Template
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
+from dbclone.template.template import Template
 
 from .cases import Case, Contender
 from .pings import Run

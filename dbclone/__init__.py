@@ -29,11 +29,11 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .clone import Clone
-    from .isolation import Isolation
-    from .run import prepare
+    from .clone.clone import Clone
+    from .clone.isolation import Isolation
+    from .runner import prepare
     from .settings import Settings
-    from .template import Template
+    from .template.template import Template
 
 __all__ = [
     "BuildFailed",
@@ -59,7 +59,13 @@ __all__ = [
     "prepare",
 ]
 
-_LAZY = {"Clone": "clone", "Isolation": "isolation", "Settings": "settings", "Template": "template", "prepare": "run"}
+_LAZY = {
+    "Clone": "clone.clone",
+    "Isolation": "clone.isolation",
+    "Settings": "settings",
+    "Template": "template.template",
+    "prepare": "runner",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import sys
 def main() -> int:
     """Run the command line; the console script `dbclone` starts here too."""
     try:
-        from .cli import main as run
+        from .cli.main import main as run
 
         return run()
     except KeyboardInterrupt:  # while modules are imported, too

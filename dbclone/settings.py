@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import project
-from .dsn import mask_any, parse
 from .errors import SettingsError, encodable, masked
+from .process import project
+from .server.dsn import mask_any, parse
 
 RESETS = ("auto", "rollback", "truncate", "clone", "drop", "none")
 LEAKS = ("fail", "terminate")

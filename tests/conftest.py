@@ -21,13 +21,13 @@ import hypothesis
 import psycopg
 import pytest
 
-from dbclone import adapters
-from dbclone.dsn import Dsn
-from dbclone.embedded import Embedded
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.adapters import handles
+from dbclone.databases.prune import prune
+from dbclone.server.dsn import Dsn
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from . import developer
 from .private import clear
@@ -141,7 +141,7 @@ def _comment_of_a_clone(settings: Settings, folder: Path) -> str:
     (folder / "schema.sql").write_text("CREATE TABLE item (id int)")
     own = replace(settings, root=folder, name="copied", schema=("schema.sql",), retain_days=0)
     with Server.open(own) as server:
-        with Template.ensure(server, adapters.load(own)[0]).clone("gw0") as clone:
+        with Template.ensure(server, handles.load(own)[0]).clone("gw0") as clone:
             ((comment,),) = server.fetch(
                 "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [clone.name]
             )

@@ -13,10 +13,10 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from dbclone.clone import Clone
-from dbclone.marks import FORMAT, Mark, limit_for
-from dbclone.server import Server
-from dbclone.template import Template
+from dbclone.clone.clone import Clone
+from dbclone.databases.naming import FORMAT, Mark, limit_for
+from dbclone.server.server import Server
+from dbclone.template.template import Template
 
 from .faults.stops import ended, until
 

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from dbclone.dsn import Dsn
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 
 _STATE = (
     "SELECT ctid::text, xmin::text, * FROM customer ORDER BY ctid",

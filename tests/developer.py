@@ -25,7 +25,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import conninfo, sql
 
-from dbclone.marks import NO_LIMIT
+from dbclone.databases.naming import NO_LIMIT
 
 from .oracle import differences, fingerprint
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import psycopg
 
-from dbclone import adapters, databases
-from dbclone.marks import Mark, clone_name
-from dbclone.pool import Pool
-from dbclone.server import Server
+from dbclone.adapters import handles
+from dbclone.databases import ddl
+from dbclone.databases.naming import Mark, clone_name
+from dbclone.databases.warm_pool import Pool
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 
@@ -30,7 +31,7 @@ class Worker:
 
     def __init__(self, settings: Settings, limit: int, run: str = "r") -> None:
         self.server = Server.open(settings)
-        self.template = Template.ensure(self.server, adapters.load(settings)[0])
+        self.template = Template.ensure(self.server, handles.load(settings)[0])
         self.name = clone_name(settings.project, run, "gw0")
         self.mark = Mark.make("clone", settings.project, self.server.facts.system, run=run, worker="gw0")
         assert self.server.leases.take(self.name)
@@ -44,7 +45,7 @@ class Worker:
 
     @property
     def oid(self) -> int:
-        found = databases.find(self.server, self.name)
+        found = ddl.find(self.server, self.name)
         assert found is not None
         assert (found.mark, found.problem(self.server.facts.system)) == (self.mark.bound(self.name, found.oid), "")
         return found.oid
@@ -67,9 +68,9 @@ class Worker:
     def close(self) -> None:
         self.pool.close()
         with contextlib.suppress(psycopg.OperationalError):
-            found = databases.find(self.server, self.name)
+            found = ddl.find(self.server, self.name)
             if found is not None:
-                databases.drop(self.server, found, force=True)
+                ddl.drop(self.server, found, force=True)
         self.server.close()
 
 

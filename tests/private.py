@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbclone.embedded import Embedded
+from dbclone.server.private.server import Embedded
 from dbclone.settings import Settings, load
 
 from . import developer
@@ -23,7 +23,7 @@ from . import developer
 PROGRAM = """
 import json, sys
 from dbclone.errors import Error
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
 options, setup = json.loads(sys.argv[1]), sys.argv[2]
 exec(setup)

@@ -12,10 +12,10 @@ from typing import Any
 import psycopg
 import psycopg2.extensions as extensions
 
-from dbclone.reset.psycopg2_sandbox import Gate
 from dbclone.reset.rollback import Rollback
-from dbclone.reset.sandbox import Session
-from dbclone.server import Server
+from dbclone.sandbox.session import Session
+from dbclone.sandbox.wire.psycopg2 import Gate
+from dbclone.server.server import Server
 
 Connect = Callable[..., Any]
 SCHEMA = """

@@ -11,11 +11,11 @@ from typing import Any
 
 import psycopg
 
-from dbclone import adapters
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 SCHEMA = """
 CREATE TABLE parent (id serial PRIMARY KEY, name text UNIQUE);
@@ -78,7 +78,7 @@ def cloned(
     own = replace(settings, name=f"shop{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",), **options)
     server.settings, before = own, server.settings
     try:
-        parts, handle = adapters.load(own, build if by_callable else None)
+        parts, handle = handles.load(own, build if by_callable else None)
         with Template.ensure(server, parts, handle).clone("main") as clone:
             yield clone
     finally:

@@ -15,15 +15,18 @@ import psycopg_pool
 import pytest
 import sqlalchemy
 
-from dbclone import adapters, checks, databases
-from dbclone.checks import Patient
-from dbclone.clone import Clone
-from dbclone.dsn import Dsn
+from dbclone.adapters import handles as adapters
+from dbclone.clone.clone import Clone
+from dbclone.clone.roles import Role
+from dbclone.databases import ddl
+from dbclone.diagnostics import checks
+from dbclone.diagnostics.checks import Patient
 from dbclone.errors import SettingsError
-from dbclone.roles import Role, ensure_role
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.roles import ensure_role
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 
 @pytest.fixture
@@ -250,4 +253,4 @@ def test_a_builder_who_may_not_end_the_applications_sessions_waits_for_their_end
                 pool.open()
                 pool.wait()
             assert clone.report.notes == []
-            assert databases.find(opened, clone.name) is None
+            assert ddl.find(opened, clone.name) is None

@@ -12,9 +12,9 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from dbclone import SettingsError
-from dbclone.adapters import bound
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
+from dbclone.adapters.handles import bound
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
 
 from .test_pools_of_connections import ELSEWHERE, INSERT, clone, handle
 from .twice import rows

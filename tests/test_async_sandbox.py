@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .twice import arefused, table, twice

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dbclone import SandboxLimit
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
 
 from .test_async_sandbox import INSERT, Program, _bounded, both, clone
 from .twice import TIMEOUT

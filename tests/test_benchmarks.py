@@ -20,10 +20,10 @@ from benchmarks.goals import Cheaper, Milliseconds, Pings, judged
 from benchmarks.pings import Figures, Run, percentile
 from benchmarks.reset_costs import QUICK, cases
 from benchmarks.shop import Broken, Shop, inserts, reads, updates
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .oracle import fingerprint
 

@@ -20,9 +20,9 @@ from benchmarks.scale import Failed, _round, crew
 from benchmarks.shop import Broken
 from benchmarks.start_up import Projects
 from benchmarks.suites import CONTENDERS, SIZES, Cell, Suites, cells, generate
-from dbclone import databases
-from dbclone.server import Server
-from dbclone.template import Template
+from dbclone.databases import ddl
+from dbclone.server.server import Server
+from dbclone.template.template import Template
 
 SIZE = 4
 
@@ -174,7 +174,7 @@ def test_copies_are_made_by_all_contenders_and_dropped(server: Server) -> None:
     assert [(contender, len(found)) for (contender, _), found in sized.seconds.items()] == [("file_copy", 1), (POOL, 1), (COPY, 1)]
     assert not (Path(folder) / "base" / "copied").exists()
     assert all(row["median"] > 0 for row in sized.data("here"))
-    databases.drop(server, sized.template.database)
+    ddl.drop(server, sized.template.database)
     assert _databases(server) == before
 
 
@@ -261,5 +261,5 @@ def test_what_a_part_had_when_it_was_ended_is_kept(tmp_path: Path, monkeypatch: 
 def test_templates_of_all_sizes_are_as_large_as_they_should_be(server: Server) -> None:
     sized = Sized.make(server, 16)
     assert 14 < sized.megabytes < 19
-    databases.drop(server, sized.template.database)
+    ddl.drop(server, sized.template.database)
     assert isinstance(sized.template, Template)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.embedded import binaries
-from dbclone.embedded.account import server_account
-from dbclone.embedded.binaries import Binaries, find
 from dbclone.errors import ServerError, ServerNotFound
+from dbclone.server.private import binaries
+from dbclone.server.private.account import server_account
+from dbclone.server.private.binaries import Binaries, find
 from dbclone.settings import Settings, load
 
 from .private import public_folder

@@ -14,13 +14,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters
-from dbclone.dsn import Dsn
+from dbclone.adapters import handles
 from dbclone.errors import BuildFailed
-from dbclone.schema import Command, SqlFiles
-from dbclone.server import Server
+from dbclone.schema.sources import Command, SqlFiles
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .decoys import logging
@@ -116,7 +116,7 @@ def test_nothing_runs_if_the_second_of_three_files_leaves(
                         tmp_path, {"schema": ["1.sql", "2.sql", "3.sql"], "name": "bad", "cache_dir": settings.cache_dir}, {}
                     )
                     with pytest.raises(BuildFailed, match=r"^2\.sql:\d+: ") as caught:
-                        Template.ensure(plain, adapters.load(own)[0])
+                        Template.ensure(plain, handles.load(own)[0])
                     assert "Nothing has been run." in caught.value.detail, kind
                     assert caught.value.hint, kind
                 with log.open("rb") as file:
@@ -258,7 +258,7 @@ def test_a_file_whose_name_has_spaces_is_a_file(tmp_path: Path) -> None:
         "psql -X -v ON_ERROR_STOP=1 -f structure.sql": Command,
         "cat structure.sql": Command,
     }.items():
-        assert isinstance(adapters.load(load(tmp_path, {"schema": [spec]}, {}))[0], kind), spec
+        assert isinstance(handles.load(load(tmp_path, {"schema": [spec]}, {}))[0], kind), spec
 
 
 def test_a_template_is_built_again_when_a_role_that_it_lacked_is_there(
@@ -269,13 +269,13 @@ def test_a_template_is_built_again_when_a_role_that_it_lacked_is_there(
     (tmp_path / "a.sql").write_text(f"CREATE TABLE item (id int); GRANT SELECT ON item TO {late};")
     own = load(tmp_path, {"schema": ["a.sql"], "name": f"late{uuid.uuid4().hex[:6]}", "cache_dir": settings.cache_dir}, {})
     with Server.open(own, role) as plain:
-        first = Template.ensure(plain, adapters.load(own)[0])
+        first = Template.ensure(plain, handles.load(own)[0])
         assert first.notes == (f"a.sql: left out, because there is no role {late}: GRANT",)
-        assert not Template.ensure(plain, adapters.load(own)[0]).built
+        assert not Template.ensure(plain, handles.load(own)[0]).built
         plain.leases.give_up(first.name, shared=True)
         server.connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(late)))
         try:
-            second = Template.ensure(plain, adapters.load(own)[0])
+            second = Template.ensure(plain, handles.load(own)[0])
             assert (second.built, second.why) == (True, (f"role {late} was not there and is now",))
             assert second.notes == ()
         finally:
@@ -287,7 +287,7 @@ def test_a_template_is_built_again_when_a_role_that_it_lacked_is_there(
 def test_no_hint_advises_to_write_elsewhere() -> None:
     """Neither to let psql run a file, which follows \\connect, nor to drop or alter what is not dbclone's."""
     advice = re.compile(r"(?<!`)psql -\w|by hand|REINDEX there|UPDATE pg_database|DROP DATABASE name")
-    for path in sorted(Path(adapters.__file__).parent.parent.rglob("*.py")):
+    for path in sorted(Path(handles.__file__).parent.parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not advice.search(node.value), f"{path.name}:{node.lineno}"

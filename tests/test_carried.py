@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import databases
-from dbclone.dsn import Dsn
+from dbclone.databases import ddl
 from dbclone.errors import PermissionMissing
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from .oracle import differences, fingerprint
@@ -138,4 +138,4 @@ def test_tables_in_another_tablespace_are_copied_and_reset(
                 assert isolation.execute(query).fetchone() == (tablespace,)
                 assert isolation.execute("SELECT array_agg(id) FROM item").fetchone() == ([1],)
                 isolation.execute("INSERT INTO item VALUES (2)")
-    databases.drop(server, clone.template)
+    ddl.drop(server, clone.template)

@@ -11,14 +11,15 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, copying, databases
+from dbclone.adapters import handles
+from dbclone.databases import copying, ddl
+from dbclone.databases.naming import clone_name
+from dbclone.databases.prune import prune
 from dbclone.errors import TemplateError
-from dbclone.leases import Leases
-from dbclone.marks import clone_name
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.server.locks import Leases
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .faults.stops import ended
@@ -40,11 +41,11 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Open]:
 
 
 def ensure(server: Server) -> Template:
-    return Template.ensure(server, adapters.load(server.settings)[0])
+    return Template.ensure(server, handles.load(server.settings)[0])
 
 
 def oid(server: Server, name: str) -> int:
-    found = databases.find(server, name)
+    found = ddl.find(server, name)
     assert found is not None
     return found.oid
 
@@ -61,7 +62,7 @@ def test_a_clone_has_the_name_that_everybody_computes_from_run_and_owner(project
     with template.clone("gw3", "run 1") as clone:
         assert clone.name == clone_name(project.name, "run 1", "gw3")
         assert project.clones(template.server) == [clone.name]
-        mark = databases.listed(template.server, clone.name)[0].mark
+        mark = ddl.listed(template.server, clone.name)[0].mark
         assert mark is not None
         assert (mark.kind, mark.run, mark.worker) == ("clone", "run 1", "gw3")
         assert items(clone.url) == 100
@@ -151,7 +152,7 @@ def test_a_warm_clone_is_taken_and_equal_to_a_cold_one(project: Project, shop: O
             assert items(clone.url) == 100
             with clone.connect() as connection:
                 assert connection.execute("SHOW my.setting").fetchone() == ("7",)
-        mark = databases.listed(server, warm.name)[0].mark
+        mark = ddl.listed(server, warm.name)[0].mark
         assert mark is not None
         assert (mark.kind, mark.worker) == ("clone", "gw0")
 
@@ -159,16 +160,16 @@ def test_a_warm_clone_is_taken_and_equal_to_a_cold_one(project: Project, shop: O
 def test_a_warm_clone_that_is_still_being_made_is_not_taken(project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its mark before it has the template's settings; its lease says that it is not ready."""
     maker, taker = ensure(shop()), ensure(shop())
-    real, claims = databases.carry_over, []
+    real, claims = ddl.carry_over, []
 
     def carry_over(server: Server, source: str, target: str) -> None:
         if server is maker.server:
-            mark = databases.listed(server, target)[0].mark
+            mark = ddl.listed(server, target)[0].mark
             assert mark is not None
             claims.append(copying.claim_warm(taker.server, taker.database, clone_name(project.name, "r", "gw0"), mark))
         real(server, source, target)
 
-    monkeypatch.setattr(databases, "carry_over", carry_over)
+    monkeypatch.setattr(ddl, "carry_over", carry_over)
     copying.warm(maker.server, maker.database, 1)
     assert claims == [False]
     (spare,) = project.clones(maker.server)
@@ -182,7 +183,7 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
     templates = [ensure(shop(clone_limit="2")) for _ in range(6)]
     arrived, everybody = threading.Semaphore(0), threading.Event()
     lock, now, most = threading.Lock(), 0, 0
-    slot, create = Leases.slot, databases.create
+    slot, create = Leases.slot, ddl.create
     tries: dict[int, int] = {}
 
     def arriving(self: Leases, *arguments: Any, **named: Any) -> Any:
@@ -212,7 +213,7 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
 
     monkeypatch.setattr(Leases, "slot", arriving)
     monkeypatch.setattr(Leases, "_try_lock", trying)
-    monkeypatch.setattr(databases, "create", counting)
+    monkeypatch.setattr(ddl, "create", counting)
     made: list[str] = []
     threads = [threading.Thread(target=lambda t=t: made.append(t.clone().name)) for t in templates]
     for thread in threads:
@@ -232,7 +233,7 @@ def test_a_warm_clone_of_a_template_that_was_rebuilt_is_not_taken_but_pruned(pro
     copying.warm(server, template.database, 1)
     (stale,) = project.clones(server)
     before = oid(server, stale)
-    rebuilt = Template.ensure(server, adapters.load(server.settings)[0], rebuild=True)
+    rebuilt = Template.ensure(server, handles.load(server.settings)[0], rebuild=True)
     with rebuilt.clone() as clone:
         assert oid(server, clone.name) != before
     assert copying.warm(server, rebuilt.database, 1) == 1

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.cli import _parser, main
-from dbclone.server import Server
+from dbclone.cli.main import _parser, main
+from dbclone.server.server import Server
 
 from .conftest import Project
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.dsn import Dsn, parse
-from dbclone.environment import place_in_form, program_environment
-from dbclone.server import Server
+from dbclone.schema.environment import place_in_form, program_environment
+from dbclone.server.dsn import Dsn, parse
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from .conftest import Project

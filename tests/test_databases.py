@@ -10,13 +10,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, databases
-from dbclone.dsn import Dsn
+from dbclone.adapters import handles
+from dbclone.databases import ddl
+from dbclone.databases.naming import Database, Mark, build_name, limit_for, template_name
 from dbclone.errors import NotOurs, TemplateError
-from dbclone.marks import Database, Mark, build_name, limit_for, template_name
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 
@@ -46,21 +47,21 @@ def plain(server: Server, name: str, comment: str = "", options: str = "") -> No
 
 
 def found(server: Server, name: str) -> Database:
-    database = databases.find(server, name)
+    database = ddl.find(server, name)
     assert database is not None
     return database
 
 
 def test_what_is_created_is_marked_and_can_be_dropped(server: Server, name: str) -> None:
-    databases.create(server, name, "template0", mark(server))
+    ddl.create(server, name, "template0", mark(server))
     made = found(server, name)
     limit = limit_for(name, server.facts.system)
     assert (made.own, made.sealed, made.limit, made.problem(server.facts.system)) == (True, False, limit, "")
     assert made.mark is not None
     assert (made.mark.kind, made.mark.name, made.mark.oid) == ("clone", name, made.oid)
-    databases.drop(server, made)
-    assert databases.find(server, name) is None
-    databases.drop(server, made)  # gone already is no error
+    ddl.drop(server, made)
+    assert ddl.find(server, name) is None
+    ddl.drop(server, made)  # gone already is no error
 
 
 @pytest.mark.parametrize(
@@ -83,17 +84,17 @@ def test_a_database_with_our_kind_of_name_and_no_mark_of_ours_is_never_dropped(
     """E13, promise 1."""
     plain(server, name, comment.replace("SYSTEM", server.facts.system))
     with pytest.raises(NotOurs, match=reason):
-        databases.drop(server, found(server, name), force)
-    assert databases.find(server, name) is not None
+        ddl.drop(server, found(server, name), force)
+    assert ddl.find(server, name) is not None
 
 
 def test_our_mark_on_a_database_of_another_role_is_no_licence(server: Server, role: Dsn, name: str) -> None:
     """Only an owner can write a comment, so a mark proves something only together with the owner."""
     plain(server, name, "", f"OWNER {role.get('user')}")
-    databases.comment(server, name, mark(server).bound(name, found(server, name).oid))
+    ddl.comment(server, name, mark(server).bound(name, found(server, name).oid))
     with pytest.raises(NotOurs, match="belongs to another role"):
-        databases.drop(server, found(server, name))
-    assert databases.find(server, name) is not None
+        ddl.drop(server, found(server, name))
+    assert ddl.find(server, name) is not None
 
 
 @pytest.mark.parametrize("name_", ["postgres", "template1", "Dbclone_x_t_1", "dbclone_x_t_1\n", "dbclone_é", "dbclone_" + "x" * 56])
@@ -101,8 +102,8 @@ def test_a_name_that_we_do_not_give_is_refused_before_anything_is_sent(name_: st
     """B5, B6: also 64 bytes of it, which the server would cut, and a line feed at its end."""
     before = server.fetch("SELECT oid, datname FROM pg_database ORDER BY 1")
     for attempt in (
-        lambda: databases.create(server, name_, "template0", mark(server)),
-        lambda: databases.rename(server, "postgres", name_),
+        lambda: ddl.create(server, name_, "template0", mark(server)),
+        lambda: ddl.rename(server, "postgres", name_),
     ):
         with pytest.raises(TemplateError, match="not a name that dbclone gives"):
             attempt()
@@ -113,51 +114,51 @@ def test_a_name_that_we_do_not_give_is_refused_before_anything_is_sent(name_: st
 
 def test_a_database_is_looked_up_again_before_it_is_dropped(server: Server, name: str) -> None:
     """Between list and drop somebody dropped it and made another of the same name: that one stays."""
-    databases.create(server, name, "template0", mark(server))
+    ddl.create(server, name, "template0", mark(server))
     seen = found(server, name)
-    databases.drop(server, seen)
-    databases.create(server, name, "template0", mark(server))
-    databases.drop(server, seen)
-    databases.drop(server, found(server, name))
-    assert databases.find(server, name) is None
+    ddl.drop(server, seen)
+    ddl.create(server, name, "template0", mark(server))
+    ddl.drop(server, seen)
+    ddl.drop(server, found(server, name))
+    assert ddl.find(server, name) is None
 
 
 def test_an_interrupted_drop_is_finished_without_losing_our_connection(server: Server, name: str) -> None:
     """B13: ALTER on such a database is FATAL; only DROP works, with force or without."""
     for force in (False, True):
-        databases.create(server, name, "template0", mark(server))
+        ddl.create(server, name, "template0", mark(server))
         server.fetch("UPDATE pg_database SET datconnlimit = -2 WHERE datname = %s RETURNING 1", [name])
-        databases.drop(server, found(server, name), force)
-        assert databases.find(server, name) is None
+        ddl.drop(server, found(server, name), force)
+        assert ddl.find(server, name) is None
 
 
 def test_the_rename_to_a_taken_name_says_so_and_changes_nothing(server: Server, name: str) -> None:
     other = build_name("databases")
     for each in (name, other):
-        databases.create(server, each, "template0", mark(server))
+        ddl.create(server, each, "template0", mark(server))
     before = found(server, name)
-    assert not databases.rename(server, other, name)
+    assert not ddl.rename(server, other, name)
     assert found(server, name) == before
-    databases.drop(server, found(server, other))
+    ddl.drop(server, found(server, other))
 
 
 def test_swap_is_seen_by_nobody_half_done_and_needs_the_old_one(server: Server, name: str) -> None:
     new, aside = build_name("databases"), build_name("databases")
-    databases.create(server, new, "template0", mark(server))
-    assert not databases.swap(server, name, aside, new)
+    ddl.create(server, new, "template0", mark(server))
+    assert not ddl.swap(server, name, aside, new)
     assert found(server, new)
-    databases.create(server, name, "template0", mark(server))
+    ddl.create(server, name, "template0", mark(server))
     old = found(server, name)
-    assert databases.swap(server, name, aside, new)
+    assert ddl.swap(server, name, aside, new)
     assert found(server, aside).oid == old.oid
-    databases.drop(server, found(server, aside))
+    ddl.drop(server, found(server, aside))
 
 
 def test_sessions_are_ended_and_kept_out_except_our_own(server: Server, name: str) -> None:
-    databases.create(server, name, "template0", mark(server))
+    ddl.create(server, name, "template0", mark(server))
     url = server.database(name).url
     with psycopg.connect(url) as forgotten, psycopg.connect(url, autocommit=True) as own:
-        assert databases.close_to_others(server, name, own.info.backend_pid) == []
+        assert ddl.close_to_others(server, name, own.info.backend_pid) == []
         with pytest.raises(psycopg.OperationalError):
             forgotten.execute("SELECT 1")
         own.execute("SELECT 1")
@@ -167,12 +168,12 @@ def test_sessions_are_ended_and_kept_out_except_our_own(server: Server, name: st
 
 def test_sizes_are_zero_where_we_may_not_look(server: Server, role: Dsn, name: str) -> None:
     """One database that denies CONNECT to a plain role must not break the list of all others."""
-    databases.create(server, name, "template0", mark(server))
+    ddl.create(server, name, "template0", mark(server))
     assert found(server, name).bytes == 0
-    assert next(iter(databases.listed(server, name, sizes=True))).bytes > 1_000_000
+    assert next(iter(ddl.listed(server, name, sizes=True))).bytes > 1_000_000
     server.connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
     with Server.open(replace(server.settings, url=role.url)) as other:
-        assert next(iter(databases.listed(other, name, sizes=True))).bytes == 0
+        assert next(iter(ddl.listed(other, name, sizes=True))).bytes == 0
 
 
 SETTINGS = """
@@ -211,7 +212,7 @@ def test_settings_grants_and_connection_limit_are_those_of_the_template(
     project.configure(schema="schema.sql", bind=None)
     (project.folder / "schema.sql").write_text(SETTINGS.format(role=role))
     with Server.open(load(project.folder, options, {})) as shop:
-        template = Template.ensure(shop, adapters.load(shop.settings)[0])
+        template = Template.ensure(shop, handles.load(shop.settings)[0])
         with template.clone() as clone:
             (expected,) = shop.fetch(CARRIED, [template.name])
             assert shop.fetch(CARRIED, [clone.name]) == [expected]
@@ -219,7 +220,7 @@ def test_settings_grants_and_connection_limit_are_those_of_the_template(
             assert len(expected[1]) == len(expected[2]) == 2
             with clone.connect() as connection:
                 assert connection.execute("SHOW search_path").fetchone() == ('"odd, schema", public, "$user"',)
-        databases.drop(shop, replace(template.database))
+        ddl.drop(shop, replace(template.database))
     server.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 

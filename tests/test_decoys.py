@@ -12,16 +12,17 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, copying, databases
-from dbclone.build import full_manifest
-from dbclone.clone import Clone
+from dbclone.adapters import handles
+from dbclone.cli.scratch import scratch
+from dbclone.clone.clone import Clone
+from dbclone.databases import copying, ddl
+from dbclone.databases.naming import Database, Mark, build_name, clone_name, limit_for, spare_name, template_name
+from dbclone.databases.prune import prune
 from dbclone.errors import NotOurs
-from dbclone.marks import Database, Mark, build_name, clone_name, limit_for, spare_name, template_name
-from dbclone.prune import prune
-from dbclone.scratch import scratch
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
-from dbclone.template import Template
+from dbclone.template.builder import full_manifest
+from dbclone.template.template import Template
 
 from .decoys import FOREIGN, OTHER_VERSIONS, WAYS, Stage, Way, logging
 
@@ -43,7 +44,7 @@ def own(server: Server, options: dict[str, str], tmp_path_factory: pytest.TempPa
 def template(own: Settings, server: Server, log: Path) -> Iterator[Template]:
     server.connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(FOREIGN)))
     with Server.open(own) as opened:
-        yield Template.ensure(opened, adapters.load(own)[0])
+        yield Template.ensure(opened, handles.load(own)[0])
         prune(opened)
     server.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(FOREIGN)))
 
@@ -61,7 +62,7 @@ every_way = pytest.mark.parametrize("stage", WAYS, indirect=True)
 
 def believed(stage: Stage) -> Database:
     """Return the decoy as somebody would see it who was deceived about everything but its oid."""
-    found = databases.find(stage.server, stage.name)
+    found = ddl.find(stage.server, stage.name)
     assert found is not None
     mark = good(stage).bound(stage.name, found.oid)
     return replace(found, own=True, mark=mark, comment=mark.text(), limit=limit_for(stage.name, mark.system))
@@ -77,7 +78,7 @@ def test_drop(stage: Stage) -> None:
     stage.put(build_name("decoys"))
     for force in (False, True):
         with pytest.raises(NotOurs, match="left alone"):
-            databases.drop(stage.server, believed(stage), force)
+            ddl.drop(stage.server, believed(stage), force)
     stage.untouched()
 
 
@@ -141,7 +142,7 @@ def test_a_snapshot_that_has_become_another_database_is_not_dropped(stage: Stage
     with stage.template.clone("gw0") as clone:
         clone.snapshot("label")
         taken = clone._snapshots._taken["label"]
-        databases.drop(stage.server, believe(stage.server, taken))
+        ddl.drop(stage.server, believe(stage.server, taken))
         stage.put(taken)
         with pytest.raises(NotOurs, match="left alone"):
             clone.snapshot("label")
@@ -149,7 +150,7 @@ def test_a_snapshot_that_has_become_another_database_is_not_dropped(stage: Stage
 
 
 def believe(server: Server, name: str) -> Database:
-    found = databases.find(server, name)
+    found = ddl.find(server, name)
     assert found is not None
     return found
 
@@ -167,7 +168,7 @@ def test_a_clone_does_not_take_the_place_of_what_has_its_name(stage: Stage) -> N
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_what_has_the_name_of_our_template_is_neither_adopted_nor_replaced(stage: Stage, rebuild: bool) -> None:
     """S1, S15: nobody else's functions and triggers get into our tests by a name that anybody can compute."""
-    schema = adapters.load(replace(stage.server.settings, inputs=("nothing",)))[0]
+    schema = handles.load(replace(stage.server.settings, inputs=("nothing",)))[0]
     (stage.server.settings.root / "schema.sql").write_text(f"CREATE TABLE item_{uuid.uuid4().hex} ();")
     manifest = full_manifest(stage.server, schema)
     stage.put(template_name(stage.server.settings.project, manifest.fingerprint), "template")
@@ -180,7 +181,7 @@ def test_what_has_the_name_of_our_template_is_neither_adopted_nor_replaced(stage
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_beside_the_template_of_another_version_one_of_ours_is_built(stage: Stage, rebuild: bool) -> None:
     """S1: of which that version may be making clones at this moment."""
-    schema = adapters.load(replace(stage.server.settings, inputs=("nothing",)))[0]
+    schema = handles.load(replace(stage.server.settings, inputs=("nothing",)))[0]
     (stage.server.settings.root / "schema.sql").write_text(f"CREATE TABLE item_{uuid.uuid4().hex} ();")
     manifest = full_manifest(stage.server, schema)
     stage.put(template_name(stage.server.settings.project, manifest.fingerprint), "template")
@@ -210,11 +211,11 @@ def test_a_warm_clone_that_has_become_another_database_is_not_handed_over(stage:
 
 
 STATEMENTS: dict[str, Callable[[Server, str, str, Mark], object]] = {
-    "seal": lambda server, name, other, mark: databases.seal(server, name, mark),
-    "rename": lambda server, name, other, mark: databases.rename(server, name, other),
-    "step aside": lambda server, name, other, mark: databases.swap(server, name, other, name),
-    "close": lambda server, name, other, mark: databases.close_to_others(server, name),
-    "carry over": lambda server, name, other, mark: databases.carry_over(server, "postgres", name),
+    "seal": lambda server, name, other, mark: ddl.seal(server, name, mark),
+    "rename": lambda server, name, other, mark: ddl.rename(server, name, other),
+    "step aside": lambda server, name, other, mark: ddl.swap(server, name, other, name),
+    "close": lambda server, name, other, mark: ddl.close_to_others(server, name),
+    "carry over": lambda server, name, other, mark: ddl.carry_over(server, "postgres", name),
 }
 
 
@@ -255,7 +256,7 @@ def test_the_server_s_own_databases_are_refused_whatever_they_say_of_themselves(
             with granted(server), pytest.raises(NotOurs, match="not one that dbclone gives"):
                 statement(server, name, build_name("decoys"), mark)
         with pytest.raises(NotOurs, match="not one that dbclone gives"):
-            databases.drop(server, Database(oid, name, True, False, limit_for(name, mark.system), 0, 0, mark, mark.text()), True)
+            ddl.drop(server, Database(oid, name, True, False, limit_for(name, mark.system), 0, 0, mark, mark.text()), True)
         with pytest.raises(NotOurs):
             scratch(server, server.settings, name)
         assert server.fetch(query, [name]) == before
@@ -267,7 +268,7 @@ def test_the_table_of_ways_is_not_empty_of_right_ones(template: Template, log: P
     """What these tests would say of dbclone's own: a right mark in the same place is dropped, so it is the decoys' fault."""
     stage = Stage(template.server, template, Way(lambda mark: mark.text(), limited=True), log)
     stage.put(build_name("decoys"))
-    databases.drop(stage.server, believed(stage), force=True)
+    ddl.drop(stage.server, believed(stage), force=True)
     with pytest.raises(AssertionError):
         stage.untouched()
     stage.clear()

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from . import developer
 from .oracle import differences

@@ -16,12 +16,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import databases
-from dbclone.dsn import Dsn
-from dbclone.marks import Mark, build_name
-from dbclone.mounts import file_system
-from dbclone.server import Server
-from dbclone.traces import on_file_system
+from dbclone.databases import ddl
+from dbclone.databases.naming import Mark, build_name
+from dbclone.diagnostics.checks import file_system, on_file_system
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 
 from .conftest import Project
 from .faults.stops import until
@@ -51,7 +50,7 @@ def quick(project: Project, *words: str, **environ: str) -> dict[str, dict[str, 
 def database(server: Server, comment: str | None = None) -> Iterator[str]:
     """A database with a name of our shape, with our mark or another comment; dropped at the end."""
     name = build_name("doctor")
-    databases.create(server, name, "template0", Mark.make("build", "doctor", server.facts.system))
+    ddl.create(server, name, "template0", Mark.make("build", "doctor", server.facts.system))
     if comment is not None:
         server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment)))
     try:
@@ -163,10 +162,10 @@ def test_a_template_that_is_stale_or_has_another_collation_is_named_and_built_an
             assert quick(project)["collations"]["verdict"] == "ok"
         finally:
             server.connection.execute("UPDATE pg_database SET datcollversion = %s WHERE datname = 'template1'", [before])
-    found = databases.find(server, name)
+    found = ddl.find(server, name)
     assert found is not None
     assert found.mark is not None
-    databases.comment(server, name, replace(found.mark, manifest={**found.mark.manifest, "extension gone": "1"}))
+    ddl.comment(server, name, replace(found.mark, manifest={**found.mark.manifest, "extension gone": "1"}))
     checks = quick(project)
     assert (checks["template"]["verdict"], checks["template"]["why"]) == (
         "slow",

@@ -12,12 +12,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone import adapters, databases
-from dbclone.embedded import Embedded, cluster
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.adapters import handles
+from dbclone.databases import ddl
+from dbclone.databases.prune import prune
+from dbclone.server.private import cluster
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from . import developer
 from .conftest import Project
@@ -68,7 +70,7 @@ def checks(project: Project, url: str, *words: str) -> tuple[dict[str, dict[str,
 
 
 def test_what_durability_costs_is_said_with_the_settings_that_remove_it(project: Project, url: str, elsewhere: Server) -> None:
-    before = databases.listed(elsewhere)
+    before = ddl.listed(elsewhere)
     found, facts = checks(project, url)
     assert found["durability"]["verdict"] == "slow"
     assert "fsync = on" in found["durability"]["why"]
@@ -81,7 +83,7 @@ def test_what_durability_costs_is_said_with_the_settings_that_remove_it(project:
     assert f"    tmpfs: {data}\n" in text
     for name, value in (("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off")):
         assert f"-c {name}={value}" in text
-    assert databases.listed(elsewhere) == before, "a scratch database was left"
+    assert ddl.listed(elsewhere) == before, "a scratch database was left"
 
 
 def test_a_worker_that_sits_in_the_template_is_ended_and_its_extension_named(project: Project, url: str, elsewhere: Server) -> None:
@@ -94,7 +96,7 @@ def test_a_worker_that_sits_in_the_template_is_ended_and_its_extension_named(pro
         sitting[0].execute("CREATE TABLE t (id int)")
 
     try:
-        with Template.ensure(Server.open(elsewhere.settings), adapters.load(elsewhere.settings, schema)[0]) as template:
+        with Template.ensure(Server.open(elsewhere.settings), handles.load(elsewhere.settings, schema)[0]) as template:
             with pytest.raises(psycopg.OperationalError):
                 sitting[0].execute("SELECT 1")
             with pytest.raises(psycopg.OperationalError):
@@ -118,7 +120,7 @@ def replicating(elsewhere: Server) -> Iterator[tuple[Server, str]]:
     """A clone with a logical slot, a subscription and a prepared transaction, and the server through which it was made."""
     run = Server.open(elsewhere.settings)
     with run:
-        template = Template.ensure(run, adapters.load(run.settings, schema_of_one_table)[0])
+        template = Template.ensure(run, handles.load(run.settings, schema_of_one_table)[0])
         clone = template.clone()
         with contextlib.closing(clone.connect(autocommit=True)) as connection:
             connection.execute("SELECT pg_create_logical_replication_slot('changes', 'pgoutput')")
@@ -160,9 +162,9 @@ def test_a_clone_is_dropped_though_somebody_reads_from_its_slot(elsewhere: Serve
     try:
         reader.pgconn.send_query(b"START_REPLICATION SLOT changes LOGICAL 0/0 (proto_version '1', publication_names 'p')")
         until(lambda: bool(elsewhere.fetch("SELECT FROM pg_replication_slots WHERE active")))
-        database = databases.find(elsewhere, name)
+        database = ddl.find(elsewhere, name)
         assert database is not None
-        databases.drop(elsewhere, database, force=True)
+        ddl.drop(elsewhere, database, force=True)
     finally:
         reader.close()
     assert left(elsewhere, name) == []

@@ -14,8 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from dbclone.dsn import Dsn, bound_environment, child_environment, mask_any, parse
 from dbclone.errors import SettingsError
+from dbclone.server.dsn import Dsn, bound_environment, child_environment, mask_any, parse
 
 TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20)
 

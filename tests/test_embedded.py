@@ -14,9 +14,10 @@ import psycopg
 import pytest
 from filelock import FileLock
 
-from dbclone.embedded import USERS_KEY, Embedded, cluster
 from dbclone.errors import OutOfConnections, ServerError
-from dbclone.server import Server
+from dbclone.server.private import cluster
+from dbclone.server.private.server import USERS_KEY, Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from .faults.stops import until

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.embedded import Embedded
-from dbclone.embedded.account import open_own, private_folder, read_own, server_account
-from dbclone.embedded.binaries import Binaries
-from dbclone.embedded.cluster import Cluster
 from dbclone.errors import ServerError
-from dbclone.server import Server
+from dbclone.server.private.account import open_own, private_folder, read_own, server_account
+from dbclone.server.private.binaries import Binaries
+from dbclone.server.private.cluster import Cluster
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from .conftest import Project

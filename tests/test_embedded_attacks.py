@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from dbclone import run
-from dbclone.embedded import Embedded
-from dbclone.embedded.account import private_folder
-from dbclone.embedded.cluster import sweep
-from dbclone.embedded.folders import MARK
+from dbclone import runner
 from dbclone.errors import ServerError
-from dbclone.server import Server
+from dbclone.server.private.account import private_folder
+from dbclone.server.private.cluster import sweep
+from dbclone.server.private.folders import MARK
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from .private import own_server, public_folder
@@ -132,7 +132,7 @@ def test_nobody_is_led_to_a_place_that_somebody_prepared(
     try:
         for act in (
             lambda: Server.open(settings),
-            lambda: run.announced(settings, "gw0", "run"),
+            lambda: runner.announced(settings, "gw0", "run"),
             lambda: Embedded.locate(settings),
         ):
             with pytest.raises(ServerError, match=r"is not private|cannot make the folder"):

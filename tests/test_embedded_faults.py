@@ -15,12 +15,12 @@ import psycopg
 import pytest
 from filelock import FileLock
 
-from dbclone.embedded import Embedded
-from dbclone.embedded.account import private_folder
-from dbclone.embedded.cluster import sweep
-from dbclone.embedded.folders import MARK
 from dbclone.errors import ServerError
-from dbclone.server import Server
+from dbclone.server.private.account import private_folder
+from dbclone.server.private.cluster import sweep
+from dbclone.server.private.folders import MARK
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from .faults.stops import until
@@ -160,11 +160,11 @@ def test_an_initdb_that_fails_is_quoted_and_leaves_nothing(tmp_path: Path, publi
 
 UNSHARE = ("unshare", "-m", "--propagation", "private", "sh", "-c", 'mount -t tmpfs -o size={} tmpfs /dev/shm && exec "$@"', "sh")
 SWELL = """
-import dbclone.embedded as room
+import dbclone.server.private.server as room
 room.free_bytes = lambda path: 2**40 if str(path) == "/dev/shm" else 0
 """
 FILL = """
-import dbclone.embedded.cluster as cluster
+import dbclone.server.private.cluster as cluster
 def fill(self, *rest, **named):
     with open("/dev/shm/filler", "wb", buffering=0) as filler:
         try:

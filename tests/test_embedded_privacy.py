@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import dbclone
-from dbclone.embedded import Embedded
-from dbclone.embedded.account import private_folder
 from dbclone.errors import ServerError
-from dbclone.server import Server
+from dbclone.server.private.account import private_folder
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .private import Other, Start, others, own_server, public_folder, settings_of
@@ -206,7 +206,7 @@ def test_without_a_home_the_cache_is_below_the_temporary_folder(
     more = {key: value for key, value in options.items() if key != "cache_dir"}
     user = unprivileged(start, public, more, **({"HOME": home} if home else {}))
     found = user.ask(
-        "eval str(__import__('dbclone.embedded').embedded.Embedded.locate(load(options=options, environ={})).lock_path)"
+        "eval str(__import__('dbclone.server.private.server', fromlist=['x']).Embedded.locate(load(options=options, environ={})).lock_path)"
     )
     assert isinstance(found, str), found
     assert Path(found).is_relative_to(public / "mine" / f"dbclone-{STRANGER}")
@@ -221,7 +221,7 @@ def test_a_user_is_told_which_folder_is_somebody_elses(public: Path, options: di
     if folder == "cache":
         (place := public / "mine" / "cache").mkdir(mode=0o700)
     else:
-        located = "__import__('dbclone.embedded').embedded.Embedded.locate(load(options=options, environ={}))"
+        located = "__import__('dbclone.server.private.server', fromlist=['x']).Embedded.locate(load(options=options, environ={}))"
         place = Path(user.ask(f"eval str({located}.home)"))
         place.mkdir(mode=0o700)
     try:

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from dbclone import adapters
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .oracle import fingerprint
 
@@ -87,7 +87,7 @@ def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathF
     (folder / "schema.sql").write_text(SCHEMA)
     own = replace(settings, name=f"equal{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",))
     server.settings, before = own, server.settings
-    schema, handle = adapters.load(own)
+    schema, handle = handles.load(own)
     with Template.ensure(server, schema, handle).clone("main") as made:
         yield made
     server.settings = before

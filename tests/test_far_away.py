@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .shop import cloned

@@ -71,7 +71,7 @@ def test_no_orm_is_known_outside_the_adapters(room: str) -> None:
         assert not {name.partition(".")[0] for name in names} & {"peewee", "playhouse", "sqlalchemy"}
 
 
-@pytest.mark.parametrize("module", ["dbclone", "dbclone.pytest_plugin"])
+@pytest.mark.parametrize("module", ["dbclone", "dbclone.pytest_plugin.plugin"])
 def test_the_front_door_loads_no_orm_no_driver_and_no_pytest(module: str) -> None:
     heavy = ["peewee", "sqlalchemy", "psycopg", "filelock", *(["pytest"] if module == "dbclone" else [])]
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.embedded import Embedded
-from dbclone.embedded.account import cache_folder, server_account
-from dbclone.embedded.binaries import Binaries
-from dbclone.embedded.cluster import Cluster, sweep
-from dbclone.embedded.folders import MARK, foreign, opened, private_folder, remove
 from dbclone.errors import ServerError
-from dbclone.server import Server
+from dbclone.server.private.account import cache_folder, server_account
+from dbclone.server.private.binaries import Binaries
+from dbclone.server.private.cluster import Cluster, sweep
+from dbclone.server.private.folders import MARK, foreign, opened, private_folder, remove
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from .conftest import Project

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from dbclone import PermissionMissing, ResetBlocked, ServerNotFound
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .oracle import fingerprint

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from dbclone import databases
-from dbclone.server import Server
+from dbclone.databases import ddl
+from dbclone.server.server import Server
 
 from .conftest import Project
 
@@ -67,8 +67,8 @@ def test_who_holds_the_session_too_long_is_an_error_in_time(dbclone):
     thread.join()
 
 def test_locks_that_others_hold_are_waited_for_no_longer_than_said(dbclone_worker, tmp_path):
-    from dbclone.file_lock import locked
-    from dbclone.server import Server
+    from dbclone.process.file_lock import locked
+    from dbclone.server.server import Server
 
     server = dbclone_worker.server
     with Server.open(server.settings) as other, other.leases.lock("one", 5), locked(tmp_path / "lock", 5):
@@ -96,7 +96,7 @@ def test_resets_and_deadlines_work_and_marks_tell_the_true_time(
     project.configure(lock_timeout=0.3)
     done = project.pytest("-q", "-n", str(workers), timeout=90, PYTEST_ADDOPTS="")
     assert "11 passed" in done.stdout, done.stdout
-    found = {database.name: database.mark for database in databases.listed(server)}
+    found = {database.name: database.mark for database in ddl.listed(server)}
     marks = [mark for name, mark in found.items() if f"_{project.name}_t_" in name and mark is not None]
     assert [begun - 1 <= mark.created <= time.time() + 1 for mark in marks] == [True]
     assert any(f"_{kept}_t_" in name for name in found)

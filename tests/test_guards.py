@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
-from dbclone.reset.savepoints import Savepoints
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
+from dbclone.sandbox.savepoints import Savepoints
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .twice import INSERT, table, twice

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 
-from dbclone import databases
-from dbclone.cli import main
+from dbclone.cli.main import main
+from dbclone.databases import ddl
+from dbclone.databases.naming import FORMAT, Mark
+from dbclone.databases.prune import prune
 from dbclone.errors import NotOurs, printable
-from dbclone.marks import FORMAT, Mark
-from dbclone.prune import prune
-from dbclone.run import worker
-from dbclone.server import Server
+from dbclone.runner import worker
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from .conftest import Project
@@ -45,7 +45,7 @@ def comment(server: Server, name: str, text: str) -> None:
 
 def good(server: Server, name: str, /, **values: Any) -> dict[str, Any]:
     """Return a database's mark of an owner who is dead, so that it may be dropped; with other values in it, it may not."""
-    found = databases.find(server, name)
+    found = ddl.find(server, name)
     made = Mark.make("clone", "suite", server.facts.system, run="r", worker="gw0")
     mark = asdict(made.bound(name, found.oid if found is not None else 0))
     return {"dbclone": FORMAT, **mark, "created": 0.0, **values}
@@ -94,10 +94,10 @@ def look_alike(server: Server) -> Iterator[str]:
 
 def alone(server: Server, name: str, options: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
     """Try everything that could harm a database or be harmed by it; return what `status` says of it."""
-    (found,) = [d for d in databases.listed(server) if d.name == name]
+    (found,) = [d for d in ddl.listed(server) if d.name == name]
     assert found.problem(server.facts.system)
     with pytest.raises(NotOurs, match="is left alone"):
-        databases.drop(server, found, force=True)
+        ddl.drop(server, found, force=True)
     for everything in (False, True):
         assert not [d for d, _ in prune(server, everything=everything, dry_run=True) if d.name == name]
     words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
@@ -120,7 +120,7 @@ def test_a_comment_that_is_no_mark_leaves_the_database_alone_and_stops_nobody(
     known = corrupt(server, look_alike)
     assert list(known) == KINDS
     comment(server, look_alike, json.dumps(good(server, look_alike)))
-    assert [d for d in databases.listed(server) if d.name == look_alike and not d.problem(server.facts.system)]
+    assert [d for d in ddl.listed(server) if d.name == look_alike and not d.problem(server.facts.system)]
     comment(server, look_alike, known[what])
     assert look_alike in alone(server, look_alike, options, capsys)
 
@@ -138,7 +138,7 @@ def test_a_comment_and_a_name_in_another_encoding_stop_nobody(
             sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'").format(sql.Identifier(other))
         )
     try:
-        assert [d for d in databases.listed(server) if d.name == other.replace("\xe9", "\ufffd")]
+        assert [d for d in ddl.listed(server) if d.name == other.replace("\xe9", "\ufffd")]
         assert other.replace("\xe9", "\ufffd") in alone(server, look_alike, options, capsys)
     finally:
         with server.connect(look_alike, "test") as connection:
@@ -200,7 +200,7 @@ def test_a_template_of_ours_with_such_a_comment_is_named_and_not_replaced(
         assert str(caught.value) == printable(str(caught.value))
     finally:
         comment(server, template.name, template.comment)
-        databases.drop(server, template)
+        ddl.drop(server, template)
 
 
 def test_a_name_that_the_output_cannot_encode_is_shown_all_the_same(project: Project, server: Server) -> None:

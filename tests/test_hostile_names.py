@@ -16,15 +16,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg import sql
 
-from dbclone import databases
-from dbclone.connect import connect
-from dbclone.dsn import Dsn, parse
+from dbclone.databases import ddl
+from dbclone.databases.naming import NO_LIMIT
 from dbclone.errors import SettingsError
-from dbclone.marks import NO_LIMIT
-from dbclone.run import worker
-from dbclone.server import Server
+from dbclone.runner import worker
+from dbclone.server.connection import connect
+from dbclone.server.dsn import Dsn, parse
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .hostile import ANYTHING, NAMES, examples
 
@@ -49,9 +49,9 @@ def nothing_left(server: Server) -> Iterator[None]:
     try:
         yield
     finally:
-        for database in databases.listed(server):
+        for database in ddl.listed(server):
             if database.name not in before:
-                databases.drop(server, database, force=True)
+                ddl.drop(server, database, force=True)
         assert every_database(server) == before
 
 
@@ -80,7 +80,7 @@ def test_any_name_of_a_project_a_worker_and_a_test_works_or_is_refused(
                 assert len(name) <= 63
         with connect(clone.dsn) as connection:
             assert connection.execute("SELECT count(*), current_database()::text FROM t").fetchone() == (0, clone.name)
-        (found,) = [d for d in databases.listed(server) if d.name == clone.name]
+        (found,) = [d for d in ddl.listed(server) if d.name == clone.name]
         assert found.mark is not None
         assert found.problem(server.facts.system) == ""
 
@@ -170,7 +170,7 @@ def test_settings_and_grants_for_roles_of_any_name_are_copied(name: str, server:
         execute(sql.SQL("GRANT TEMPORARY ON DATABASE {} TO {}").format(first, role))
         execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}, public").format(role, first, sql.Identifier(name)))
         execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET application_name = {}").format(role, first, name))
-        databases.carry_over(server, *pair)
+        ddl.carry_over(server, *pair)
         query = """SELECT d.datacl::text, array(SELECT s.setconfig::text FROM pg_db_role_setting s WHERE s.setdatabase = d.oid)
                    FROM pg_database d WHERE datname = ANY(%s)"""
         old, new = server.fetch(query, [pair])
@@ -203,13 +203,13 @@ PATTERNS = NAMES | st.sampled_from(
 @examples(60)
 @given(key=st.sampled_from(["schema", "seed", "bind", "inputs", "keep", "env", "binaries"]), value=ANYTHING | PATTERNS)
 def test_any_value_of_a_setting_is_understood_or_refused_as_a_setting(key: str, value: str, tmp_path: Path) -> None:
-    from dbclone import adapters
+    from dbclone.adapters import handles
 
     (tmp_path / "s.sql").touch()
     given_options = {"schema": ["true s.sql"] if key == "inputs" else ["s.sql"], key: value}
     before = set(sys.path)
     with contextlib.suppress(SettingsError):
-        adapters.load(load(tmp_path, given_options, {}))[0].manifest()
+        handles.load(load(tmp_path, given_options, {}))[0].manifest()
     sys.path[:] = [path for path in sys.path if path in before]
     assert [path.name for path in tmp_path.iterdir()] == ["s.sql"]
 
@@ -230,7 +230,7 @@ def test_a_project_in_any_folder_has_its_tests_run(
     with nothing_left(server), worker(settings, "gw0", "run") as clone, clone.isolated("truncate") as isolation:
         isolation.execute("INSERT INTO t VALUES (1)")
         assert isolation.name.isascii()
-        (template,) = [d.mark for d in databases.listed(server) if d.published and d.mark and d.mark.project == settings.project]
+        (template,) = [d.mark for d in ddl.listed(server) if d.published and d.mark and d.mark.project == settings.project]
         assert any(name.startswith("file ") and name.endswith(".sql") for name in template.manifest)
 
 

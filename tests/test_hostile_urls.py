@@ -17,10 +17,10 @@ from playhouse import db_url
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from dbclone.connect import connect
-from dbclone.dsn import Dsn, parse
 from dbclone.errors import SettingsError
-from dbclone.server import Server
+from dbclone.server.connection import connect
+from dbclone.server.dsn import Dsn, parse
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from .hostile import ANYTHING, FRAGMENTS, examples
@@ -218,7 +218,7 @@ def test_a_connection_that_fails_has_the_password_in_no_frame(how: str) -> None:
     """S7, S8: psycopg's own frames have it in their variables, which pytest prints with --showlocals."""
     import asyncio
 
-    from dbclone.connect import connect_async
+    from dbclone.server.connection import connect_async
 
     dsn = Dsn((("host", "/nonexistent"), ("user", "u"), ("password", CORE), ("dbname", "x")))
     with pytest.raises(psycopg.OperationalError) as caught:

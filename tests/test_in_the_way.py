@@ -14,9 +14,9 @@ import psycopg
 import pytest
 
 from dbclone import ResetBlocked
-from dbclone.clone import Clone
-from dbclone.dsn import Dsn
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .oracle import fingerprint

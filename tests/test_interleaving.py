@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from dbclone.errors import SandboxLimit
-from dbclone.reset.sandbox import Session
+from dbclone.sandbox.session import Session
 
 from .test_sandbox import Count, connection, count, insert, session, url
 

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from .conftest import Project
 
@@ -16,8 +16,8 @@ from .conftest import Project
 SWEEP = """
 import signal, sys
 import psycopg
-from dbclone.connect import Interruptible, connect
-from dbclone.dsn import parse
+from dbclone.server.connection import Interruptible, connect
+from dbclone.server.dsn import parse
 
 def interrupt(*_):
     raise KeyboardInterrupt

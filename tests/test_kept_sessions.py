@@ -10,8 +10,8 @@ import peewee
 import psycopg
 import pytest
 
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .conftest import Project

@@ -12,16 +12,18 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, connect, databases
-from dbclone.clone import Clone
-from dbclone.dsn import Dsn
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
+from dbclone.databases import ddl
+from dbclone.databases.naming import Mark, build_name
+from dbclone.databases.prune import prune
 from dbclone.errors import ServerError
-from dbclone.marks import Mark, build_name
-from dbclone.prune import prune
-from dbclone.recovery import told
-from dbclone.server import Server
+from dbclone.server import connection as connect
+from dbclone.server.dsn import Dsn
+from dbclone.server.reconnect import told
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .faults.stops import until
@@ -69,7 +71,7 @@ def clone(server: Server, hurried: Dsn, project: Project, options: dict[str, str
     with Server.open(settings) as opened:
         # Only now: a slow machine may need longer for the first question of all, in which the session is freed of this limit.
         limit(server, hurried, "transaction_timeout", SHORT)
-        with Template.ensure(opened, adapters.load(settings)[0]).clone() as made:
+        with Template.ensure(opened, handles.load(settings)[0]).clone() as made:
             yield made
 
 
@@ -114,7 +116,7 @@ def test_what_a_database_or_the_server_says_ends_none_of_ours_either(
         server.connection.execute(f"ALTER SYSTEM SET idle_session_timeout = '{SHORT}'")
         server.connection.execute("SELECT pg_reload_conf()")
     try:
-        with Server.open(settings) as opened, Template.ensure(opened, adapters.load(settings)[0]).clone() as clone:
+        with Server.open(settings) as opened, Template.ensure(opened, handles.load(settings)[0]).clone() as clone:
             with psycopg.connect(clone.url, autocommit=True) as application:
                 assert application.execute("SHOW idle_session_timeout").fetchone() == (SHORT,), "production's stay production's"
                 for reset in ("rollback", "truncate"):
@@ -153,7 +155,7 @@ def test_a_long_build_meets_no_limit_of_the_role(server: Server, role: Dsn, proj
     )
     settings = load(project.folder, {**options, "url": role.url}, {})
     with Server.open(settings) as opened:
-        template = Template.ensure(opened, adapters.load(settings)[0])
+        template = Template.ensure(opened, handles.load(settings)[0])
         with template.clone() as clone, psycopg.connect(server.database(clone.name).url) as look:
             assert look.execute("SELECT values FROM met").fetchone() == (["0" for _ in names],)
 
@@ -172,15 +174,15 @@ def stopped(pid: int) -> Iterator[None]:
 def leftover(server: Server) -> Iterator[str]:
     """A database of ours that nobody owns."""
     name = build_name("lasting")
-    databases.create(server, name, "template0", Mark.make("build", "lasting", server.facts.system))
+    ddl.create(server, name, "template0", Mark.make("build", "lasting", server.facts.system))
     yield name
-    if (found := databases.find(server, name)) is not None:
-        databases.drop(server, found, force=True)
+    if (found := ddl.find(server, name)) is not None:
+        ddl.drop(server, found, force=True)
 
 
 def test_a_stopped_process_of_the_server_keeps_no_drop_for_ever_and_is_named(server: Server, leftover: str) -> None:
     """Before a database is gone, every process has to take note, in whatever database it is. Named from 15 on, after 5 s."""
-    found = databases.find(server, leftover)
+    found = ddl.find(server, leftover)
     assert found is not None
     with psycopg.connect(server.dsn.url, autocommit=True) as bystander:
         pid = bystander.info.backend_pid
@@ -188,7 +190,7 @@ def test_a_stopped_process_of_the_server_keeps_no_drop_for_ever_and_is_named(ser
             if server.facts.major < 15:
                 pytest.skip("14 asks nobody")
             with pytest.raises(ServerError, match=rf"{leftover}.* could not be dropped within 6 s") as caught:
-                databases.drop(server, found, patience=6.0)
+                ddl.drop(server, found, patience=6.0)
             assert str(pid) in caught.value.detail
             assert "kill -CONT" in caught.value.hint
             assert leftover not in {d.name for d, _ in prune(server, budget=1.0)}
@@ -233,7 +235,7 @@ def test_a_lock_that_somebody_keeps_is_waited_for_within_bounds_and_its_holder_n
         with psycopg.connect(server.dsn.url, application_name="forgotten psql") as holder:
             holder.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(sql.Identifier(leftover)))
             with pytest.raises(ServerError, match="a lock was not to be had") as caught, told(server, "trying"):
-                databases.rename(server, leftover, build_name("lasting"))
+                ddl.rename(server, leftover, build_name("lasting"))
             assert f"process {holder.info.backend_pid} " in caught.value.detail
             assert "forgotten psql" in caught.value.detail
             started = time.monotonic()

@@ -13,9 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.leases import Leases
-from dbclone.marks import lock_key
-from dbclone.server import Server
+from dbclone.server.locks import Leases, lock_key
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .faults.stops import ended, until
@@ -23,7 +22,7 @@ from .private import Other
 
 PROGRAM = """
 import json, sys, psycopg
-from dbclone.leases import Leases
+from dbclone.server.locks import Leases
 leases = Leases(psycopg.connect(sys.argv[1], autocommit=True, application_name=sys.argv[2]))
 context = None
 for line in sys.stdin:

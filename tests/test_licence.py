@@ -13,13 +13,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import databases
-from dbclone.clone import Clone
+from dbclone.clone.clone import Clone
+from dbclone.databases import ddl
+from dbclone.databases.naming import Mark, build_name
+from dbclone.databases.ownership import licensed, licensed_here
 from dbclone.errors import NotOurs
-from dbclone.licence import licensed, licensed_here
-from dbclone.marks import Mark, build_name
-from dbclone.server import Server
-from dbclone.sessions import Identity
+from dbclone.server.server import Server
+from dbclone.server.sessions import Identity
 from dbclone.settings import Settings
 
 from .shop import cloned
@@ -53,14 +53,14 @@ def test_a_connection_that_leads_elsewhere_is_no_licence_whatever_it_was_meant_f
 def test_the_database_that_we_are_connected_to_is_left_alone(server: Server) -> None:
     """S1: the one in the URL is for connecting only, also if dbclone made it."""
     name = build_name("licence")
-    databases.create(server, name, "template0", Mark.make("build", "licence", server.facts.system))
+    ddl.create(server, name, "template0", Mark.make("build", "licence", server.facts.system))
     with contextlib.closing(server.connect(name, "inside")) as connection:
         inside = Server(server.settings, server.dsn, connection)
         with pytest.raises(NotOurs, match="the one that we are connected to"):
             licensed(inside, name)
-    made = databases.find(server, name)
+    made = ddl.find(server, name)
     assert made is not None
-    databases.drop(server, made, force=True)
+    ddl.drop(server, made, force=True)
 
 
 @pytest.mark.parametrize("reset", ["truncate", "drop", "clone"])

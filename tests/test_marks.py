@@ -13,8 +13,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from dbclone.errors import TemplateError
-from dbclone.marks import (
+from dbclone.databases.naming import (
     FORMAT,
     KINDS,
     Database,
@@ -25,12 +24,13 @@ from dbclone.marks import (
     dead,
     free_template_name,
     limit_for,
-    lock_key,
     retired,
     spare_name,
     template_name,
     template_names,
 )
+from dbclone.errors import TemplateError
+from dbclone.server.locks import lock_key
 
 ANY = st.text(max_size=80)
 PROJECT = ANY | st.sampled_from(["", "shop", "Shop", "s_h", "x" * 80, "Ünïcode", "a\0b", "dbclone", "t", "gw0"])

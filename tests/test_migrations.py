@@ -11,11 +11,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters
+from dbclone.adapters import handles
+from dbclone.adapters.migrations.source import Tool, tool
 from dbclone.errors import BuildFailed, Error, SettingsError
-from dbclone.migrations import Tool, tool
-from dbclone.schema import Command, Manifest, Schema
-from dbclone.server import Server
+from dbclone.schema.manifest import Manifest
+from dbclone.schema.sources import Command, Schema
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from .conftest import Project
@@ -43,7 +44,7 @@ def quiet(text: str) -> None:
 
 
 def schema(folder: Path, spec: str, **options: object) -> Schema:
-    return adapters.load(load(folder, {"schema": [spec], **options}, {}))[0]
+    return handles.load(load(folder, {"schema": [spec], **options}, {}))[0]
 
 
 def write(folder: Path, files: dict[str, str]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .oracle import fingerprint

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from .oracle import fingerprint
 

@@ -23,7 +23,7 @@ from benchmarks.peers.environments import Environment, Installed, NotInstalled
 from benchmarks.peers.processes import Place, Project
 from benchmarks.peers.table import SHORT, lines
 from benchmarks.peers.verdicts import ALLOWED, PROBES, judged, percentiles, ratios, surplus, undone
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 HERE = Installed(sys.executable, {one.metadata["Name"].lower(): one.version for one in distributions()})
 OVER_SQLALCHEMY, WITH_SEQUENCES, TRUNCATE, CLONE = OURS[1:]

@@ -15,13 +15,13 @@ from playhouse.flask_utils import FlaskDB
 from playhouse.pool import PooledPostgresqlDatabase
 from playhouse.postgres_ext import PostgresqlExtDatabase, ServerSide
 
-from dbclone import adapters
-from dbclone.adapters import bound
-from dbclone.clone import Clone
+from dbclone.adapters import handles
+from dbclone.adapters.handles import bound
+from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 
 class Person(peewee.Model):  # type: ignore[misc]
@@ -83,7 +83,7 @@ MAKERS = [plain, pooled, extended, proxy, empty_proxy, flask, psycopg2_plain, ps
 def clone(server: Server, settings: Settings) -> Iterator[Clone]:
     own = replace(settings, name=f"peewee{uuid.uuid4().hex[:6]}")
     server.settings, before = own, server.settings
-    parts, handle = adapters.load(own, MODELS)
+    parts, handle = handles.load(own, MODELS)
     with Template.ensure(server, parts, handle).clone("main") as made:
         yield made
     server.settings = before

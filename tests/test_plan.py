@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dbclone.reset.facts import Facts, Table
-from dbclone.reset.plan import PAGE, Costs, plan
+from dbclone.reset.truncate.catalog import Facts, Table
+from dbclone.reset.truncate.plan import PAGE, Costs, plan
 
 
 def facts(*tables: Table, references: tuple[tuple[int, int], ...] = ()) -> Facts:

@@ -12,12 +12,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import copying, pool
-from dbclone.dsn import Dsn
+from dbclone.databases import copying, warm_pool
+from dbclone.databases.naming import Mark
+from dbclone.databases.prune import prune
 from dbclone.errors import NotOurs, TemplateError
-from dbclone.marks import Mark, lock_key
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.locks import lock_key
+from dbclone.server.server import Server
 
 from .conftest import Project
 from .faults.stops import ended, until
@@ -66,7 +67,7 @@ def test_fifty_swaps_leave_nothing_behind(project: Project, hire: Hire, monkeypa
         most.append((len(there), worker.ready + 1))
         return made
 
-    monkeypatch.setattr(pool, "copy", copy)
+    monkeypatch.setattr(warm_pool, "copy", copy)
     oids = set()
     for _ in range(50):
         oids.add(worker.swap())
@@ -98,7 +99,7 @@ def test_one_more_is_kept_ready_each_time_a_swap_had_to_wait_and_fewer_when_none
         until(lambda: worker.pool._wanted or worker.pool._closing or not held)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(pool, "copy", copy)
+    monkeypatch.setattr(warm_pool, "copy", copy)
     worker.swap()
     for expected in (1, 2, 2):
         held = False
@@ -109,7 +110,7 @@ def test_one_more_is_kept_ready_each_time_a_swap_had_to_wait_and_fewer_when_none
     assert worker.pool._target == 2
     held = False
     until(lambda: worker.ready == 2)
-    monkeypatch.setattr(pool, "IDLE", 0.001)
+    monkeypatch.setattr(warm_pool, "IDLE", 0.001)
     worker.swap()
     until(lambda: project.clones(worker.server) == [worker.name])
     worker.swap()

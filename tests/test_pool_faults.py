@@ -11,12 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone import adapters, copying, databases
+from dbclone.adapters import handles
+from dbclone.databases import copying, ddl
+from dbclone.databases.prune import prune
 from dbclone.errors import ServerError, TemplateError
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .faults.stops import until
@@ -27,7 +28,7 @@ from .private import Other, others
 SETUP = """
 import threading
 from pathlib import Path
-from dbclone import databases
+from dbclone.databases import ddl as databases
 from tests.faults.stops import until
 from tests.pools import Worker
 worker = Worker(load(Path.cwd(), options, {}), 2, RUN)
@@ -112,26 +113,26 @@ def test_a_template_that_is_gone_is_reported_by_the_swap_that_has_no_warm_clone_
     worker = hire()
     worker.swap()
     until(lambda: worker.ready == 1)
-    databases.drop(worker.server, worker.template.database)
+    ddl.drop(worker.server, worker.template.database)
     last = worker.swap()
     for _ in range(2):
         with pytest.raises(psycopg.errors.InvalidCatalogName, match=worker.template.name):
             worker.swap()
     assert worker.oid == last
     assert worker.execute("SELECT count(*) FROM item") == [(100,)]
-    Template.ensure(worker.server, adapters.load(worker.server.settings)[0])
+    Template.ensure(worker.server, handles.load(worker.server.settings)[0])
     assert worker.swap() != last
 
 
 def test_a_full_disk_fails_one_swap_and_not_the_next(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, real, full = hire(), databases.create, True
+    worker, real, full = hire(), ddl.create, True
 
     def create(*arguments: Any, **named: Any) -> Any:
         if full:
             raise psycopg.errors.DiskFull("could not extend file")
         return real(*arguments, **named)
 
-    monkeypatch.setattr(databases, "create", create)
+    monkeypatch.setattr(ddl, "create", create)
     with pytest.raises(TemplateError, match="no space is left on the private server"):
         worker.swap()
     full = False
@@ -193,7 +194,7 @@ def test_a_wait_for_a_copy_has_an_end_and_closing_does_not_wait_for_it(project: 
 
 
 def test_closing_ends_a_copy_and_drops_what_it_had_made(project: Project, hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, real = hire(), databases.carry_over
+    worker, real = hire(), ddl.carry_over
 
     def carry_over(server: Server, *arguments: Any) -> None:
         until(lambda: worker.pool._closing or worker.pool._wanted)
@@ -203,7 +204,7 @@ def test_closing_ends_a_copy_and_drops_what_it_had_made(project: Project, hire: 
     def _alive(server: Server) -> bool:
         return bool(worker.server.fetch("SELECT FROM pg_stat_activity WHERE pid = %s", [server.connection.info.backend_pid]))
 
-    monkeypatch.setattr(databases, "carry_over", carry_over)
+    monkeypatch.setattr(ddl, "carry_over", carry_over)
     worker.swap()
     until(lambda: len(project.clones(worker.server)) == 2)
     worker.pool.close()

@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dbclone.dsn import Dsn
 from dbclone.errors import ServerError, ServerNotFound
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from .conftest import Project

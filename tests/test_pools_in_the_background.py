@@ -12,8 +12,8 @@ import psycopg
 import psycopg_pool
 import pytest
 
-from dbclone.clone import Clone
-from dbclone.reset.connections import Sandboxed
+from dbclone.clone.clone import Clone
+from dbclone.sandbox.psycopg3.connection import Sandboxed
 
 from .test_pools_of_connections import ELSEWHERE, INSERT, clone, handle
 

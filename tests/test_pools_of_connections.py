@@ -13,11 +13,12 @@ import psycopg
 import psycopg_pool
 import pytest
 
-from dbclone import SandboxLimit, SettingsError, adapters
-from dbclone.adapters import bound
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
-from dbclone.server import Server
+from dbclone import SandboxLimit, SettingsError
+from dbclone.adapters import handles
+from dbclone.adapters.handles import bound
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .conftest import Project
@@ -208,14 +209,14 @@ def test_where_a_pool_leads_comes_back(clone: Clone) -> None:
 
 def test_the_adapter_of_pools(clone: Clone, settings: Settings, tmp_path: Path) -> None:
     pool: Pool = psycopg_pool.ConnectionPool(ELSEWHERE, open=False)
-    adapter = adapters.adapter_of(pool)
+    adapter = handles.adapter_of(pool)
     assert adapter is not None
     assert adapter.handle(pool) is pool
     with pytest.raises(SettingsError, match="not a schema"):
         adapter.schema(settings, "app:pool", pool)
-    assert adapters.refusal(pool) == ""
+    assert handles.refusal(pool) == ""
     pool.connection_class = dict
-    assert "'dict'" in adapters.refusal(pool)
+    assert "'dict'" in handles.refusal(pool)
     clone.handle = pool
     assert clone.choose("auto") == "truncate"
     with pytest.raises(SandboxLimit, match="pool"), clone.isolated("rollback", "test"):

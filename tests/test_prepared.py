@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .twice import INSERT, table, twice, values

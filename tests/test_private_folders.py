@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.embedded import Embedded
-from dbclone.embedded.account import private_folder
 from dbclone.errors import ServerError
-from dbclone.server import Server
+from dbclone.server.private.account import private_folder
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from .private import clear

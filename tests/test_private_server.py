@@ -13,15 +13,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dbclone.embedded import Embedded
-from dbclone.embedded.account import private_folder
 from dbclone.errors import ServerNotFound
-from dbclone.server import Server
+from dbclone.server.private.account import private_folder
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 USER = """
 import sys, psycopg
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
 options = dict(pair.split("=", 1) for pair in sys.argv[1:])
 sys.stdin.readline()
@@ -205,7 +205,7 @@ def test_a_stranger_on_the_socket_path_is_not_our_server(own: Settings) -> None:
 
 
 def test_without_binaries_the_error_lists_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dbclone.embedded.binaries._USUAL", ())
+    monkeypatch.setattr("dbclone.server.private.binaries._USUAL", ())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerNotFound) as caught:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dbclone import project
 from dbclone.errors import SettingsError
-from dbclone.pytest_state import mentions_dbclone
+from dbclone.process import project
+from dbclone.pytest_plugin.state import mentions_dbclone
 from dbclone.settings import load
 
 from .conftest import Project

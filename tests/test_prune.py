@@ -10,16 +10,17 @@ from dataclasses import replace
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, copying, databases
-from dbclone.dsn import Dsn
+from dbclone.adapters import handles
+from dbclone.cli.scratch import dropped_at_end, scratch
+from dbclone.databases import copying, ddl
+from dbclone.databases.naming import Database, Mark, build_name, clone_name, limit_for
+from dbclone.databases.prune import prune
 from dbclone.errors import NotOurs
-from dbclone.leases import Leases
-from dbclone.marks import Database, Mark, build_name, clone_name, limit_for
-from dbclone.prune import prune
-from dbclone.scratch import dropped_at_end, scratch
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.locks import Leases
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .faults.stops import close
@@ -40,13 +41,13 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Open]:
 def ensure(server: Server, schema: str = "") -> Template:
     if schema:
         (server.settings.root / "schema.sql").write_text(schema)
-    return Template.ensure(server, adapters.load(server.settings)[0])
+    return Template.ensure(server, handles.load(server.settings)[0])
 
 
 def leftover(server: Server, name: str, kind: str = "clone", **values: object) -> str:
     """Make what a dead run leaves: a database with its mark and without a lease."""
     mark = replace(Mark.make(kind, server.settings.project, server.facts.system), **values)  # type: ignore[arg-type]
-    databases.create(server, name, "template0", mark)
+    ddl.create(server, name, "template0", mark)
     return name
 
 
@@ -90,11 +91,11 @@ def test_two_live_runs_and_a_prune_of_everything_do_not_disturb_each_other(proje
     one, two, pruner = ensure(shop()), ensure(shop()), shop(retain_days="0", retain_templates="1")
     with one.clone("gw0", "one") as first, two.clone("gw0", "two") as second:
         for clone in (first, second):
-            found = databases.find(pruner, clone.name)
+            found = ddl.find(pruner, clone.name)
             assert found is not None
             assert found.mark is not None
             assert found.sessions == 0
-            databases.comment(pruner, clone.name, replace(found.mark, pid=1, host="elsewhere", created=1.0, used=1.0))
+            ddl.comment(pruner, clone.name, replace(found.mark, pid=1, host="elsewhere", created=1.0, used=1.0))
         before = project.databases(pruner)
         for everything in (False, True):
             for dry_run in (True, False):
@@ -194,13 +195,13 @@ def test_templates_that_nobody_used_for_long_are_dropped_and_use_is_noted(projec
     server = current.server
     assert old.database.mark is not None
     long_ago = round(time.time() - 15 * DAY, 3)
-    databases.comment(server, old.name, replace(old.database.mark, used=long_ago))
+    ddl.comment(server, old.name, replace(old.database.mark, used=long_ago))
     assert old.name not in names(prune(server, current.name)), "a living run uses it"
     close(old.server, server)
     assert names(prune(server, current.name, dry_run=True))[old.name] == "template unused for 15 days"
     close(ensure(shop(), "CREATE TABLE old ();").server, server)
     assert old.name not in names(prune(server, current.name)), "it has just been used"
-    databases.comment(server, old.name, replace(old.database.mark, used=long_ago))
+    ddl.comment(server, old.name, replace(old.database.mark, used=long_ago))
     assert old.name in names(prune(server, current.name))
     assert project.databases(server) == [current.name]
 
@@ -231,11 +232,11 @@ def test_a_scratch_clone_stays_for_a_day(project: Project, shop: Open) -> None:
     made = scratch(server, server.settings)
     assert scratch(server, server.settings, made) == made
     assert made not in names(prune(server))
-    found = databases.find(server, made)
+    found = ddl.find(server, made)
     assert found is not None
     assert found.mark is not None
     assert found.mark.kind == "scratch"
-    databases.comment(server, made, replace(found.mark, created=time.time() - DAY - 60))
+    ddl.comment(server, made, replace(found.mark, created=time.time() - DAY - 60))
     assert names(prune(server))[made] == "scratch clone older than a day"
     with dropped_at_end(server, server.settings) as passing:
         assert passing in project.clones(server)
@@ -253,7 +254,7 @@ def test_scratch_leads_into_no_database_that_is_not_ours(name: str, shop: Open) 
 def test_what_is_being_made_is_not_a_leftover(kind: str, project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between CREATE DATABASE and COMMENT it has no mark yet, and another run prunes at this very moment."""
     template, pruner = ensure(shop()), shop()
-    real, pruned = databases.comment, []
+    real, pruned = ddl.comment, []
 
     def comment(server: Server, name: str, mark: Mark) -> None:
         if mark.kind == kind:
@@ -261,7 +262,7 @@ def test_what_is_being_made_is_not_a_leftover(kind: str, project: Project, shop:
             assert name in project.clones(pruner)
         real(server, name, mark)
 
-    monkeypatch.setattr(databases, "comment", comment)
+    monkeypatch.setattr(ddl, "comment", comment)
     if kind == "spare":
         copying.warm(template.server, template.database, 1)
     else:

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from dbclone import SandboxLimit
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .twice import INSERT, refused, table, twice, values

@@ -13,9 +13,9 @@ import psycopg2
 import pytest
 from psycopg2 import extensions, extras, pool
 
-from dbclone.reset.psycopg2_sandbox import Gate
-from dbclone.reset.sandbox import Session
-from dbclone.server import Server
+from dbclone.sandbox.session import Session
+from dbclone.sandbox.wire.psycopg2 import Gate
+from dbclone.server.server import Server
 
 from .psycopg2_programs import Connect, connecting, count, database, insert, sandbox
 

@@ -14,13 +14,13 @@ import pytest
 from playhouse.pool import PooledPostgresqlDatabase
 from playhouse.postgres_ext import ArrayField, BinaryJSONField, PostgresqlExtDatabase, ServerSide
 
-from dbclone import adapters
-from dbclone.adapters import bound
-from dbclone.clone import Clone
+from dbclone.adapters import handles
+from dbclone.adapters.handles import bound
+from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 
@@ -45,7 +45,7 @@ Tell = Callable[..., None]
 def clone(server: Server, settings: Settings) -> Iterator[Clone]:
     own = replace(settings, name=f"psycopg2{uuid.uuid4().hex[:6]}")
     server.settings, before = own, server.settings
-    parts, handle = adapters.load(own, MODELS)
+    parts, handle = handles.load(own, MODELS)
     with Template.ensure(server, parts, handle).clone("main") as made:
         yield made
     server.settings = before

@@ -17,11 +17,11 @@ import pytest
 from psycopg2 import extensions
 
 from dbclone.errors import SandboxLimit
-from dbclone.reset.conversation import Conversation
-from dbclone.reset.psycopg2_sandbox import Gate
 from dbclone.reset.rollback import Rollback
-from dbclone.reset.sandbox import Session
-from dbclone.server import Server
+from dbclone.sandbox.session import Session
+from dbclone.sandbox.wire.psycopg2 import Gate
+from dbclone.sandbox.wire.server import Conversation
+from dbclone.server.server import Server
 
 from .psycopg2_data import DATA
 from .psycopg2_programs import TRANSACTIONS, Connect, Told, connecting, count, database, insert, rows, sandbox

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dbclone.errors import BuildFailed
-from dbclone.programs import elsewhere
-from dbclone.reach import CONNECT, HARMLESS, PSQL, calls, command, naming, plants, reach
-from dbclone.scripts import Plan, Roles, Script, plans
+from dbclone.schema.programs import elsewhere
+from dbclone.schema.scripts import Plan, Roles, Script, plans
+from dbclone.sql.reach import CONNECT, HARMLESS, PSQL, calls, command, naming, plants, reach
 
 BEYOND = {
     "DROP DATABASE shop": "DROP DATABASE shop",

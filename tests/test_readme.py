@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import dbclone
-from dbclone.cli import _parser
-from dbclone.server import Server
+from dbclone.cli.main import _parser
+from dbclone.server.server import Server
 from dbclone.settings import describe
 
 from .conftest import Project

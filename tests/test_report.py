@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbclone.report import Report, shown, template_line
+from dbclone.clone.report import Report, shown, template_line
 
 KIND = st.sampled_from(["rollback", "truncate", "clone", "drop"])
 SECONDS = st.integers(0, 2**20).map(lambda n: n / 1024)  # which add up without rounding, in whatever order

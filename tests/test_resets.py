@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from dbclone import KeptTableReferenced, ResetBlocked, SandboxLimit, SettingsError, TemplateError
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .oracle import fingerprint

@@ -12,12 +12,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, databases
-from dbclone.dsn import Dsn
+from dbclone.adapters import handles
+from dbclone.databases import ddl
 from dbclone.errors import PermissionMissing
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .faults.stops import ended
@@ -138,7 +139,7 @@ def test_two_roles_of_one_project_do_not_meet(server: Server, settings: Settings
         server, settings, tmp_path, SCHEMA.format(other="CURRENT_USER").replace("SET ROLE CURRENT_USER", "SELECT 1")
     ) as first:
         with Server.open(replace(first.server.settings, url=role.url)) as plain:
-            schema = adapters.load(plain.settings)[0]
+            schema = handles.load(plain.settings)[0]
             template = Template.ensure(plain, schema)
             assert template.built
             assert template.name != first.template.name
@@ -183,7 +184,7 @@ def test_a_session_that_we_may_not_end_is_named_with_the_grant_and_its_database_
         with cloned(plain, settings, tmp_path, "CREATE TABLE item ();") as clone:
             dsn = (server.dsn if who == "superuser" else humble).replace(dbname=clone.name)
             held = stack.enter_context(psycopg.connect(dsn.url, application_name="a tool", autocommit=True))
-        found = databases.find(plain, clone.name)
+        found = ddl.find(plain, clone.name)
         assert found is not None
         held.execute("SELECT 1")
         said = caplog.text
@@ -191,14 +192,14 @@ def test_a_session_that_we_may_not_end_is_named_with_the_grant_and_its_database_
         if who == "other":
             assert f'GRANT "{other}" TO "{ours}";' in said
             run(f'GRANT "{other}" TO "{ours}"')
-            databases.drop(plain, found, force=True)
+            ddl.drop(plain, found, force=True)
         else:
             assert "Only a superuser may end a superuser's session" in said
             pid = held.info.backend_pid
             held.close()
             ended(server, pid)
-            databases.drop(plain, found)
-        assert databases.find(plain, clone.name) is None
+            ddl.drop(plain, found)
+        assert ddl.find(plain, clone.name) is None
 
 
 @pytest.mark.parametrize("statement", ["CREATE EXTENSION pg_stat_statements", "SET session_preload_libraries = 'x'"])

@@ -9,12 +9,12 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from dbclone.reset.control import now
 from dbclone.reset.rollback import Rollback
-from dbclone.reset.sandbox import Session
 from dbclone.reset.sequences import ask, restore
-from dbclone.reset.witness import Verdict, Witness
-from dbclone.server import Server
+from dbclone.reset.transactions import Verdict, Witness
+from dbclone.reset.truncate.control import now
+from dbclone.sandbox.session import Session
+from dbclone.server.server import Server
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from psycopg.pq import TransactionStatus
 
 from dbclone.errors import SandboxLimit
 from dbclone.reset.rollback import Rollback
-from dbclone.reset.sandbox import SandboxConnection, Session
-from dbclone.server import Server
+from dbclone.sandbox.session import SandboxConnection, Session
+from dbclone.server.server import Server
 
 Count = Callable[[], int]
 IDLE, INTRANS, INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR

@@ -20,12 +20,12 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
 
-from dbclone import adapters
-from dbclone.clone import Clone
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 Connect = Callable[..., "psycopg.Connection[Any]"]
 Step = tuple[Any, ...]
@@ -209,7 +209,7 @@ class Both:
 @pytest.fixture(scope="module")
 def template(server: Server, settings: Settings) -> Template:
     mine = replace(settings, name="differential")
-    parts, _ = adapters.load(mine, create)
+    parts, _ = handles.load(mine, create)
     return Template.ensure(server, parts)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dbclone import adapters
+from dbclone.adapters import handles
 from dbclone.errors import BuildFailed, SettingsError
-from dbclone.schema import Manifest, Schema
-from dbclone.server import Server
+from dbclone.schema.manifest import Manifest
+from dbclone.schema.sources import Schema
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 
@@ -31,7 +32,7 @@ def url(server: Server) -> Iterator[str]:
 
 
 def schema(folder: Path, *specs: str, **options: object) -> Schema:
-    return adapters.load(load(folder, {"schema": list(specs), **options}, {}))[0]
+    return handles.load(load(folder, {"schema": list(specs), **options}, {}))[0]
 
 
 def test_sql_files_run_in_natural_order_and_everything_psql_would_run_runs(tmp_path: Path, url: str) -> None:
@@ -168,7 +169,7 @@ def test_a_command_reaches_its_database_on_a_server_that_a_service_names(
     with Server.open(settings) as opened:
         opened.connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(name))
         try:
-            adapters.load(settings)[0].build(opened.database(made).url, quiet)
+            handles.load(settings)[0].build(opened.database(made).url, quiet)
             with opened.connect(made, "test") as connection:
                 assert connection.execute("SELECT count(*) FROM pg_class WHERE relname LIKE 'made%'").fetchone() == (2,)
         finally:
@@ -226,7 +227,7 @@ def test_a_callable_gets_the_url_depends_on_its_package_and_shows_where_it_faile
 def test_nothing_to_build_and_what_is_no_schema_are_errors(tmp_path: Path) -> None:
     (tmp_path / "sample_object.py").write_text("X = 3\n")
     with pytest.raises(SettingsError, match="nothing says what goes into the template"):
-        adapters.load(load(tmp_path, {}, {}))
+        handles.load(load(tmp_path, {}, {}))
     with pytest.raises(SettingsError, match="'int', which is not a schema"):
         schema(tmp_path, "sample_object:X")
     with pytest.raises(SettingsError, match="it cannot be called"):

@@ -18,12 +18,12 @@ import peewee
 import psycopg
 import pytest
 
-from dbclone import adapters
-from dbclone.adapters.peewee_schema import PeeweeSchema
-from dbclone.dsn import Dsn, bound_environment
+from dbclone.adapters import handles
+from dbclone.adapters.peewee import PeeweeSchema
 from dbclone.errors import BuildFailed, Error, SettingsError, masked
-from dbclone.schema import Schema
-from dbclone.server import Server
+from dbclone.schema.sources import Schema
+from dbclone.server.dsn import Dsn, bound_environment
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from .test_dsn import SPELLINGS
@@ -93,7 +93,7 @@ def failure(made: Schema, dsn: Dsn) -> Error:
 
 
 def schema(folder: Path, spec: str, **options: str) -> Schema:
-    return adapters.load(load(folder, {"schema": [spec], "inputs": [], **options}, {}))[0]
+    return handles.load(load(folder, {"schema": [spec], "inputs": [], **options}, {}))[0]
 
 
 def test_a_command_may_print_its_whole_environment(tmp_path: Path, dsn: Dsn) -> None:

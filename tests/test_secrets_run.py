@@ -15,9 +15,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone.dsn import Dsn
-from dbclone.embedded import Embedded, cluster
-from dbclone.embedded.cluster import Cluster
+from dbclone.server.dsn import Dsn
+from dbclone.server.private import cluster
+from dbclone.server.private.cluster import Cluster
+from dbclone.server.private.server import Embedded
 
 from . import developer
 from .conftest import Project
@@ -73,7 +74,7 @@ def test_cannot_connect_asynchronously(dbclone):
 
 @pytest.mark.dbclone(reset="truncate")
 def test_opens_a_server_by_hand_and_is_refused(dbclone, dbclone_worker):
-    from dbclone.server import Server
+    from dbclone.server.server import Server
     Server.open(dbclone_worker.server.settings, dbclone_worker.server.dsn.replace(user="nobody_there"))
 
 @pytest.mark.dbclone(reset="truncate")
@@ -190,7 +191,7 @@ def test_no_run_that_cannot_begin_shows_the_password(watched: Watched) -> None:
 
 COMMANDS = """
 import json, os, sys
-from dbclone.cli import main
+from dbclone.cli.main import main
 for words, environ, status in json.loads(sys.argv[1]):
     before = dict(os.environ)
     os.environ.update({k: v.replace("CORE", os.environ["CORE"]) for k, v in environ.items()})

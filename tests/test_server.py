@@ -14,12 +14,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone.admission import describe_self
-from dbclone.dsn import Dsn
-from dbclone.embedded import Embedded, cluster
-from dbclone.embedded.cluster import Cluster
 from dbclone.errors import OutOfConnections, PermissionMissing, ServerError, ServerNotFound
-from dbclone.server import Server
+from dbclone.server.connect import describe_self
+from dbclone.server.dsn import Dsn
+from dbclone.server.private import cluster
+from dbclone.server.private.cluster import Cluster
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from . import developer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dbclone.errors import SettingsError
-from dbclone.pytest_plugin import OPTIONS
+from dbclone.pytest_plugin.plugin import OPTIONS
 from dbclone.settings import Settings, describe, load
 
 

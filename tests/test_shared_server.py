@@ -13,13 +13,15 @@ import pytest
 from psycopg import sql
 
 import dbclone
-from dbclone import adapters, databases, owned
-from dbclone.dsn import Dsn
+from dbclone.adapters import handles
+from dbclone.clone import clone as owned
+from dbclone.databases import ddl
+from dbclone.databases.prune import prune
 from dbclone.errors import BuildFailed
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .faults.stops import until
@@ -71,7 +73,7 @@ def test_a_drop_that_the_server_is_slow_with_is_left_to_prune(
                 assert "left to the next run: " in caplog.text
                 assert "canceling statement due to statement timeout" in caplog.text
                 assert any("could not be dropped" in note for note in clone.report.notes)
-            assert databases.find(server, clone.name) is not None
+            assert ddl.find(server, clone.name) is not None
             assert server.fetch("SHOW statement_timeout") == [("0",)]
             assert clone.name in {database.name for database, _ in prune(server, clone.template.name)}
 
@@ -140,7 +142,7 @@ def test_a_mark_holds_digests_and_no_data(server: Server, settings: Settings, tm
     """S21: everybody on a server can read the comment of a database."""
     with cloned(server, settings, tmp_path, SCHEMA) as clone:
         for name in (clone.name, clone.template.name):
-            found = databases.find(server, name)
+            found = ddl.find(server, name)
             assert found is not None
             assert found.comment is not None
             assert "c4n4ry" not in found.comment
@@ -172,6 +174,6 @@ def test_what_is_older_than_agreed_is_dropped_whoever_asks(server: Server, setti
     with Server.open(settings) as opened:
         (tmp_path / "schema.sql").write_text(SCHEMA)
         opened.settings = replace(settings, name="retained", root=tmp_path, schema=("schema.sql",), retain_days=0.0)
-        template = Template.ensure(opened, adapters.load(opened.settings)[0])
+        template = Template.ensure(opened, handles.load(opened.settings)[0])
         opened.leases.give_up(template.name, shared=True)
         assert template.name in {database.name for database, _ in prune(opened)}

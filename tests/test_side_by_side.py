@@ -14,9 +14,9 @@ from psycopg import sql
 
 from dbclone.errors import SandboxLimit
 from dbclone.reset.rollback import Rollback
-from dbclone.reset.sandbox import Session
-from dbclone.reset.writes import reads_only
-from dbclone.server import Server
+from dbclone.sandbox.session import Session
+from dbclone.server.server import Server
+from dbclone.sql.writes import reads_only
 
 Step = tuple[int, str]
 OPERATIONS = ["BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT s", "ROLLBACK TO s", "RELEASE s", "read", "fail", "write", "write"]

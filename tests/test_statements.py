@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbclone.server import Server
-from dbclone.statements import Control, control, controls, split, tokens
+from dbclone.server.server import Server
+from dbclone.sql.statements import Control, control, controls, split, tokens
 
 PARTS = [
     "SELECT 1", "SELECT ';'", "SELECT 'it''s; fine'",

@@ -15,13 +15,13 @@ import psycopg
 import pytest
 
 import dbclone
-from dbclone import embedded
-from dbclone.cli import main
-from dbclone.embedded import USERS_KEY, Embedded
+from dbclone.cli.main import main
 from dbclone.errors import ServerError
-from dbclone.marks import lock_key
-from dbclone.run import alone
-from dbclone.server import Server
+from dbclone.runner import alone
+from dbclone.server.locks import lock_key
+from dbclone.server.private import server as embedded
+from dbclone.server.private.server import USERS_KEY, Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from .conftest import Project

@@ -10,8 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dbclone.dsn import Dsn
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .oracle import fingerprint

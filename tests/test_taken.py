@@ -10,16 +10,16 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, databases
-from dbclone.clone import Clone
+from dbclone.adapters import handles
+from dbclone.cli.scratch import scratch
+from dbclone.clone.clone import Clone
+from dbclone.databases import ddl
+from dbclone.databases.naming import Mark, build_name, clone_name, limit_for, spare_name
+from dbclone.databases.prune import keep, prune
 from dbclone.errors import NotOurs
-from dbclone.keeping import keep
-from dbclone.marks import Mark, build_name, clone_name, limit_for, spare_name
-from dbclone.prune import prune
-from dbclone.scratch import scratch
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 
@@ -29,7 +29,7 @@ def template(project: Project, server: Server, options: dict[str, str]) -> Itera
     project.configure(schema="schema.sql", bind=None)
     (project.folder / "schema.sql").write_text("CREATE TABLE item (id int); INSERT INTO item VALUES (1);")
     with Server.open(load(project.folder, {**options, "retain_days": "0"}, {})) as opened:
-        yield Template.ensure(opened, adapters.load(opened.settings)[0])
+        yield Template.ensure(opened, handles.load(opened.settings)[0])
 
 
 def run(server: Server, text: str, *parts: sql.Composable) -> None:
@@ -44,10 +44,10 @@ def comment_of(server: Server, name: str) -> str:
 def old_scratch(template: Template) -> str:
     """Return a scratch clone that has had its day."""
     name = scratch(template.server, template.server.settings)
-    found = databases.find(template.server, name)
+    found = ddl.find(template.server, name)
     assert found is not None
     assert found.mark is not None
-    databases.comment(template.server, name, replace(found.mark, created=1.0))
+    ddl.comment(template.server, name, replace(found.mark, created=1.0))
     return name
 
 
@@ -75,9 +75,9 @@ def restored(template: Template) -> str:
     """As from a dump of one of ours with its comment, under the name that it had: pg_dump --create gives both."""
     server, ours = template.server, old_scratch(template)
     text = comment_of(server, ours)
-    found = databases.find(server, ours)
+    found = ddl.find(server, ours)
     assert found is not None
-    databases.drop(server, found)
+    ddl.drop(server, found)
     run(server, "CREATE DATABASE {} CONNECTION LIMIT {}", sql.Identifier(ours), sql.Literal(found.limit))
     run(server, "COMMENT ON DATABASE {} IS {}", sql.Identifier(ours), sql.Literal(text))
     return ours
@@ -134,10 +134,10 @@ def test_what_a_user_has_taken_is_neither_pruned_nor_dropped_nor_touched(
             mine.execute("CREATE TABLE work (id int); INSERT INTO work VALUES (42)")
         state = "SELECT oid, datallowconn, datconnlimit, shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
         before = server.fetch(state, [name])
-        found = databases.find(template.server, name)
+        found = ddl.find(template.server, name)
         assert found is not None
         with pytest.raises(NotOurs, match="left alone"):
-            databases.drop(template.server, found, force=True)
+            ddl.drop(template.server, found, force=True)
         for everything in (False, True):
             assert name not in {d.name for d, _ in prune(template.server, template.name, everything=everything)}
         with template.clone() as clone, clone.isolated("clone", "test"):
@@ -152,7 +152,7 @@ def test_what_a_user_has_taken_is_neither_pruned_nor_dropped_nor_touched(
 
 def ours(server: Server, name: str) -> bool:
     """Return whether a database is ours, by a mark that has its oid and its name."""
-    found = databases.find(server, name)
+    found = ddl.find(server, name)
     return found is not None and found.mark is not None and found.problem(server.facts.system) == ""
 
 
@@ -188,8 +188,8 @@ def test_what_was_renamed_by_us_and_left_is_dropped_by_the_next(step: str, templ
     else:
         names = [clone_name(project.name, "r", "gw0"), spare_name(project.name), spare_name(project.name)]
         for name in names[:2]:
-            databases.create(server, name, "template0", Mark.make("clone", project.name, server.facts.system))
-        assert databases.swap(server, names[0], names[2], names[1])
+            ddl.create(server, name, "template0", Mark.make("clone", project.name, server.facts.system))
+        assert ddl.swap(server, names[0], names[2], names[1])
         assert ours(server, names[0])
         assert ours(server, names[2])
         assert {names[0], names[2]} <= {d.name for d, _ in prune(server, template.name)}

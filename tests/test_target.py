@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dbclone.errors import SettingsError
-from dbclone.run import target
-from dbclone.server import external
+from dbclone.runner import target
+from dbclone.server.server import external
 from dbclone.settings import load
 
 from .conftest import Project

@@ -10,15 +10,16 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, run
-from dbclone.clone import Clone
-from dbclone.dsn import Dsn
+from dbclone import runner
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
+from dbclone.databases.naming import FORMAT, NO_LIMIT, Mark
+from dbclone.databases.prune import prune
 from dbclone.errors import BuildFailed, NotOurs, TemplateError
-from dbclone.marks import FORMAT, NO_LIMIT, Mark
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .faults.stops import close
@@ -37,7 +38,7 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Open]:
 
 
 def ensure(server: Server, rebuild: bool = False) -> Template:
-    return Template.ensure(server, adapters.load(server.settings)[0], rebuild=rebuild)
+    return Template.ensure(server, handles.load(server.settings)[0], rebuild=rebuild)
 
 
 def ask(template: Template, query: str) -> list[tuple[object, ...]]:
@@ -206,7 +207,7 @@ def test_a_worker_does_not_notice_that_its_template_was_dropped(
         return real(server, template, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Clone, "create", create)
-    with run.worker(other.settings, "gw0", "r") as clone, clone.connect() as connection:
+    with runner.worker(other.settings, "gw0", "r") as clone, clone.connect() as connection:
         assert connection.execute("SELECT count(*) FROM item").fetchone() == (100,)
     assert len(dropped) == 1
 

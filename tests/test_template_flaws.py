@@ -13,11 +13,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone import adapters, databases
+from dbclone.adapters import handles
+from dbclone.databases import ddl
 from dbclone.errors import TemplateError
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from .conftest import Project
 from .faults.stops import until
@@ -33,7 +34,7 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
 
 
 def ensure(server: Server) -> Template:
-    return Template.ensure(server, adapters.load(server.settings)[0])
+    return Template.ensure(server, handles.load(server.settings)[0])
 
 
 def alter(server: Server, statement: str, name: str) -> None:
@@ -47,7 +48,7 @@ def test_the_mark_tells_the_extensions_and_a_new_default_version_builds_anew(pro
     assert mark is not None
     ((version,),) = shop.fetch("SELECT default_version FROM pg_available_extensions WHERE name = 'citext'")
     assert mark.manifest["extension citext"] == version
-    databases.comment(shop, first.name, replace(mark, manifest={**mark.manifest, "extension citext": "0.9"}))
+    ddl.comment(shop, first.name, replace(mark, manifest={**mark.manifest, "extension citext": "0.9"}))
     second = ensure(shop)
     assert (second.built, second.why) == (True, (f"extension citext was 0.9, is {version}",))
     assert not ensure(shop).built

@@ -12,8 +12,8 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from dbclone import SandboxLimit
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
 
 from .test_threads import INSERT, Connection, both, clone, run, values
 from .twice import TIMEOUT

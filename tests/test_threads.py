@@ -18,9 +18,9 @@ from psycopg.pq import TransactionStatus
 from werkzeug.serving import make_server
 
 from dbclone import SandboxLimit
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .twice import refused, table, twice

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .shop import cloned

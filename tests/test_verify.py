@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dbclone.dsn import Dsn
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 
 from .conftest import Project
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dbclone.adapters import bound
+from dbclone.adapters.handles import bound
 from dbclone.adapters.peewee import with_test_db
-from dbclone.clone import Clone
+from dbclone.clone.clone import Clone
 from dbclone.errors import SettingsError
 
 from .conftest import Project

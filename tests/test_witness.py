@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone.reset.control import now
-from dbclone.reset.witness import Moment, Since, Verdict, Witness, prepare
-from dbclone.server import Server
+from dbclone.reset.transactions import Moment, Since, Verdict, Witness, prepare
+from dbclone.reset.truncate.control import now
+from dbclone.server.server import Server
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.adapters import bound
-from dbclone.clone import Clone
-from dbclone.isolation import Isolation
-from dbclone.schema import SqlFiles
-from dbclone.server import Server
+from dbclone.adapters.handles import bound
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
+from dbclone.schema.sources import SqlFiles
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 TIMEOUT = 0.5  # seconds, the lock_timeout of these clones
 SCHEMA = "CREATE TABLE t (a int UNIQUE, b text);"

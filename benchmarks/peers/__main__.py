@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from . import METHOD, run

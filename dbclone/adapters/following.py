@@ -16,8 +16,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .. import doors
-from ..forks import Home
+from ..process.forks import Home
+from . import hooks
 
 __all__ = ["Handle", "Lead", "imported", "is_led", "leads", "look", "present"]
 
@@ -116,7 +116,7 @@ class Lead:
     def held(self) -> Iterator[None]:
         """Do it for the block to what is behind the handle, or comes there."""
         home = Home()
-        with doors.watched(self):
+        with hooks.watched(self):
             try:
                 for target in self.behind():
                     if target not in self.done:
@@ -132,7 +132,7 @@ class Lead:
 
 def leads() -> list[Lead]:
     """Return the leads of this process that are on, outermost first."""
-    return [watcher for watcher in doors.watchers if isinstance(watcher, Lead)]
+    return [watcher for watcher in hooks.watchers if isinstance(watcher, Lead)]
 
 
 def look() -> None:

@@ -17,9 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable
 
-from ..dsn import masking, parse
 from ..errors import BuildFailed
-from ..schema import Progress, digest
+from ..schema.manifest import digest
+from ..schema.sources import Progress
+from ..server.dsn import masking, parse
 
 _EVENTS = "SQL of the metadata's events"
 _CREATES_SCHEMA = re.compile(r"create\s+schema\s+(?:if\s+not\s+exists\s+)?(\"(?:[^\"]|\"\")+\"|\w+)", re.I)

@@ -9,13 +9,13 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
-from ..clock import monotonic
-from ..connect import free
-from . import Outcome
-from .cursors import exchange, render
-from .sandbox import Session
+from ..process.clock import monotonic
+from ..sandbox.psycopg3.cursor import render
+from ..sandbox.session import Session
+from ..server.connection import exchange, free
+from .base import Outcome
 from .sequences import Sequence, restore
-from .witness import NOW, Moment, Verdict, Witness, prepare
+from .transactions import NOW, Moment, Verdict, Witness, prepare
 
 _LOST = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction)
 

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone.dsn import Dsn
-from dbclone.embedded import Embedded
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 
 from ..conftest import Project
 from ..private import own_server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from ..conftest import Project
 from ..developer import application_url
@@ -214,7 +214,7 @@ def test_a_hook_in_conftest_may_give_the_schema(project: Project, server: Server
 def test_an_application_that_was_imported_before_anything_else_is_led_to_the_clone(project: Project, workers: str) -> None:
     """E12: also if its handle has led to another database since its import, which nothing of a test ever reaches."""
     project.write(
-        early="import models, sys\nassert 'dbclone.run' not in sys.modules\n",
+        early="import models, sys\nassert 'dbclone.runner' not in sys.modules\n",
         test_a="""
         import early, pytest
         from models import User, db

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from ..conftest import Project
 

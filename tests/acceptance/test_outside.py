@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from ..conftest import Project
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from ..conftest import Project
 

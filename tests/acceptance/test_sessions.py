@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from ..conftest import Project
 

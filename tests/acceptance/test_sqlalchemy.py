@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 from ..conftest import Project
 from ..test_readme import blocks

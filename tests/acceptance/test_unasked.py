@@ -25,7 +25,7 @@ def test_pytest_without_dbclones_settings_loads_nothing_of_it(project: Project) 
         test_a="""
         import sys
         def test_it():
-            assert not {"psycopg", "filelock", "dbclone.run", "dbclone.settings"} & set(sys.modules)
+            assert not {"psycopg", "filelock", "dbclone.runner", "dbclone.settings"} & set(sys.modules)
         """,
     )
     for name in [name for name in project.environ if name.startswith("DBCLONE_")]:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine
 
-from dbclone import adapters
-from dbclone.clone import Clone
-from dbclone.server import Server
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
+from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from ..developer import application_url
 from .programs import Base
@@ -27,7 +27,7 @@ Bind = Callable[[Any], Any]
 def clone(server: Server, settings: Settings) -> Iterator[Clone]:
     own = replace(settings, name=f"alchemy{uuid.uuid4().hex[:6]}")
     server.settings, before = own, server.settings
-    parts, handle = adapters.load(own, Base.metadata)
+    parts, handle = handles.load(own, Base.metadata)
     with Template.ensure(server, parts, handle).clone("main") as made:
         yield made
     server.settings = before
@@ -39,7 +39,7 @@ def bind(clone: Clone) -> Iterator[Bind]:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
         def bind(handle: Any) -> Any:
-            stack.enter_context(adapters.bound(handle, clone.url))
+            stack.enter_context(handles.bound(handle, clone.url))
             patch.setattr(clone, "handle", handle)
             return handle
 

@@ -15,8 +15,8 @@ from sqlmodel import Field, SQLModel
 from sqlmodel import Session as ModelSession
 from sqlmodel import select as select_models
 
-from dbclone import adapters
-from dbclone.clone import Clone
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit, SettingsError
 
 from ..developer import application_url
@@ -128,7 +128,7 @@ def test_one_application_context_for_the_whole_suite(bind: Bind, clone: Clone, d
 
 def test_the_handle_is_as_before_afterwards(clone: Clone, db: Any) -> None:
     app = make_app(db)
-    with adapters.bound(db, clone.url):
+    with handles.bound(db, clone.url):
         pass
     assert "_make_engine" not in vars(db)
     with app.app_context():
@@ -136,7 +136,7 @@ def test_the_handle_is_as_before_afterwards(clone: Clone, db: Any) -> None:
 
 
 def test_models_name_their_extension_as_the_handle(db: Any) -> None:
-    adapter = adapters.adapter_of(db)
+    adapter = handles.adapter_of(db)
     assert adapter is not None
     assert adapter.handle(db) is db
     assert adapter.handle(Base.metadata) is None

@@ -18,9 +18,9 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 
-from dbclone import adapters
-from dbclone.adapters import bound, refusal
-from dbclone.clone import Clone
+from dbclone.adapters import handles
+from dbclone.adapters.handles import bound, refusal
+from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit, SettingsError
 
 from ..developer import SHOP, application_url
@@ -266,5 +266,5 @@ def test_engines_for_postgresql_are_recognised_whatever_they_are_called() -> Non
     class Own(Engine):
         pass
 
-    assert adapters.adapter_of(Own) is adapters.adapter_of(engine()) is adapters.adapter_of(Person)
+    assert handles.adapter_of(Own) is handles.adapter_of(engine()) is handles.adapter_of(Person)
     assert refusal(engine()) == ""

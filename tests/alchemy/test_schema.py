@@ -37,10 +37,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, declarative_base, mapped_col
 from sqlalchemy.schema import CreateSchema
 from sqlmodel import SQLModel
 
-from dbclone import adapters
+from dbclone.adapters import handles
 from dbclone.errors import BuildFailed, SettingsError
-from dbclone.schema import Manifest, Schema
-from dbclone.server import Server
+from dbclone.schema.manifest import Manifest
+from dbclone.schema.sources import Schema
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from .programs import Base
@@ -79,7 +80,7 @@ def everything(**changes: Any) -> MetaData:
 
 
 def schema_of(settings: Settings, thing: Any) -> Schema:
-    adapter = adapters.adapter_of(thing)
+    adapter = handles.adapter_of(thing)
     assert adapter is not None
     return adapter.schema(settings, "x", thing)
 
@@ -243,7 +244,7 @@ def test_metadata_without_tables_is_refused(settings: Settings) -> None:
     for thing in (Empty, MetaData(), [MetaData()]):
         with pytest.raises(SettingsError, match="Import the modules that define the models"):
             schema_of(settings, thing)
-    assert adapters.adapter_of(SQLModel) is adapters.adapter_of(Empty)
+    assert handles.adapter_of(SQLModel) is handles.adapter_of(Empty)
 
 
 def test_what_the_server_refuses_is_said_with_its_statement(built: Callable[[Any], psycopg.Connection[Any]]) -> None:
@@ -262,6 +263,6 @@ def test_what_the_server_refuses_is_said_with_its_statement(built: Callable[[Any
 
 def test_a_spec_of_the_setting(settings: Settings) -> None:
     own = replace(settings, schema=("tests.alchemy.programs:Base.metadata",))
-    schema, handle = adapters.load(own)
+    schema, handle = handles.load(own)
     assert "table person" in schema.manifest()
     assert handle is None

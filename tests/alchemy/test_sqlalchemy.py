@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import AssertionPool, NullPool, SingletonThreadPool, StaticPool
 
-from dbclone.clone import Clone
+from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
 
 from .conftest import Bind, engine

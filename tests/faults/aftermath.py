@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from dbclone import adapters, databases
-from dbclone.marks import Mark, clone_name, lock_key, spare_name
-from dbclone.prune import prune
-from dbclone.server import Server
-from dbclone.template import Template
+from dbclone.adapters import handles
+from dbclone.databases import ddl
+from dbclone.databases.naming import Mark, clone_name, spare_name
+from dbclone.databases.prune import prune
+from dbclone.server.locks import lock_key
+from dbclone.server.server import Server
+from dbclone.template.template import Template
 
 from ..conftest import Project
 from ..oracle import differences, fingerprint
@@ -38,7 +40,7 @@ def write(project: Project) -> None:
 
 
 def ensure(server: Server, rebuild: bool = False) -> Template:
-    return Template.ensure(server, adapters.load(server.settings)[0], rebuild=rebuild)
+    return Template.ensure(server, handles.load(server.settings)[0], rebuild=rebuild)
 
 
 @contextlib.contextmanager
@@ -87,8 +89,8 @@ def foreign(server: Server) -> Iterator[Foreign]:
         owner = stack.enter_context(Server.open(server.settings))
         live = clone_name("elsewhere", uuid.uuid4().hex, "gw0")
         assert owner.leases.take(live)
-        databases.create(owner, live, "template0", Mark.make("clone", "elsewhere", owner.facts.system, worker="gw0"))
-        stack.callback(lambda: databases.drop(owner, database) if (database := databases.find(owner, live)) else None)
+        ddl.create(owner, live, "template0", Mark.make("clone", "elsewhere", owner.facts.system, worker="gw0"))
+        stack.callback(lambda: ddl.drop(owner, database) if (database := ddl.find(owner, live)) else None)
         urls = [stack.enter_context(made(server, name)) for name in (f"prod_{uuid.uuid4().hex[:8]}", spare_name("elsewhere"))]
         sessions = []
         for url in (*urls, server.database(live).url):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from ..conftest import Project

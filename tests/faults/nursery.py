@@ -145,7 +145,7 @@ def children(nursery: Nursery, folder: Path, options: Mapping[str, str]) -> Iter
 
 def nursery(place: int) -> None:
     """Fork children for whoever is at the other end of a socket, and wait for their deaths, until it is closed."""
-    for module in ("dbclone.adapters.peewee", "dbclone.template", "dbclone.prune", "filelock", "peewee"):
+    for module in ("dbclone.adapters.peewee", "dbclone.template.template", "dbclone.databases.prune", "filelock", "peewee"):
         importlib.import_module(module)
     with socket.socket(fileno=place) as other:
         while True:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dbclone.dsn import Dsn
+from dbclone.server.dsn import Dsn
 
 
 @dataclass

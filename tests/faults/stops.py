@@ -18,41 +18,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dbclone.server import Server
+    from dbclone.server.server import Server
 
 # Steps by name: the function where each is reached, and whether its call has been made. Or a word in what progress is told.
 STEPS = {
     # of a build, in their order
-    "created": ("dbclone.databases", "comment", "before"),
-    "commented": ("dbclone.databases", "create", "after"),
+    "created": ("dbclone.databases.ddl", "comment", "before"),
+    "commented": ("dbclone.databases.ddl", "create", "after"),
     "filling": ("", "INSERT", "progress"),
-    "filled": ("dbclone.build:Builder", "_fill", "after"),
-    "closed": ("dbclone.databases", "close_to_others", "after"),
-    "finished": ("dbclone.build:Builder", "_finish", "after"),
-    "sealed": ("dbclone.databases", "seal", "after"),
-    "renamed": ("dbclone.databases", "rename", "after"),
-    "swapped": ("dbclone.databases", "swap", "after"),
+    "filled": ("dbclone.template.builder:Builder", "_fill", "after"),
+    "closed": ("dbclone.databases.ddl", "close_to_others", "after"),
+    "finished": ("dbclone.template.builder:Builder", "_finish", "after"),
+    "sealed": ("dbclone.databases.ddl", "seal", "after"),
+    "renamed": ("dbclone.databases.ddl", "rename", "after"),
+    "swapped": ("dbclone.databases.ddl", "swap", "after"),
     "waiting": ("", "waiting for", "progress"),
     # of a clone
-    "leased": ("dbclone.databases", "create", "before"),
-    "carrying": ("dbclone.databases", "carry_over", "before"),
-    "cloned": ("dbclone.clone:Clone", "create", "after"),
+    "leased": ("dbclone.databases.ddl", "create", "before"),
+    "carrying": ("dbclone.databases.ddl", "carry_over", "before"),
+    "cloned": ("dbclone.clone.clone:Clone", "create", "after"),
     "in the test": ("", "in the test", "progress"),
-    "dropping": ("dbclone.databases", "drop", "before"),
-    "unsealed": ("dbclone.databases", "_run", "after"),
-    "dropped": ("dbclone.databases", "drop", "after"),
+    "dropping": ("dbclone.databases.ddl", "drop", "before"),
+    "unsealed": ("dbclone.databases.ddl", "_run", "after"),
+    "dropped": ("dbclone.databases.ddl", "drop", "after"),
     # of a reset: each has its own
     "rolling back": ("dbclone.reset.rollback:Rollback", "after", "before"),
     "rolled back": ("dbclone.reset.rollback:Rollback", "after", "after"),
-    "asking": ("dbclone.reset.truncate:Truncate", "after", "before"),
-    "putting right": ("dbclone.reset.truncate:Truncate", "_put_right", "before"),
-    "put right": ("dbclone.reset.truncate:Truncate", "_put_right", "after"),
-    "handing over": ("dbclone.copying:HandOver", "run", "before"),
-    "handed over": ("dbclone.copying:HandOver", "run", "after"),
-    "clearing": ("dbclone.reset.drop", "drop_everything", "before"),
-    "cleared": ("dbclone.reset.drop", "drop_everything", "after"),
-    "putting aside": ("dbclone.snapshots", "copy", "before"),
-    "put aside": ("dbclone.snapshots", "copy", "after"),
+    "asking": ("dbclone.reset.truncate.strategy:Truncate", "after", "before"),
+    "putting right": ("dbclone.reset.truncate.strategy:Truncate", "_put_right", "before"),
+    "put right": ("dbclone.reset.truncate.strategy:Truncate", "_put_right", "after"),
+    "handing over": ("dbclone.databases.copying:HandOver", "run", "before"),
+    "handed over": ("dbclone.databases.copying:HandOver", "run", "after"),
+    "clearing": ("dbclone.reset.rebuild", "drop_everything", "before"),
+    "cleared": ("dbclone.reset.rebuild", "drop_everything", "after"),
+    "putting aside": ("dbclone.clone.snapshots", "copy", "before"),
+    "put aside": ("dbclone.clone.snapshots", "copy", "after"),
 }
 LIMIT = 90  # seconds after which a child ends itself: only a broken test comes near
 
@@ -111,7 +111,7 @@ def at(step: str, act: Callable[[], object], put: Callable[[Any, str, Any], None
 
 def main(plan: dict[str, Any]) -> None:
     from dbclone.errors import Error
-    from dbclone.server import Server
+    from dbclone.server.server import Server
     from dbclone.settings import load
 
     signal.alarm(plan.get("limit", LIMIT))
@@ -143,9 +143,9 @@ def main(plan: dict[str, Any]) -> None:
 
 def ensure(server: Any, progress: Any, rebuild: bool = False, unlocked: bool = False) -> dict[str, Any]:
     """Ensure the project's template; with `unlocked`, as if no lock excluded anybody."""
-    from dbclone import adapters
-    from dbclone.build import Builder
-    from dbclone.template import Template
+    from dbclone.adapters import handles as adapters
+    from dbclone.template.builder import Builder
+    from dbclone.template.template import Template
 
     if unlocked:
         Builder.exclusively = lambda self: contextlib.nullcontext()  # type: ignore[method-assign,assignment,return-value]
@@ -156,8 +156,8 @@ def ensure(server: Any, progress: Any, rebuild: bool = False, unlocked: bool = F
 
 def clone(server: Any, progress: Any, owner: str, run: str) -> dict[str, Any]:
     """Ensure the template and copy it for one owner; the clone lives as long as the child."""
-    from dbclone import adapters
-    from dbclone.template import Template
+    from dbclone.adapters import handles as adapters
+    from dbclone.template.template import Template
 
     schema, handle = adapters.load(server.settings)
     made = Template.ensure(server, schema, handle, progress=progress).clone(owner, run)
@@ -166,8 +166,8 @@ def clone(server: Any, progress: Any, owner: str, run: str) -> dict[str, Any]:
 
 def live(server: Any, progress: Any, owner: str, run: str, reset: str) -> dict[str, Any]:
     """One worker's life: a clone, two tests in it, and its end. With the reset "snapshot" they put a state aside and come back."""
-    from dbclone import adapters
-    from dbclone.template import Template
+    from dbclone.adapters import handles as adapters
+    from dbclone.template.template import Template
 
     schema, handle = adapters.load(server.settings)
     with Template.ensure(server, schema, handle, progress=progress).clone(owner, run) as made:
@@ -184,8 +184,8 @@ def live(server: Any, progress: Any, owner: str, run: str, reset: str) -> dict[s
 
 def churn(server: Any, progress: Any, owner: str, run: str, clones: int) -> dict[str, Any]:
     """Have several clones one after the other, sign each, and drop what the dead of other runs left in between."""
-    from dbclone import adapters
-    from dbclone.template import Template
+    from dbclone.adapters import handles as adapters
+    from dbclone.template.template import Template
 
     template = Template.ensure(server, adapters.load(server.settings)[0])
     found = []
@@ -200,7 +200,7 @@ def churn(server: Any, progress: Any, owner: str, run: str, clones: int) -> dict
 
 def prune(server: Any, progress: Any, current: str) -> dict[str, Any]:
     """Drop what has had its time, when a run uses the template `current`."""
-    room = importlib.import_module("dbclone.prune")
+    room = importlib.import_module("dbclone.databases.prune")
     return {"dropped": [database.name for database, _ in room.prune(server, current)]}
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.embedded import Embedded
-from dbclone.server import Server
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from ..conftest import Project

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from dbclone import adapters
-from dbclone.clone import Clone
-from dbclone.embedded import Embedded
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
+from dbclone.databases.naming import clone_name
+from dbclone.databases.prune import prune
 from dbclone.errors import ServerError, TemplateError
-from dbclone.marks import clone_name
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from ..private import clear, public_folder
 
@@ -73,7 +73,7 @@ def test_the_error_says_what_is_needed_what_is_free_and_what_a_prune_would_free(
     with Server.open(small) as server:
         assert server.embedded is not None
         assert server.embedded.cluster.data.is_relative_to(small.root), "the data are on the small disk"
-        template = Template.ensure(server, adapters.load(small)[0])
+        template = Template.ensure(server, handles.load(small)[0])
         made, error = until_full(template)
         assert len(made) > 1
         found = re.search(r"that needs (\d+) MB, (\d+) MB are free", error.message)
@@ -117,7 +117,7 @@ def test_a_disk_that_holds_no_copy_is_an_error_of_ours_at_each_step(options: dic
                 with open(filler, "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, max(1, free - left * 2**20))
                 with pytest.raises(TemplateError, match=r"no space is left on the private server to (build|copy)") as caught:
-                    with Template.ensure(server, adapters.load(settings)[0]).clone("gw0", "run"):
+                    with Template.ensure(server, handles.load(settings)[0]).clone("gw0", "run"):
                         raise AssertionError("there was room")
                 said.append(caught.value.message)
                 assert "MB are free" in caught.value.message

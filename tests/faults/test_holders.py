@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dbclone.embedded import Embedded
 from dbclone.errors import ServerError
-from dbclone.server import Server
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from ..conftest import Project

@@ -5,10 +5,11 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from dbclone import databases
-from dbclone.marks import limit_for, lock_key
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.databases import ddl
+from dbclone.databases.naming import limit_for
+from dbclone.databases.prune import prune
+from dbclone.server.locks import lock_key
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from ..conftest import Project
@@ -120,7 +121,7 @@ def test_a_clone_whose_owner_died_inside_create_database_is_recognised_and_prune
         blocker.rollback()
     gone(child, shop)
     (name,) = project.clones(shop)
-    found = databases.find(shop, name)
+    found = ddl.find(shop, name)
     assert found is not None
     assert (found.mark, found.comment, found.limit) == (None, None, limit_for(name, shop.facts.system))
     assert shop.leases.take(name)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.databases.prune import prune
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from ..conftest import Project

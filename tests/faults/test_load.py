@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
 
 from ..conftest import Project

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import psycopg
 import pytest
 
-from dbclone import adapters
-from dbclone.clone import Clone
-from dbclone.embedded import Embedded
+from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
 from dbclone.errors import BuildFailed, Error, SandboxLimit, ServerError
-from dbclone.server import Server
+from dbclone.server.private.server import Embedded
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from ..conftest import Project
 from ..oracle import differences, fingerprint
@@ -112,7 +112,7 @@ def test_a_build_whose_server_is_lost_fails_in_our_words_and_the_next_one_works(
 ) -> None:
     """A1, A7: publishing goes over the connection that holds the lock, so who has lost it publishes nothing."""
     server = shop()
-    schema, _ = adapters.load(server.settings)
+    schema, _ = handles.load(server.settings)
     if step != "filling":
         at(step, place.once, monkeypatch.setattr)
     with pytest.raises((ServerError, BuildFailed)) as caught:

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from dbclone.errors import BuildFailed, ServerError, ServerNotFound
-from dbclone.server import Server
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from ..conftest import Project
 from ..oracle import differences, fingerprint

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dbclone import adapters, copying
-from dbclone.prune import prune
-from dbclone.server import Server
+from dbclone.adapters import handles
+from dbclone.databases import copying
+from dbclone.databases.prune import prune
+from dbclone.server.server import Server
 from dbclone.settings import load
-from dbclone.template import Template
+from dbclone.template.template import Template
 
 from ..conftest import Project
 from .nursery import Start
@@ -115,7 +116,7 @@ def test_eight_processes_that_race_for_three_warm_clones_get_each_of_them_once(
     project: Project, shop: Server, start: Start
 ) -> None:
     """Claiming is a rename: three get a warm clone, five make their own, all have a database each."""
-    template = Template.ensure(shop, adapters.load(shop.settings)[0])
+    template = Template.ensure(shop, handles.load(shop.settings)[0])
     assert copying.warm(shop, template.database, 3) == 3
     warm = {oid for (oid,) in shop.fetch("SELECT oid::int8 FROM pg_database WHERE datname = ANY(%s)", [project.clones(shop)])}
     crowd = [start("clone", {"start": "wait", "end": "wait"}, owner=f"gw{n}", run="r") for n in range(8)]

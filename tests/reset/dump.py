@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from dbclone.server import Server
+from dbclone.server.server import Server
 
 
 def program(server: Server) -> Path | None:

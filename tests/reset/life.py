@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 import psycopg
 from peewee import PostgresqlDatabase
 
-from dbclone import databases
-from dbclone.clone import Clone
-from dbclone.connect import hang_up
+from dbclone.clone.clone import Clone
+from dbclone.clone.isolation import Isolation
+from dbclone.databases import ddl
 from dbclone.errors import Error, ResetBlocked, SandboxLimit
-from dbclone.isolation import Isolation
-from dbclone.schema import Progress, digest
-from dbclone.server import Server
-from dbclone.template import Template
+from dbclone.schema.manifest import digest
+from dbclone.schema.sources import Progress
+from dbclone.server.connection import hang_up
+from dbclone.server.server import Server
+from dbclone.template.template import Template
 
 from ..oracle import differences, fingerprint
 from .dump import dump
@@ -183,6 +184,6 @@ def life(server: Server, schema: Schema, above: Server, pg_dump: Path | None) ->
             if lived is not None:
                 lived._dismiss(lived.strangers[:])
             server.leases.give_up(template.name, shared=True)
-            databases.drop(server, template.database)
+            ddl.drop(server, template.database)
     finally:
         server.settings = before

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, given, note
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from dbclone.dsn import Dsn
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 
 from . import dump
 from .life import life

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from dbclone.dsn import Dsn
-from dbclone.server import Server
+from dbclone.server.dsn import Dsn
+from dbclone.server.server import Server
 
 from .dump import program
 from .life import life
