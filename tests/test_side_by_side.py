@@ -16,7 +16,7 @@ from dbclone.errors import SandboxLimit
 from dbclone.reset.rollback import Rollback
 from dbclone.sandbox.session import Session
 from dbclone.server.server import Server
-from dbclone.sql.writes import reads_only
+from dbclone.sql.analysis import analyze
 
 Step = tuple[int, str]
 OPERATIONS = ["BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT s", "ROLLBACK TO s", "RELEASE s", "read", "fail", "write", "write"]
@@ -163,4 +163,4 @@ def test_a_wider_fixtures_transaction_that_only_read_may_end_inside_a_test(sessi
     ],
 )
 def test_what_is_known_to_read_only(text: str | None, reads: bool) -> None:
-    assert reads_only(text, frozenset({"place_order"})) is reads
+    assert analyze(text).reads_only(frozenset({"place_order"})) is reads

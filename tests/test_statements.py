@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbclone.server.server import Server
-from dbclone.sql.statements import Control, control, controls, split, tokens
+from dbclone.sql.analysis import Control, analyze, control
+from dbclone.sql.statements import split, tokens
 
 PARTS = [
     "SELECT 1", "SELECT ';'", "SELECT 'it''s; fine'",
@@ -119,8 +120,8 @@ def test_what_a_statement_does_to_the_transaction(text: str, expected: Control |
 
 
 def test_pieces_are_told_only_where_something_controls() -> None:
-    assert controls("SELECT 1; SELECT 'commit'") == ()
-    assert [(t, c.verb if c else None) for t, c in controls("COMMIT; SELECT ';' ; BEGIN")] == [
+    assert analyze("SELECT 1; SELECT 'commit'").controls == ()
+    assert [(t, c.verb if c else None) for t, c in analyze("COMMIT; SELECT ';' ; BEGIN").controls] == [
         ("COMMIT", "commit"),
         ("SELECT ';'", None),
         ("BEGIN", "begin"),
@@ -212,7 +213,7 @@ def test_of_long_texts_only_the_last_is_kept_for_its_answer() -> None:
     tracemalloc.start()
     try:
         for number in range(5):
-            assert [c.verb for _, c in controls(f"{text} -- {number}") if c] == ["commit"]
+            assert [c.verb for _, c in analyze(f"{text} -- {number}").controls if c] == ["commit"]
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from ..errors import SandboxLimit
-from ..sql.statements import Control
-from ..sql.writes import leaves_nothing, looks, reads_only
+from ..sql.analysis import Control, analyze
 
 Command = tuple[str, str]
 PREFIX = "dbclone_"  # names of our savepoints begin so; an application's may not
@@ -213,22 +212,22 @@ class Savepoints:
         elif top.written:
             commands = [("RELEASE", top.name), ("SAVEPOINT", top.name)]
         guard = self.entries[-1]
-        guard.used, guard.written = True, not leaves_nothing(text, self.writers)
+        guard.used, guard.written = True, not analyze(text).leaves_nothing(self.writers)
         return commands
 
     def _inside(self, index: int, owner: int, failed: bool, text: str | None) -> list[Command]:
         entry = self.entries[index]
         entry.thaws()
-        if text is not None and not text.strip("; \t\r\n"):
+        if analyze(text).empty:
             return []  # the server answers it whatever the transaction's state
         entry.goes_on()
         self._alone(owner, failed)
-        writes = not reads_only(text, self.writers)
+        writes = not analyze(text).reads_only(self.writers)
         self._within_level(index)
         commands = self._turn(owner, failed)
         commands += self._surface(index, owner)
         entry = self.entries[self._own(owner)]
-        entry.asked, entry.written = entry.asked or looks(text), entry.written or writes
+        entry.asked, entry.written = entry.asked or analyze(text).takes_snapshot, entry.written or writes
         return commands
 
     def _own(self, owner: int) -> int:
@@ -262,7 +261,7 @@ class Savepoints:
 
     def _cover(self, text: str | None) -> None:
         """Remember of all open blocks that something is committed on top of them."""
-        if not reads_only(text, self.writers):
+        if not analyze(text).reads_only(self.writers):
             committed(self.entries)
 
     def begin(self, owner: int, failed: bool, modes: str = "") -> list[Command]:

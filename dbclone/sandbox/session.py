@@ -18,7 +18,7 @@ from psycopg._adapters_map import AdaptersMap
 from psycopg.abc import AdaptContext
 from psycopg.rows import tuple_row
 
-from ..sql.writes import WRITERS, alters
+from ..sql.analysis import WRITERS, analyze
 from .psycopg3.connection import Block, Sandboxed, Segments
 from .psycopg3.prepared import Prepared
 from .savepoints import CHECK, Savepoints
@@ -121,11 +121,11 @@ class Session:
 
     def noticed(self, text: str) -> None:
         """Remember of a statement that begins whether it may change objects, or what is prepared."""
-        if not alters(text):
+        asked = analyze(text)
+        if not asked.alters:
             return
-        upper = text.upper()
-        self._alters, self._prepares = True, self._prepares or "PREPARE" in upper
-        if "DEALLOCATE" in upper or "DISCARD" in upper:
+        self._alters, self._prepares = True, self._prepares or asked.prepares
+        if asked.deallocates:
             self._forget()
         self._stale += sum(prepared.changed() for prepared in self._managers())
 

@@ -1,4 +1,4 @@
-"""Where one SQL statement ends and the next begins, and which ones control transactions. Pure text, no connection.
+"""Where one SQL statement ends and the next begins. Pure text, no connection.
 
 The rules are those of psql and of the lexical structure described in the PostgreSQL documentation (sql-syntax-lexical): quotes,
 dollar quotes, nested comments, parentheses, and the bodies of SQL-standard functions (BEGIN ATOMIC … END).
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase
 
 # Letters of names are what the server takes for them: any character beyond ASCII, and no white space but these six. The pattern
@@ -37,10 +36,7 @@ _ESCAPED = re.compile(r"\\.|''|'", re.S)
 _DATA_END = re.compile(r"^\\\.[ \t]*\r?(?:\n|\Z)", re.M)
 _ROUTINE = re.compile(r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE) ")
 # A server with an encoding of several bytes folds the letters of ASCII and no others.
-_UPPER, _LOWER = str.maketrans(ascii_lowercase, ascii_uppercase), str.maketrans(ascii_uppercase, ascii_lowercase)
-_LONG = 10_000  # characters: of longer texts only the last one is remembered
-_VERBS = ("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE", "SET")
-_MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I)
+UPPER, LOWER = str.maketrans(ascii_lowercase, ascii_uppercase), str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 @dataclass(frozen=True)
@@ -50,21 +46,6 @@ class Statement:
     text: str
     line: int
     data: str | None = None
-
-
-@dataclass(frozen=True)
-class Control:
-    """A statement that controls transactions.
-
-    `verb` is begin, modes, constraints, commit, rollback, savepoint, release, rollback_to or two_phase; `name` the savepoint's
-    name as the server folds it; `modes` the transaction modes of BEGIN and SET TRANSACTION in upper case; `chain` whether AND
-    CHAIN was said.
-    """
-
-    verb: str
-    name: str = ""
-    modes: str = ""
-    chain: bool = False
 
 
 def _quoted(text: str, at: int, quote: str, escapes: bool) -> int:
@@ -180,7 +161,7 @@ def split(text: str) -> Iterator[Statement]:
                     now = None
                     break
             if kind == "word" and now.curious:
-                now.word(text[start:stop].translate(_UPPER))
+                now.word(text[start:stop].translate(UPPER))
             elif kind == "open":
                 now.depth += 1
             elif kind == "close":
@@ -206,78 +187,17 @@ def _copy_data(text: str, at: int) -> tuple[str, int]:
     return (text[start:], len(text)) if done is None else (text[start : done.start()], done.end())
 
 
-def _significant(text: str) -> list[str]:
-    """Return the tokens of one statement that may control transactions, without white space and comments; words in upper case,
-    quoted names unquoted. Any other statement is left at its first word, however long it is."""
-    found: list[str] = []
-    for kind, start, stop in tokens(text):
-        token = text[start:stop]
-        if kind == "word":
-            found.append(token.translate(_UPPER))
-        elif kind == "ident":
-            found.append('"' + token[1:-1].replace('""', '"'))
-        elif kind not in ("space", "end"):
-            found.append(token)
-        if len(found) == 1 and found[0] not in _VERBS:
-            break
-    return found
-
-
 def fold(token: str) -> str:
     """Return an identifier token as the server stores it: quoted as it is, unquoted in lower case, cut at 63 bytes."""
-    name = token[1:] if token.startswith('"') else token.translate(_LOWER)
+    name = token[1:] if token.startswith('"') else token.translate(LOWER)
     return name.encode()[:63].decode(errors="ignore")
 
 
-def control(text: str) -> Control | None:
-    """Return what one statement does to the transaction, or None if it is an ordinary statement."""
-    words = _significant(text)
-    if not words:
-        return None
-    verb, rest = words[0], words[1:]
-    if verb == "START" and rest[:1] == ["TRANSACTION"]:
-        return Control("begin", modes=" ".join(rest[1:]))
-    if verb == "SET" and rest[:1] == ["TRANSACTION"] and rest[1:2] != ["SNAPSHOT"]:
-        return Control("modes", modes=" ".join(rest[1:]))
-    if verb == "SET" and rest[:1] == ["CONSTRAINTS"]:
-        return Control("constraints")
-    if verb == "PREPARE" and rest[:1] == ["TRANSACTION"]:
-        return Control("two_phase")
-    if verb in ("COMMIT", "ROLLBACK") and rest[:1] == ["PREPARED"]:
-        return Control("two_phase")
-    if rest[:1] in (["WORK"], ["TRANSACTION"]) and verb in ("BEGIN", "COMMIT", "END", "ROLLBACK", "ABORT"):
-        rest = rest[1:]
-    if verb == "BEGIN":
-        return Control("begin", modes=" ".join(rest))
-    if verb == "ROLLBACK" and rest[:1] == ["TO"]:
-        rest = rest[2:] if rest[1:2] == ["SAVEPOINT"] and len(rest) > 2 else rest[1:]
-        return Control("rollback_to", fold(rest[0])) if rest else None
-    if verb in ("COMMIT", "END"):
-        return Control("commit", chain=rest[:2] == ["AND", "CHAIN"])
-    if verb in ("ROLLBACK", "ABORT"):
-        return Control("rollback", chain=rest[:2] == ["AND", "CHAIN"])
-    if verb == "SAVEPOINT" and rest:
-        return Control("savepoint", fold(rest[0]))
-    if verb == "RELEASE" and rest:
-        rest = rest[1:] if rest[0] == "SAVEPOINT" and len(rest) > 1 else rest
-        return Control("release", fold(rest[0]))
-    return None
-
-
-def controls(text: str) -> tuple[tuple[str, Control | None], ...]:
-    """Return the pieces of a query string with what each does to the transaction; empty if none of them does anything to it.
-
-    The usual case, a string without any such word in it, costs one regular-expression search, or none where it was asked before.
-    """
-    return _remembered(text) if len(text) <= _LONG else _last(text)
-
-
-def _controls(text: str) -> tuple[tuple[str, Control | None], ...]:
-    if not _MIGHT_CONTROL.search(text):
-        return ()
-    pieces = tuple((s.text, control(s.text)) for s in split(text))
-    return pieces if any(c is not None for _, c in pieces) else ()
-
-
-_remembered = lru_cache(maxsize=512)(_controls)
-_last = lru_cache(maxsize=1)(_controls)  # a cursor asks several times in a row
+def without_comments(text: str) -> str:
+    """Return a text with a space in the place of each comment; what is quoted stays as it is."""
+    if "--" not in text and "/*" not in text:
+        return text
+    pieces = []
+    for kind, start, stop in tokens(text):
+        pieces.append(" " if kind == "space" and text[start] in "-/" else text[start:stop])
+    return "".join(pieces)

@@ -20,11 +20,10 @@ from psycopg import pq
 
 from ...errors import SandboxLimit
 from ...server.connection import Gen, exchange
-from ...sql.statements import Control, controls
-from ...sql.writes import never_inside, only_inside
+from ...sql.analysis import Control, analyze
 from ..savepoints import Command, Savepoints
 from ..session_lock import Turn, Turns
-from .cursor import close_portals, declared, render, sandboxed
+from .cursor import close_portals, render, sandboxed
 from .prepared import Prepared
 
 
@@ -284,7 +283,7 @@ class Sandboxed(_Base):
             if not self._leading:
                 yield from self._before_statement(text)
         if text and not self._leading:
-            self.portals.update(declared(text))
+            self.portals.update(analyze(text).declares)
 
     def _refuse_busy(self) -> None:
         """Refuse what the session could not be asked now, before the stack of savepoints takes it for done."""
@@ -302,9 +301,9 @@ class Sandboxed(_Base):
                 return  # up to the next sync all are one transaction, behind one guard
             self._segment = self._pipeline
             known = text if self._pipeline is None else None
-            if command := only_inside(text):
+            if command := analyze(text).only_inside:
                 raise psycopg.errors.NoActiveSqlTransaction(f"{command} can only be used in transaction blocks")
-            if command := never_inside(text):
+            if command := analyze(text).never_inside:
                 with self._noting():
                     raise never(command, text)
         with self._noting():
@@ -326,7 +325,7 @@ class Sandboxed(_Base):
         self._speak()
         self._refuse_busy()
         text = command if isinstance(command, str) else command.decode() if isinstance(command, bytes) else command.as_string(self)
-        pieces = controls(text)
+        pieces = analyze(text).controls
         if not pieces:
             if not self._pipeline:
                 yield from self._before_statement(text)
@@ -397,4 +396,4 @@ class Sandboxed(_Base):
         """Return the command tag with which production would answer a statement that controls transactions."""
         if control.verb == "commit" and self._failed:
             return "ROLLBACK"
-        return TAGS.get("start" if text[:5].upper() == "START" else control.verb, "")
+        return TAGS.get("start" if analyze(text).verb == "START" else control.verb, "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from psycopg import pq, sql
 
 from ...errors import SandboxLimit
 from ...server.connection import Gen, exchange
-from ...sql.statements import Control, controls
+from ...sql.analysis import Control, analyze
 from ..savepoints import Command
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     _Base = BaseCursor[Any, Any]
 else:
     _Base = object
-_DECLARE = re.compile(r'\bDECLARE\s+("(?:[^"]|"")+"|\w+)', re.IGNORECASE)
 _NOTHING = b"SET LOCAL dbclone.nothing TO ''"  # a command that succeeds and does nothing, where production only warns
 
 
@@ -34,13 +32,6 @@ def render(command: Command) -> bytes:
         .format(sql.SQL(command[0]), sql.Identifier(command[1]))
         .as_bytes(None)
     )
-
-
-def declared(text: str) -> list[bytes]:
-    """Return the names of the cursors that a text declares; more than those, if the word has another meaning in it."""
-    if "ECLARE" not in text and "eclare" not in text:
-        return []
-    return [name[1:-1].replace('""', '"').encode() if name[0] == '"' else name.lower().encode() for name in _DECLARE.findall(text)]
 
 
 def close_portals(connection: Any) -> Gen:
@@ -68,7 +59,7 @@ class _Statements(_Base):
         self._tags = {}
         connection = self._conn
         text = connection._upcoming = _text(query, connection)
-        connection._leading = text is not None and bool(controls(text))
+        connection._leading = text is not None and bool(analyze(text).controls)
         self._plain = text is not None and not connection._leading
         if text is not None:
             connection._session.noticed(text)
@@ -78,7 +69,7 @@ class _Statements(_Base):
             connection._leading, connection._upcoming = False, None
 
     def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, **options: Any) -> Gen:
-        pieces = [] if self._plain else controls(pgq.query.decode(errors="replace"))
+        pieces = () if self._plain else analyze(pgq.query.decode(errors="replace")).controls
         if not pieces:
             yield from super()._maybe_prepare_gen(pgq, prepare=prepare, **options)
             return
@@ -101,7 +92,7 @@ class _Statements(_Base):
                     implicit = True
                 if control is None:
                     yield from connection._before_statement(text)
-                    connection.portals.update(declared(text))
+                    connection.portals.update(analyze(text).declares)
                     sent = [text.encode()]
                 else:
                     tag = connection._tag(text, control)
@@ -132,7 +123,7 @@ class _Statements(_Base):
             if control.verb == "begin":
                 return connection._translate(text, Control("modes", modes=control.modes)) or [_NOTHING], False
             if control.verb not in ("commit", "rollback", "modes", "constraints") or control.chain:
-                raise psycopg.errors.NoActiveSqlTransaction(f"{text.split()[0].upper()} can only be used in transaction blocks")
+                raise psycopg.errors.NoActiveSqlTransaction(f"{analyze(text).verb} can only be used in transaction blocks")
         sent = connection._translate(text, control) or [_NOTHING]
         return sent, implicit and control.verb not in ("begin", "commit", "rollback")
 

@@ -7,7 +7,6 @@ message to the one real session.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import psycopg
 from psycopg import generators, pq, sql
 
 from ...errors import SandboxLimit
-from ...sql.statements import Control, controls
+from ...sql.analysis import Control, analyze
 from . import messages
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 LIMIT = "DBC01"  # the SQLSTATE under which a SandboxLimit travels
 _ENCODING, _DEFAULT = b"client_encoding", b"default_transaction_read_only"
 _READ_ONLY = "SET TRANSACTION READ ONLY"
-_DISCARD = re.compile(rb"\s*DISCARD\s+ALL\s*;?\s*\Z", re.I)
 # The server refuses to discard all in a transaction; temporary tables, locks and prepared statements may be others' here.
 _DISCARDED = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
 
@@ -186,8 +184,9 @@ class Backend:
     def _query(self, query: bytes) -> None:
         text = query.decode(errors="surrogateescape")
         self._connection._session.noticed(text)
-        if not (pieces := controls(text)):
-            self._statement(_DISCARDED if not self._in_block and _DISCARD.match(query) else query)
+        asked = analyze(text)
+        if not (pieces := asked.controls):
+            self._statement(_DISCARDED if not self._in_block and asked.discards_all else query)
             return
         implicit, at = False, 0  # several statements in one string are one transaction, unless a BEGIN among them opens a block
         try:
@@ -219,7 +218,7 @@ class Backend:
         if implicit and verb == "begin":
             self._real.wait(connection._send(connection._translate(text, Control("modes", modes=control.modes))))
         elif implicit and (verb not in ("commit", "rollback", "modes", "constraints") or control.chain):
-            raise psycopg.errors.NoActiveSqlTransaction(f"{text.split()[0].upper()} can only be used in transaction blocks")
+            raise psycopg.errors.NoActiveSqlTransaction(f"{analyze(text).verb} can only be used in transaction blocks")
         else:
             self._control(text)
         if self._read_only and (verb == "begin" or control.chain) and "READ WRITE" not in control.modes:
