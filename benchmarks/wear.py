@@ -71,7 +71,7 @@ def _side_by_side(worn: Contender, new: Contender, count: int) -> list[tuple[flo
     a rollback's cost, and stays so for thousands of them."""
     for contender in (worn, new):
         assert contender.clone is not None
-        contender.clone._undo.disconnect()
+        contender.clone.state.disconnect()
         for _ in range(_WARM):
             contender.act(None)
     return [(worn.act(None), new.act(None)) for _ in range(count)]

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import psycopg2.extensions as extensions
 
-from dbclone.reset.rollback import Rollback
+from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import Session
 from dbclone.sandbox.wire.psycopg2 import Gate
 from dbclone.server.server import Server
@@ -40,11 +40,11 @@ def sandbox(url: str) -> Iterator[Session]:
     """Yield a sandbox in which one level is open; afterwards the table must be empty for everybody."""
     with psycopg.connect(url, autocommit=True) as real:
         session = Session(real)
-        level = Rollback(session)
-        level.before()
+        level = Level(session)
+        level.enter()
         yield session
         if not real.closed:
-            assert level.after().spoiled == ""
+            assert level.leave().spoiled == ""
         with psycopg.connect(url) as outside:
             assert outside.execute("SELECT count(*) FROM t").fetchone() == (0,)
 

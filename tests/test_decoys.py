@@ -19,6 +19,8 @@ from dbclone.databases import copying, ddl
 from dbclone.databases.naming import Database, Mark, build_name, clone_name, limit_for, spare_name, template_name
 from dbclone.databases.prune import prune
 from dbclone.errors import NotOurs
+from dbclone.reset.base import Task
+from dbclone.reset.rebuild import Rebuild
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 from dbclone.template.builder import full_manifest
@@ -113,7 +115,7 @@ ACTS: dict[str, Callable[[Clone], object]] = {
     "replace": lambda clone: clone.replace("a test"),
     "swap": lambda clone: clone.replace("a test"),
     "restore": lambda clone: clone.restore("label"),
-    "drop": lambda clone: clone._drop.after(),
+    "drop": lambda clone: Rebuild(clone, Task()).undo(),
 }
 
 

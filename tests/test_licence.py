@@ -68,18 +68,18 @@ def test_a_test_that_writes_over_its_clone_s_comment_is_reset_all_the_same(clone
     """S2: that this very process made the database is known better than by its mark; to drop it, the mark is needed still."""
     with clone.isolated("clone", "a swap ahead"):
         pass
-    clone._undo.disconnect()
+    clone.state.disconnect()
     comment = sql.SQL("COMMENT ON DATABASE {} IS 'mine'").format(sql.Identifier(clone.name))
     with clone.isolated(reset, "test") as isolation:
         isolation.execute(comment)
         isolation.execute("INSERT INTO item VALUES (2)")
-        clone._undo.disconnect()
+        clone.state.disconnect()
     with clone.isolated("truncate", "next"):
         assert items(clone.url) == [(1,)]
     if reset == "truncate":
         clone.server.connection.execute(
             sql.SQL("COMMENT ON DATABASE {} IS {}").format(
-                sql.Identifier(clone.name), sql.Literal(clone.mark.bound(clone.name, clone._undo.made).text())
+                sql.Identifier(clone.name), sql.Literal(clone.mark.bound(clone.name, clone.state.made).text())
             )
         )
 

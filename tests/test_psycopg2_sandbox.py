@@ -17,7 +17,7 @@ import pytest
 from psycopg2 import extensions
 
 from dbclone.errors import SandboxLimit
-from dbclone.reset.rollback import Rollback
+from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import Session
 from dbclone.sandbox.wire.psycopg2 import Gate
 from dbclone.sandbox.wire.server import Conversation
@@ -196,10 +196,10 @@ def test_a_block_left_open_when_a_test_ended_is_another_one_in_the_next(connect:
     """psycopg2 goes on believing that it is in a transaction, and so says no BEGIN."""
     connection = connect()
     for _ in range(2):
-        level = Rollback(session)
-        level.before()
+        level = Level(session)
+        level.enter()
         insert(connection, 1)
-        level.after()
+        level.leave()
         assert count(session) == 0
     insert(connection, 1)
     connection.rollback()

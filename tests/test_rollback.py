@@ -9,7 +9,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from dbclone.reset.rollback import Rollback
+from dbclone.reset.rollback import Level
 from dbclone.reset.sequences import ask, restore
 from dbclone.reset.transactions import Verdict, Witness
 from dbclone.reset.truncate.control import now
@@ -33,32 +33,32 @@ def test_a_boundary_that_was_destroyed_is_noticed_at_the_end(url: str, escape: s
     """D1, D2: by a path that the sandbox cannot see."""
     with psycopg.connect(url, autocommit=True) as real:
         session = Session(real)
-        level = Rollback(session)
-        level.before()
+        level = Level(session)
+        level.enter()
         session.connect(autocommit=True).pgconn.exec_(escape.encode())
-        assert "ended the outer transaction" in level.after().spoiled
-        level.before()
-        assert level.after().spoiled == ""
+        assert "ended the outer transaction" in level.leave().spoiled
+        level.enter()
+        assert level.leave().spoiled == ""
 
 
 def test_a_connection_that_was_killed_is_noticed_at_the_end(url: str) -> None:
     """D12."""
     with psycopg.connect(url, autocommit=True) as real, psycopg.connect(url, autocommit=True) as killer:
         session = Session(real)
-        level = Rollback(session)
-        level.before()
+        level = Level(session)
+        level.enter()
         killer.execute("SELECT pg_terminate_backend(%s, 5000)", [real.info.backend_pid])
-        assert "was lost" in level.after().spoiled
+        assert "was lost" in level.leave().spoiled
 
 
 def test_session_locks_do_not_outlive_the_test(url: str) -> None:
     """C14."""
     with psycopg.connect(url, autocommit=True) as real:
         session = Session(real)
-        level = Rollback(session)
-        level.before()
+        level = Level(session)
+        level.enter()
         session.connect(autocommit=True).execute("SELECT pg_advisory_lock(42)")
-        level.after()
+        level.leave()
         assert real.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42").fetchone() == (0,)
 
 
@@ -66,12 +66,12 @@ def test_statements_prepared_by_sql_do_not_outlive_the_test(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as real:
         session, witness = Session(real), Witness(now(real))
         for _ in range(3):
-            level = Rollback(session, None, witness)
-            level.before()
+            level = Level(session, None, witness)
+            level.enter()
             connection = session.connect(autocommit=True)
             connection.execute("PREPARE mine AS SELECT 1")
             assert connection.execute("EXECUTE mine").fetchone() == (1,)
-            level.after()
+            level.leave()
             session.disconnect()
         assert real.execute("SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'").fetchone() == (0,)
 
@@ -82,10 +82,10 @@ def test_putting_sequences_back_leaves_nothing_for_the_next_audit_to_look_for(ur
         real.execute("CREATE SEQUENCE counter")
         session, positions, witness = Session(real), ask(real), Witness(now(real))
         for _ in range(3):
-            level = Rollback(session, positions, witness)
-            level.before()
+            level = Level(session, positions, witness)
+            level.enter()
             session.connect(autocommit=True).execute("SELECT nextval('counter')")
-            assert level.after().verdict is Verdict.NOTHING
+            assert level.leave().verdict is Verdict.NOTHING
             assert real.execute("SELECT last_value, is_called FROM counter").fetchone() == (1, False)
 
 

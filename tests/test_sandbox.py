@@ -13,7 +13,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from dbclone.errors import SandboxLimit
-from dbclone.reset.rollback import Rollback
+from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import SandboxConnection, Session
 from dbclone.server.server import Server
 
@@ -37,10 +37,10 @@ def session(url: str) -> Iterator[Session]:
     """A sandbox in which one level is open; afterwards the table must be empty for everybody."""
     with psycopg.connect(url, autocommit=True) as real:
         found = Session(real)
-        level = Rollback(found)
-        level.before()
+        level = Level(found)
+        level.enter()
         yield found
-        assert level.after().spoiled == ""
+        assert level.leave().spoiled == ""
         with psycopg.connect(url) as outside:
             assert outside.execute("SELECT count(*) FROM t").fetchone() == (0,)
 
@@ -246,18 +246,18 @@ def test_another_thread_sees_what_the_test_wrote(session: Session, connection: S
 
 def test_levels_undo_what_came_after_them_only(session: Session, connection: SandboxConnection, count: Count) -> None:
     insert(connection, 1)
-    outer, inner = Rollback(session), Rollback(session)
-    outer.before()
+    outer, inner = Level(session), Level(session)
+    outer.enter()
     insert(connection, 2)
-    inner.before()
+    inner.enter()
     insert(connection, 3)
     connection.execute("BEGIN")
-    inner.after()
+    inner.leave()
     assert connection.info.transaction_status == IDLE
     assert count() == 2
-    outer.after()
+    outer.leave()
     assert count() == 1
-    inner.after()
+    inner.leave()
     assert count() == 1
 
 

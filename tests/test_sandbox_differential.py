@@ -237,7 +237,7 @@ def outcome(program: list[Step], count: int, plain: str, sandbox: Clone) -> tupl
                 imitation.finish()
             with isolation.connect(autocommit=True) as reader:
                 imitation.seen.append(reader.execute(ROWS).fetchall())
-    assert sandbox._undo.sandbox().real.info.transaction_status == TransactionStatus.IDLE, "the outer transaction was not ended"
+    assert sandbox.state.sandbox().real.info.transaction_status == TransactionStatus.IDLE, "the outer transaction was not ended"
     with sandbox.connect(autocommit=True) as reader:
         left = reader.execute(ROWS).fetchall()
         if left != [(100, "seeded")]:  # for the next program to begin where it should

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from psycopg import sql
 
 from dbclone.errors import SandboxLimit
-from dbclone.reset.rollback import Rollback
+from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import Session
 from dbclone.server.server import Server
 from dbclone.sql.analysis import analyze
@@ -44,10 +44,10 @@ def real(url: str) -> Iterator[list[psycopg.Connection[Any]]]:
 def session(url: str) -> Iterator[Session]:
     with psycopg.connect(url, autocommit=True) as connection:
         found = Session(connection)
-        level = Rollback(found)
-        level.before()
+        level = Level(found)
+        level.enter()
         yield found
-        level.after()
+        level.leave()
 
 
 def rows(connection: psycopg.Connection[Any]) -> list[Any]:
@@ -85,15 +85,15 @@ def test_programs_of_three_connections_end_as_they_would_for_real_or_are_refused
         expected = run(program, real)
         real[3].execute("TRUNCATE t")
         found = Session(lone)
-        level = Rollback(found)
-        level.before()
+        level = Level(found)
+        level.enter()
         try:
             assert run(program, [found.connect(autocommit=True) for _ in range(4)]) == expected
             counted["equal"] += 1
         except SandboxLimit:
             counted["refused"] += 1
         finally:
-            level.after()
+            level.leave()
             lone.execute("DEALLOCATE ALL")  # another Session over the same connection gives the same names
 
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as lone:
@@ -133,12 +133,12 @@ def test_one_that_reads_first_and_writes_later_undoes_its_own_writes_only(sessio
 def test_a_wider_fixtures_transaction_that_only_read_may_end_inside_a_test(session: Session) -> None:
     wider = session.connect()
     rows(wider)
-    level = Rollback(session)
-    level.before()
+    level = Level(session)
+    level.enter()
     wider.commit()
     wider.execute("INSERT INTO t VALUES (1)")
     wider.commit()
-    level.after()
+    level.leave()
     assert rows(wider) == []
 
 

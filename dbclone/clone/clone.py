@@ -1,4 +1,4 @@
-"""A database that one owner copies from a template, under a lease: made, connected to, replaced, put aside and dropped."""
+"""A clone, one worker's own copy of a template under a lease: made, replaced, put aside and dropped, and tests isolated in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -22,13 +22,13 @@ from ..databases.prune import KEPT, keep
 from ..databases.warm_pool import Pool
 from ..errors import NotOurs, SandboxLimit, ServerError, SettingsError, TemplateError, WriteEscaped
 from ..process.clock import monotonic
-from ..reset.base import Outcome, pick
-from ..reset.rebuild import Drop
-from ..reset.rollback import Rollback
-from ..reset.sequences import Sequence
+from ..reset.base import Outcome, Strategy, Task, failure
+from ..reset.rollback import data_lost
+from ..reset.state import Condition, ResetState
+from ..reset.strategies import STRATEGIES
 from ..reset.transactions import NOW, Moment, Verdict
 from ..reset.truncate.control import Spoiled
-from ..sandbox.session import Session
+from ..reset.truncate.strategy import Truncate
 from ..schema.sources import Schema
 from ..server import session_options
 from ..server.connection import connect
@@ -37,11 +37,10 @@ from ..server.reconnect import is_alive, recover, told, twice
 from ..server.server import Server
 from ..server.sessions import application_name, named
 from ..settings import RESETS
-from .isolation import Isolation, data_lost
+from .isolation import Isolation
 from .report import Report
 from .roles import Role, unbound
 from .snapshots import Snapshots
-from .undo import Undo
 
 
 def escaped(name: str, test: str, rows: Mapping[str, int], other: str) -> WriteEscaped:
@@ -59,7 +58,6 @@ def escaped(name: str, test: str, rows: Mapping[str, int], other: str) -> WriteE
     )
 
 
-Self = TypeVar("Self", bound="Owned")
 log = logging.getLogger("dbclone")
 _GOODBYE = 60.0  # seconds that the server may take to drop the clone at the end
 Connection = psycopg.Connection[Any]
@@ -67,13 +65,15 @@ _PATIENCE = 2.0  # seconds for a prune to let go of a name
 
 
 @dataclass(repr=False)
-class Owned:
-    """A database copied from a template, owned by one worker of one run for as long as its lease is held.
+class Clone:
+    """A database copied from a template, owned by one worker of one run for as long as its lease is held, in which tests are
+    isolated. Use `Template.clone`.
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `schema`, what the template
     was built from; `report`, what clones and resets cost; `moved`, is told where the application finds the database if that had to
     get another name; `role`, as whom the application connects (None: as the role that builds);
-    `keep_count`, how many clones that tests left are kept at most, of the whole project.
+    `keep_count`, how many clones that tests left are kept at most, of the whole project; `escalated`, tests that committed outside
+    a sandbox before, which auto isolates by truncate; `state`, what is known of the database since it was a copy of its template.
     """
 
     server: Server
@@ -83,12 +83,13 @@ class Owned:
     handle: Any = None
     schema: Schema | None = field(default=None, repr=False)
     report: Report = field(default_factory=Report)
-    _undo: Undo = field(init=False, repr=False)
+    state: ResetState = field(init=False, repr=False)
     _snapshots: Snapshots = field(init=False, repr=False)
-    _drop: Drop = field(init=False, repr=False)
     moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
     _pool: Pool | None = field(default=None, repr=False)
     keep_count: int = KEPT
+    escalated: set[str] = field(default_factory=set)
+    isolating: int = 0  # how many blocks of `isolated` are open
     role: Role | None = None
     warning: str = ""  # that row-level security does not bind whoever connects
     _replaced: bool = False
@@ -97,14 +98,13 @@ class Owned:
     _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
 
     def __post_init__(self) -> None:
-        self._undo = Undo(self.server, self.name, self.owner, self._connect_sandbox, self._sibling)
+        self.state = ResetState(self.server, self.name, self.owner, self._connect_sandbox, self._sibling)
         self._snapshots = Snapshots(self.server, self.name, self.mark)
-        self._drop = Drop(self._connect_drop, self._build)
 
     @classmethod
     def create(
-        cls: type[Self], server: Server, template: Database, run: str, owner: str, handle: Any = None, schema: Schema | None = None
-    ) -> Self:
+        cls, server: Server, template: Database, run: str, owner: str, handle: Any = None, schema: Schema | None = None
+    ) -> Clone:
         """Copy `template` for one owner, taking the lease first. `schema` is what the template was built from, for the reset drop.
 
         A warm clone that `prepare --workers` left is renamed instead, if there is one. Raises TemplateError, and
@@ -124,7 +124,7 @@ class Owned:
         try:
             clone._make()
             if settings.keep:
-                clone._undo.truncating()  # says at once if a table to keep references one that is not
+                clone.state.put_back()  # says at once if a table to keep references one that is not
         except BaseException:
             clone.drop()
             raise
@@ -152,7 +152,7 @@ class Owned:
 
     def admit(self, role: Role | None) -> None:
         """Lead the application here as `role` from now on, or as the role that builds (None)."""
-        self.role, self._undo.apart = role, role is not None
+        self.role, self.state.apart = role, role is not None
         if role is None and not self.server.settings.role:
             self.warning = unbound(self.server, self.template, self.server.facts.role, self.handle)
 
@@ -173,9 +173,9 @@ class Owned:
         warm = claim_warm(self.server, self.template, self.name, self.mark)
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
-        self._undo.clone_seconds = monotonic() - started
+        self.state.clone_seconds = monotonic() - started
         self._made()
-        self.report.clone(self._undo.clone_seconds)
+        self.report.clone(self.state.clone_seconds)
         log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
 
     def connect(self, test: str = "", **options: Any) -> Connection:
@@ -201,11 +201,11 @@ class Owned:
         more: dict[str, Any] = {key: value for key, value in handles.parameters(self.handle).items() if not self.dsn.get(key)}
         return self._connect(self.app_dsn, autocommit=True, lasts=True, **more)
 
-    def _connect_drop(self) -> Connection:
-        """Return the connection over which everything is dropped."""
-        connection = self.connect("drop", autocommit=True, lasts=True)
+    def connect_owner(self) -> Connection:
+        """Return an autocommit connection that may drop what is in the clone."""
+        connection = self._connect(self.dsn, "drop", autocommit=True, lasts=True)
         try:
-            licensed_here(connection, self.server, self.name, self._undo.made)
+            licensed_here(connection, self.server, self.name, self.state.made)
         except BaseException:
             connection.close()
             raise
@@ -214,10 +214,10 @@ class Owned:
     def _made(self) -> None:
         """Note which database it is that this process has just made, and when."""
         query = sql.SQL("SELECT {}, oid::int8 FROM pg_database WHERE datname = %s").format(sql.SQL(NOW))
-        ((*moment, self._undo.made),) = self.server.connection.execute(query, [self.name]).fetchall()
-        self._undo.created = Moment.of(tuple(moment))
+        ((*moment, self.state.made),) = self.server.connection.execute(query, [self.name]).fetchall()
+        self.state.created = Moment.of(tuple(moment))
 
-    def _build(self) -> None:
+    def build(self) -> None:
         """Run the schema and the seed again, with the handle led here as the role that builds, as when the template was built."""
         assert self.schema is not None, "a clone made without its schema cannot be built again"
         schema = boundary.on(self.server, self.schema)
@@ -237,7 +237,7 @@ class Owned:
         self.server.leases.give_up(self.name)
         self.name = clone_name(self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}")
         self.server.leases.take(self.name)
-        self._undo.name = self._snapshots.name = self.name
+        self.state.name = self._snapshots.name = self.name
         if self._bound:
             self._binding.close()
             self._binding.enter_context(handles.bound(self.handle, self.url))
@@ -246,7 +246,7 @@ class Owned:
     def _put_aside(self) -> None:
         """Leave the database to nobody, so that it can be copied."""
         handles.closed(self.handle)
-        self._undo.disconnect()
+        self.state.disconnect()
 
     @contextlib.contextmanager
     def _sibling(self) -> Iterator[str]:
@@ -267,11 +267,10 @@ class Owned:
         if not quiet:
             self.report.note(f"clone replaced after {reason}")
         handles.closed(self.handle)
-        self._undo.forget()
-        self._drop.empty = False
+        self.state.forget()
         twice(self.server, "the clone was replaced", lambda: self._renew(often, gone), self._recover)
         self._replaced = self._replaced or not gone
-        if lost := self._undo.refill():
+        if lost := self.state.refill():
             self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
 
     def _recover(self) -> None:
@@ -298,8 +297,8 @@ class Owned:
         self.report.clone(self._pool.swap(self.name, self.mark))
         self._made()
 
-    def _keep_for(self, label: str) -> bool:
-        """Keep the clone for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
+    def keep_for(self, label: str) -> bool:
+        """Keep the committed state for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
         try:
             self._put_by(label)
         except (psycopg.Error, NotOurs) as error:
@@ -320,7 +319,7 @@ class Owned:
         forked process drops nothing: it is its parent's."""
         if self.server.home.left:
             return
-        self._undo.disconnect()
+        self.state.disconnect()
         self._snapshots.drop()
         if self._pool is not None:
             self._pool.close()
@@ -336,7 +335,7 @@ class Owned:
         if (database := ddl.find(self.server, self.name)) is not None:
             ddl.drop(self.server, database, force=True, patience=_GOODBYE)
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Clone:
         """Point the application's handle at the clone for the block; at its end the clone is dropped."""
         self._binding.enter_context(handles.bound(self.handle, self.url))
         self._bound = True
@@ -350,23 +349,6 @@ class Owned:
         finally:
             self.drop()
 
-
-@dataclass(repr=False)
-class Clone(Owned):
-    """A database copied from a template, owned by one worker of one run for as long as its lease is held, in which tests are
-    isolated. Use `Template.clone`.
-
-    Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `report`, what its resets
-    cost; `escalated`, tests that committed outside a sandbox before, which auto isolates by truncate; `isolating`, how many blocks
-    of `isolated` are open.
-    """
-
-    escalated: set[str] = field(default_factory=set)
-    isolating: int = 0
-    _keeping: str = ""  # what the isolation that ends now is to be kept for
-    _lending: contextlib.ExitStack | None = field(default=None, repr=False)
-    _lost: str = ""  # what has become of the data of a class or module that is still open
-
     @contextlib.contextmanager
     def isolated(self, reset: str = "auto", test: str = "", reset_sequences: bool | None = None) -> Iterator[Isolation]:
         """Run the block with the clone equal to its template at the start, and undo whatever the block wrote at its end.
@@ -376,31 +358,10 @@ class Clone(Owned):
         ResetBlocked, and WriteEscaped if the setting `strict` is on.
         """
         self.server.home.needed()
-        wanted = self.choose(reset, test)
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
-        self._look(wanted)
-        with self._isolating(), named(application_name(self.owner, test) if test else ""):
-            if wanted == "rollback":
-                with self._layer(test, sequences, reset == "auto") as session:
-                    isolation = self._view(wanted, test, session)
-                    try:
-                        yield isolation
-                    finally:
-                        self._keeping = isolation.kept if self._over(isolation) else ""
-                return
-            if self._lending is not None:
-                raise SandboxLimit(
-                    f"a test wants reset={wanted!r} inside a class or module that is isolated by rollback",
-                    f"{test or 'It'} would not see the data of dbclone_class or dbclone_module, which are in a transaction.",
-                    "Use rollback for this test, or make the data in the test.",
-                )
-            twice(self.server, "a test began", lambda: self._prepare(wanted), self._begin_anew)
-            isolation = self._view(wanted, test, None)
-            try:
-                yield isolation
-            finally:
-                if self._over(isolation) and not (isolation.kept and self._keep_for(isolation.kept)):
-                    self._settle(self._finish(wanted), test)
+        strategy = STRATEGIES[self.choose(reset, test)](self, Task(test, sequences, reset == "auto"))
+        with self._isolating(), named(application_name(self.owner, test) if test else ""), self._run(strategy) as isolation:
+            yield isolation
 
     @contextlib.contextmanager
     def _isolating(self) -> Iterator[None]:
@@ -412,87 +373,27 @@ class Clone(Owned):
         finally:
             self.isolating -= 1
 
-    def _over(self, isolation: Isolation) -> bool:
-        """Close what a test opened; return False in a forked process, in which nothing is over: all of it is its parent's."""
-        if not self.server.home.left:
-            isolation.close()
-        return not self.server.home.left
-
-    def _look(self, wanted: str = "") -> None:
-        """Have a fresh clone if this one is known not to be equal to the template before a test begins.
-
-        With the connection that holds the lease, the server may have lost what it committed last: the reset of the last test.
-        """
-        if self._lending is None and not is_alive(self.server.connection):
-            self.replace("the connection to the server was lost between two tests")
-        elif self._drop.empty and wanted != "drop":
-            self.replace("the reset drop", quiet=True)
-
-    def _prepare(self, wanted: str) -> None:
-        """Make ready for a test that commits for real."""
-        if wanted == "truncate":
-            reset = self._undo.truncating()
-            if self._undo.moved:
-                reset.restore_sequences()  # earlier rollbacks left them where they were
-                self._undo.moved = False
-        elif wanted == "drop":
-            self._drop.before()
-
-    def _begin_anew(self) -> None:
-        """Have a fresh clone, because it has shown that our sessions were lost since the last test."""
-        if self._lending is not None:
-            self._lost = "its connection was lost between two tests"
-            raise data_lost(self._lost)
-        self.replace("its connections were lost between two tests")
-
-    def _finish(self, wanted: str) -> Outcome:
-        if wanted in ("truncate", "drop"):
-            try:
-                if wanted == "truncate":
-                    return self._undo.truncating().after()
-                handles.closed(self.handle)
-                self._undo.forget()
-                return self._drop.after()
-            except (psycopg.Error, ServerError) as error:
-                what = type(error).__name__ if wanted == "truncate" else "not everything could be dropped"
-                return Outcome(wanted, 0.0, spoiled=f"{what}: {str(error).strip().splitlines()[0]}")
-            except BaseException:
-                self.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
-                raise
-        started = monotonic()
-        if wanted == "clone":
-            self.replace("a test that wanted a fresh clone", quiet=True, often=True)
-        else:
-            self._undo.tainted = True
-        return Outcome(wanted, monotonic() - started)
-
     @contextlib.contextmanager
     def layer(self, name: str) -> Iterator[Isolation]:
         """Keep what the block writes for as long as it lasts, as an outer layer of the tests inside it, and undo it at the end.
 
         Arguments: `name`, of the class or module, for reports. Raises SandboxLimit if the handle cannot be sandboxed.
         """
-        self._look()
-        with self._layer(name) as session:
-            isolation = self._view("rollback", name, session)
-            try:
-                yield isolation
-            finally:
-                self._over(isolation)
+        with self._run(STRATEGIES["rollback"](self, Task(name))) as isolation:
+            yield isolation
 
-    def _view(self, reset: str, test: str, session: Session | None) -> Isolation:
-        return Isolation(
-            self.name,
-            self.url,
-            reset,
-            test,
-            handles.present(self.handle),
-            lambda **options: self.connect(test, **options),
-            self.snapshot,
-            self.restore,
-            session,
-            dsn=self.dsn,
-        )
+    @contextlib.contextmanager
+    def _run(self, strategy: Strategy) -> Iterator[Isolation]:
+        """Run the block in the isolation that a strategy gives."""
+        self._make_sound(strategy)
+        twice(self.server, "a test began", strategy.begin, self._begin_anew)
+        isolation = self._view(strategy)
+        try:
+            yield isolation
+        finally:
+            if not self.server.home.left:  # else nothing is over in this forked process: all of it is its parent's
+                isolation.close()
+                self._settle(strategy.end(isolation.kept), strategy.task)
 
     def choose(self, reset: str, test: str = "") -> str:
         """Return the reset that will be used for `reset` and a test.
@@ -504,102 +405,88 @@ class Clone(Owned):
         if reset not in RESETS:
             choice = ", ".join(RESETS)
             raise SettingsError(f"{reset!r} is no reset", f"{test or 'A block'} asked for it.", f"Choose one of {choice}.")
+        if reset != "auto":
+            return reset
         nowhere = handles.present(self.handle) is None
         outside = nowhere or self.role is not None or test in self.escalated or bool(handles.refusal(self.handle))
-        if reset == "auto" and self._lending is None and outside:
-            return "truncate"
-        return pick(reset)
+        return "truncate" if outside and not self.state.layered else "rollback"
 
-    @contextlib.contextmanager
-    def _layer(self, test: str, sequences: bool = False, auto: bool = False) -> Iterator[Session]:
-        """Hold one more level of the sandbox for the block; the outermost lends it to the application's handle."""
-        outermost = self._lending is None
-        if not outermost and (self._lost or self._undo.broken):
-            self._lost = self._lost or "its connection was lost"
-            raise data_lost(self._lost)
+    def _make_sound(self, strategy: Strategy) -> None:
+        """Have a fresh clone if this one is known not to be what a test starts from.
 
-        def begin() -> tuple[Session, tuple[Sequence, ...] | None, Rollback]:
-            session = self._undo.sandbox()
-            positions = self._undo.positions if sequences and outermost else None
-            level = Rollback(session, positions, self._undo.witness, self._undo.owner_session)
-            level.before()
-            return session, positions, level
+        With the connection that holds the lease, the server may have lost what it committed last: the reset of the last test.
+        """
+        if not self.state.layered and not is_alive(self.server.connection):
+            self.replace("the connection to the server was lost between two tests")
+        elif self.state.condition is Condition.EMPTY and not strategy.fills_empty:
+            self.replace("the reset drop", quiet=True)
 
-        with contextlib.ExitStack() as stack:
-            session, positions, level = twice(self.server, "a test began", begin, self._begin_anew)
-            try:
-                if outermost:
-                    stack.callback(session.disconnect)
-                    stack.enter_context(handles.lent(self.handle, session))
-                    self._lending = stack
-                yield session
-            finally:
-                if outermost:
-                    self._lending, self._lost = None, ""
-                if self.server.home.left:
-                    self._lending = stack.pop_all()  # kept, so that nothing of the parent's ends here
-                else:
-                    label, self._keeping = self._keeping, ""
-                    outcome = level.after() if not label else self._kept(level, stack, label)
-                    stack.close()
-                    self._undo.moved = self._undo.moved or positions is None
-                    self._escalate(session.met(), test, auto)
-                    self._settle(outcome, test, auto)
-                    self._undo.keep_small()
+    def _begin_anew(self) -> None:
+        """Have a fresh clone, because it has shown that our sessions were lost since the last test."""
+        if self.state.layered:
+            raise data_lost(self.state.lose("its connection was lost between two tests"))
+        self.replace("its connections were lost between two tests")
 
-    def _kept(self, level: Rollback, stack: contextlib.ExitStack, label: str) -> Outcome:
-        """Commit what a test left in its sandbox, and keep it. Data of a class or module around it go along."""
-        started, failure = monotonic(), level.keep()
-        stack.close()
-        if failure or not self._keep_for(label):
-            why = f"it could not be kept: {failure or 'see above'}"
-            return Outcome("rollback", monotonic() - started, spoiled=why)
-        self._lost = f"{label} failed, and what it left was kept" if self._lending is not None else ""
-        return Outcome("rollback", monotonic() - started)
+    def _view(self, strategy: Strategy) -> Isolation:
+        test = strategy.task.test
+        return Isolation(
+            self.name,
+            self.url,
+            strategy.name,
+            test,
+            handles.present(self.handle),
+            lambda **options: self.connect(test, **options),
+            self.snapshot,
+            self.restore,
+            strategy.session,
+            dsn=self.dsn,
+        )
 
-    def _settle(self, outcome: Outcome, test: str, auto: bool = False) -> None:
+    def _settle(self, outcome: Outcome, task: Task) -> None:
         """Note what a reset cost; replace the clone if it could not make it equal to the template; look for what escaped."""
-        self.report.reset(outcome.reset, outcome.seconds, test)
+        test = task.test or "a block"
+        if outcome.limit and task.auto:
+            self._escalate(task.test)
+            self.report.note(f"{task.test} needs real transactions ({outcome.limit}): from the next run on it begins with truncate")
+        self.report.reset(outcome.reset, outcome.seconds, task.test)
         for note in outcome.notes:
-            self.report.note(f"{test or 'a block'}: {note}")
+            self.report.note(f"{test}: {note}")
         if outcome.spoiled:
-            self.replace(f"{test or 'a block'}: {outcome.spoiled}")
-            self._lost = f"{test or 'a block'}: {outcome.spoiled}" if self._lending is not None else ""
-        elif outcome.verdict is not Verdict.NOTHING and not self._undo.tainted:
-            self._search(outcome, test, auto)
+            self.replace(f"{test}: {outcome.spoiled}")
+            if self.state.layered:
+                self.state.lose(f"{test}: {outcome.spoiled}")
+        elif outcome.verdict is not Verdict.NOTHING and self.state.condition is not Condition.DIRTY:
+            self._search(outcome, task)
 
-    def _escalate(self, limit: str, test: str, auto: bool) -> None:
-        """Remember a test in which the sandbox refused something, even if the application has swallowed the error. It is not run
-        again at once: its fixtures and what it did outside the database cannot be undone."""
-        if limit and auto:
-            self.escalated.add(test)
-            self.report.escaped.append(test)
-            self.report.note(f"{test} needs real transactions ({limit}): from the next run on it begins with truncate")
+    def _escalate(self, test: str) -> None:
+        """Remember a test that rollback cannot isolate. It is not run again at once: its fixtures and what it did outside the
+        database cannot be undone."""
+        self.escalated.add(test)
+        self.report.escaped.append(test)
 
-    def _search(self, outcome: Outcome, test: str, auto: bool) -> None:
+    def _search(self, outcome: Outcome, task: Task) -> None:
         """Find out whether what was committed on this server since the last reset is in this clone; remove it, and say so.
 
         What was committed before the test began is not the test's: a fixture of a wider scope made it, and it stays.
         """
         try:
-            rows, other = self._undo.truncating().dirty(outcome.begun)
+            rows, other = self.state.put_back().dirty(outcome.begun)
         except Spoiled as hidden:  # who committed it, and where, nobody can say
-            if self._lending is None:  # else when the class or module has ended
-                self.replace(f"{test or 'a block'}: {hidden}", quiet=True)
+            if not self.state.layered:  # else when the class or module has ended
+                self.replace(f"{task.test or 'a block'}: {hidden}", quiet=True)
             return
         except psycopg.Error as failed:  # what it asks about is not there any more, or somebody locks it
-            rows, other = {}, f"something that hides what else it was: {str(failed).strip().splitlines()[0]}"
+            rows, other = {}, f"something that hides what else it was: {failure(failed)}"
         if not (rows or other):
             return
         if outcome.verdict is Verdict.BEFORE or not (any(rows.values()) or other):
-            self._undo.adopt()
+            self.state.adopt()
             return
-        if auto:
-            self.escalated.add(test)
-            self.report.escaped.append(test)
-        error = escaped(self.name, test, rows, other)
+        if task.auto:
+            self._escalate(task.test)
+        error = escaped(self.name, task.test, rows, other)
         self.report.note(error.message)
-        self._settle(self._finish("truncate"), test)
+        self._settle(Truncate(self, task).undo(), task)
         if self.server.settings.strict:
             raise error
         warnings.warn(str(error), stacklevel=2)
@@ -631,7 +518,7 @@ class Clone(Owned):
             self._snapshots.come_back(label)
 
     def _aside(self, what: str) -> None:
-        if self._lending is not None:
+        if self.state.layered:
             raise SandboxLimit(
                 f"{what}() inside a rollback",
                 "It copies what has been committed, and in a sandbox nothing ever is.",

@@ -11,7 +11,7 @@ import psycopg
 
 from ..adapters import handles
 from ..errors import SandboxLimit
-from ..reset.rollback import Rollback
+from ..reset.rollback import Level
 from ..sandbox.psycopg3.connection import Sandboxed
 from ..sandbox.session import Session
 from ..server.connection import connect_async, hang_up
@@ -90,12 +90,12 @@ class Isolation:
                 "What other connections have committed cannot be undone up to a point in the middle of a test.",
                 "Remove reset= from the test's marker.",
             )
-        level = Rollback(self._session)
-        level.before()
+        level = Level(self._session)
+        level.enter()
         try:
             yield
         finally:
-            level.after()
+            level.leave()
 
     def keep(self, label: str = "") -> None:
         """When this isolation ends, keep what was written in a database of its own instead of undoing it: for a person to look at
@@ -127,12 +127,3 @@ class Isolation:
                 hang_up(connection.pgconn)
         self._opened.clear()
         self._opened_async.clear()
-
-
-def data_lost(how: str) -> SandboxLimit:
-    """Return the error of a test whose class or module has lost its data: `how`."""
-    return SandboxLimit(
-        "the data of this class or module are lost",
-        f"They were in the transaction that ended too early: {how}.",
-        "Find out why, and run these tests again; tests of other classes and modules are not affected.",
-    )

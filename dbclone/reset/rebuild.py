@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from ..adapters import handles
+from ..errors import ServerError
 from ..process.clock import monotonic
-from .base import Outcome
+from .base import Committing, Outcome, failure
+from .state import Condition, Event
 
 # Top-level objects in user schemas, by what DROP calls them; what belongs to an extension goes with it, and plpgsql is everywhere.
 _OBJECTS = """
@@ -56,36 +58,45 @@ def drop_everything(connection: psycopg.Connection[Any]) -> int:
     return count
 
 
-class Drop:
-    """A reset that leaves a database empty after each test and fills it before the next.
+class Rebuild(Committing):
+    """Leave the database empty after each test, and fill it before the next."""
 
-    Arguments: `connect`, opens an autocommit connection of the database's owner; `build`, runs the schema and the seed in it.
-    """
+    name = "drop"
+    fills_empty = True
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], build: Callable[[], None]) -> None:
-        self._connect = connect
-        self._build = build
-        self.empty = False
-
-    def before(self) -> None:
+    def begin(self) -> None:
         """Build the schema, unless the database still is a copy of its template. Raises what the schema raises; then nothing of it
         is there."""
-        if self.empty:
-            try:
-                self._build()
-            except BaseException:
-                with contextlib.suppress(psycopg.Error):  # else its next user finds out
-                    self.after()
-                raise
-            self.empty = False
+        super().begin()
+        state = self.host.state
+        if state.condition is not Condition.EMPTY:
+            return
+        try:
+            self.host.build()
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):  # else its next user finds out
+                self._empty()
+            raise
+        state.note(Event.BUILT)
 
-    def after(self) -> Outcome:
+    def undo(self) -> Outcome:
         """Drop everything."""
         started = monotonic()
-        connection = self._connect()
+        try:
+            handles.closed(self.host.handle)
+            self.host.state.forget()
+            return Outcome(self.name, monotonic() - started, self._empty())
+        except (psycopg.Error, ServerError) as error:
+            return Outcome(self.name, 0.0, spoiled=f"not everything could be dropped: {failure(error)}")
+        except BaseException:
+            self.host.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
+            raise
+
+    def _empty(self) -> int:
+        connection = self.host.connect_owner()
         try:
             count = drop_everything(connection)
         finally:
             connection.close()
-        self.empty = True
-        return Outcome("drop", monotonic() - started, count)
+        self.host.state.note(Event.EMPTIED)
+        return count

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 from psycopg import pq
 
+from ..adapters import handles
+from ..errors import SandboxLimit
 from ..process.clock import monotonic
 from ..sandbox.psycopg3.cursor import render
 from ..sandbox.session import Session
 from ..server.connection import exchange, free
-from .base import Outcome
+from .base import Outcome, Strategy
 from .sequences import Sequence, restore
 from .transactions import NOW, Moment, Verdict, Witness, prepare
 
 _LOST = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction)
 
 
-class Rollback:
-    """A reset over a sandbox session. Entering costs one round trip, leaving another, and sequences one more if they are put back.
+class Level:
+    """One level of a sandbox session, in which everything is undone when it is left. Entering costs one round trip, leaving another, and sequences one more if they are put back.
 
     Arguments: `session`, whose real connection this reset alone may send transaction control to; `positions`, of sequences to
     return to, or None: a rollback does not move sequences back by itself (PostgreSQL documentation, functions-sequence);
@@ -43,7 +46,7 @@ class Rollback:
         self._level = ""
         self._begun: Moment | None = None
 
-    def before(self) -> None:
+    def enter(self) -> None:
         """Open a level, the outer transaction with the first. A level of the same session may be open already."""
         session = self._session
         outermost = session.stack.levels == 0
@@ -60,8 +63,8 @@ class Rollback:
                 results = self._send([f"SELECT {NOW}".encode(), *sent])
             self._begun = Moment.of((results[0].get_value(0, 0), results[0].get_value(0, 1)))
 
-    def after(self) -> Outcome:
-        """Undo everything since `before`. A boundary that the test destroyed, by a COMMIT that never passed through the sandbox or
+    def leave(self) -> Outcome:
+        """Undo everything since `enter`. A boundary that the test destroyed, by a COMMIT that never passed through the sandbox or
         a lost connection, shows here: the savepoint is gone."""
         session, started = self._session, monotonic()
         spoiled, verdict = "", Verdict.NOTHING
@@ -89,7 +92,7 @@ class Rollback:
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
         return Outcome("rollback", monotonic() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
 
-    def keep(self) -> str:
+    def commit(self) -> str:
         """Commit what the test left, instead of undoing it, and all levels around it; return why not, if that is impossible.
 
         Of a block that has failed nothing is left, as ever, but what was there before it is committed.
@@ -139,3 +142,64 @@ class Rollback:
     def _send(self, commands: list[bytes]) -> list[Any]:
         connection: psycopg.Connection[Any] = self._session.real
         return list(connection.wait(exchange(connection.pgconn, commands)))
+
+
+class Rollback(Strategy):
+    """Undo by rolling back. The outermost task lends the sandbox to the application's handle; those inside it are further levels."""
+
+    name = "rollback"
+
+    def begin(self) -> None:
+        """Enter a level. Raises SandboxLimit if the handle cannot be sandboxed, or the data of a class or module around are lost."""
+        state = self.host.state
+        self._outermost = not state.layered
+        if not self._outermost and (state.lost or state.broken):
+            raise data_lost(state.lose("its connection was lost"))
+        self.session = session = state.sandbox()
+        positions = state.positions if self.task.sequences and self._outermost else None
+        self._moves = positions is None
+        self._level = Level(session, positions, state.commits, state.owner_session)
+        self._level.enter()
+        if self._outermost:
+            with contextlib.ExitStack() as stack:
+                stack.callback(session.disconnect)
+                state.lending = stack
+                try:
+                    stack.enter_context(handles.lent(self.host.handle, session))
+                except BaseException:
+                    state.lending = None
+                    self._level.leave()
+                    raise
+                state.lending = stack.pop_all()
+
+    def end(self, label: str = "") -> Outcome:
+        state, session = self.host.state, self.session
+        assert session is not None
+        lent = state.unlend() if self._outermost else contextlib.ExitStack()
+        with lent:
+            outcome = self._level.leave() if not label else None
+            failed = self._level.commit() if label else ""
+        if outcome is None:
+            outcome = self._kept(label, failed)
+        state.sequences_moved = state.sequences_moved or self._moves
+        if not outcome.spoiled:
+            state.vacuum_if_due()
+        return replace(outcome, limit=session.refused())
+
+    def _kept(self, label: str, failed: str) -> Outcome:
+        """Keep what a test left, and its level has committed. Data of a class or module around it go along."""
+        started = monotonic()
+        if failed or not self.host.keep_for(label):
+            return Outcome(self.name, monotonic() - started, spoiled=f"it could not be kept: {failed or 'see above'}")
+        if self.host.state.layered:
+            self.host.state.lose(f"{label} failed, and what it left was kept")
+        return Outcome(self.name, monotonic() - started)
+
+
+def data_lost(how: str) -> SandboxLimit:
+    """Return the error of a test whose class or module has lost its data: `how`."""
+    return SandboxLimit(
+        "the data of this class or module are lost",
+        f"They were in the transaction that ended too early: {how}.",
+        "Find out why, and run these tests again; tests of other classes and modules are not affected.",
+    )

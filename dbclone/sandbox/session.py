@@ -143,7 +143,7 @@ class Session:
             self._alters = False
             self._forget()
 
-    def met(self) -> str:
+    def refused(self) -> str:
         """Return what was refused, since this was last asked, that a stronger reset allows; empty if nothing was."""
         found = self.limited or self.turns.limited
         self.limited = self.turns.limited = ""
