@@ -266,3 +266,33 @@ def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(session:
     session.disconnect()
     with pytest.raises(psycopg.OperationalError, match="closed"):
         insert(kept, 1)
+
+
+@pytest.mark.parametrize("comment", ["-- name: q\n", "/* traced */ ", "--\n/* a /* b */ */\t"])
+def test_a_leading_comment_changes_no_outcome(session: Session, count: Count, comment: str) -> None:
+    """As sqlc, aiosql and tracing put them: each kind of statement that the sandbox treats in a way of its own."""
+
+    def alone(text: str) -> str:
+        with contextlib.closing(session.connect(autocommit=True)) as own:
+            try:
+                return own.execute(text.encode()).statusmessage or ""
+            except (psycopg.Error, SandboxLimit) as error:
+                return type(error).__name__
+
+    def late() -> str:
+        with contextlib.closing(session.connect()) as own:
+            own.execute(f"{comment}SELECT count(*) FROM t")
+            try:
+                return own.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").statusmessage or ""
+            except psycopg.Error as error:
+                return type(error).__name__
+
+    assert alone(f"{comment}LOCK TABLE t") == "NoActiveSqlTransaction"
+    assert alone(f"{comment}DECLARE c CURSOR FOR SELECT 1") == "NoActiveSqlTransaction"
+    assert alone(f"{comment}LISTEN news") == alone(f"{comment}VACUUM t") == "SandboxLimit"
+    assert alone(f"{comment}START TRANSACTION") == "START TRANSACTION"
+    assert late() == "ActiveSqlTransaction"
+    with contextlib.closing(session.connect()) as one, contextlib.closing(session.connect()) as two:
+        # Two that only read may have blocks of their own at the same time.
+        reads = [each.execute(f"{comment}SELECT count(*) FROM t").fetchone() for each in (one, two)]
+        assert reads == [(count(),)] * 2
