@@ -365,3 +365,9 @@ def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[I
         with _clear_errors(), real_files():
             keep_if_failed(request.node, isolation)
             stack.close()
+
+
+@pytest.fixture
+def dbclone_db(dbclone: Isolation) -> Isolation:
+    """The same as `dbclone`, for a test that needs the package of that name too: `pytest.raises(dbclone.SandboxLimit)`."""
+    return dbclone

@@ -295,3 +295,26 @@ def test_the_summary_says_what_was_built_and_why(project: Project) -> None:
     assert "because model models.Tag is new" in output
     assert "2 clones" in output or "1 clone " in output
     assert "1 x rollback" in output
+
+
+def test_the_fixtures_second_name_leaves_the_packages_to_the_test(project: Project) -> None:
+    project.write(
+        test_a="""
+        import dbclone
+        import pytest
+        from models import User, db
+
+        @pytest.mark.dbclone(reset="rollback")
+        def test_it(dbclone_db):
+            User.create(name="ann")
+            assert dbclone_db.execute('SELECT name FROM "user"').fetchall() == [("ann",)]
+            with pytest.raises(dbclone.SandboxLimit):
+                db.execute_sql("VACUUM")
+
+        def test_both_names_are_one_fixture(dbclone, dbclone_db):
+            assert dbclone is dbclone_db
+            assert User.select().count() == 0
+        """
+    )
+    done = project.pytest()
+    assert "2 passed" in done.stdout, done.stdout
