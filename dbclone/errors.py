@@ -23,10 +23,8 @@ names first, DETAIL says why and where a value came from, HINT says literally wh
 
 from __future__ import annotations
 
-import contextlib
 import traceback
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Callable
 
 
 class Error(Exception):
@@ -92,7 +90,7 @@ class TemplateError(Error):
 class BuildFailed(TemplateError):
     """The project's own schema or seed raised; its exception is `__cause__`. No template is left behind.
 
-    Where that exception shows a password, a stand-in made by `masked` is the cause: of its type, with its text and its traceback.
+    Where there is a password that it could show, its traceback is text in the DETAIL instead, with the password masked.
     """
 
     __module__ = "dbclone"
@@ -172,112 +170,22 @@ def said(error: BaseException) -> str:
         return "(it cannot be printed)"
 
 
-def masked(error: BaseException, mask: Callable[[str], str], variables: bool = False) -> BaseException:
-    """Return `error` as it may be shown: itself, unless it or one that it is chained to shows what `mask` hides.
+def redacted(error: BaseException, mask: Callable[[str], str]) -> BaseException:
+    """Return `error` as it may be shown: itself if there is nothing to hide (`mask` is `str`), else an error of ours in its place.
 
-    Then the answer is a stand-in, and so is all that it is chained to: ours are made anew from their masked parts; of any other, an
-    instance of a subclass that prints as the original would, masked, without its attributes, because they may hold anything.
-    Tracebacks stay, unless a line of source in them shows a secret; of a group of exceptions only the group stays.
-
-    Arguments: `variables`, take out the frames of which a variable shows a secret, because pytest prints variables on demand.
+    That one has the masked parts of an error of ours, or the traceback of any other as masked text, and no frames: pytest prints
+    their variables on demand, and in those a secret may be, which nobody can find without printing all of them.
     """
-    for found in _chain(error) if variables else ():
-        found.__traceback__ = _frames(found.__traceback__, mask)
-    shows = any(mask(text) != text for found in _chain(error) for text in [_told(found), _source(found)])
-    return _stand_in(error, mask, {}) if shows else error
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and all that a traceback could print along with it, each once."""
-    waiting, seen = [error], set()
-    while waiting:
-        found = waiting.pop()
-        if id(found) not in seen:
-            seen.add(id(found))
-            yield found
-            waiting += [e for e in (found.__cause__, found.__context__, *getattr(found, "exceptions", ())) if _is_error(e)]
-
-
-def _is_error(thing: object) -> bool:
-    return isinstance(thing, BaseException)
-
-
-def _told(error: BaseException) -> str:
-    """Return all that an exception says of itself; what cannot be said is left out."""
-    told = []
-    for thing in (error, *error.args, *vars(error).values(), *getattr(error, "__notes__", ())):
-        for say in (str, repr):
-            with contextlib.suppress(Exception):
-                told.append(say(thing))
-    return "\n".join(told)
-
-
-def _frames(trace: TracebackType | None, mask: Callable[[str], str]) -> TracebackType | None:
-    """Return a traceback without the frames in which a variable shows a secret."""
-    kept = []
-    while trace is not None:
-        if not any(_shows(value, mask) for value in trace.tb_frame.f_locals.values()):
-            kept.append(trace)
-        trace = trace.tb_next
-    found = None
-    for entry in reversed(kept):
-        found = TracebackType(found, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-    return found
-
-
-def _shows(value: object, mask: Callable[[str], str]) -> bool:
-    if isinstance(value, BaseException):
-        return False  # what it says is looked at in the chain; one that is only mentioned is masked where it is printed
-    try:
-        text = repr(value)
-    except Exception:
-        return False  # then nobody else can print it either
-    return mask(text) != text
-
-
-def _source(error: BaseException) -> str:
-    return "".join(traceback.format_tb(error.__traceback__))
-
-
-def _stand_in(error: BaseException, mask: Callable[[str], str], made: dict[int, BaseException]) -> BaseException:
-    """Return a stand-in for one exception, with stand-ins for those it is chained to; `made` are those that there are already."""
-    if id(error) in made:
-        return made[id(error)]
+    if mask is str:
+        return error
     if isinstance(error, Error) and type(error).__init__ is Error.__init__:
-        found: BaseException = type(error)(mask(error.message), mask(error.detail), mask(error.hint))
-    else:
-        found = _of_type(error, mask)
-    made[id(error)] = found
-    notes = [mask(str(note)) for note in getattr(error, "__notes__", ())]
-    if notes:
-        found.__notes__ = notes  # type: ignore[attr-defined]  # in Python 3.10 nobody looks there
-    if error.__cause__ is not None:
-        found.__cause__ = _stand_in(error.__cause__, mask, made)
-    if error.__context__ is not None:
-        found.__context__ = _stand_in(error.__context__, mask, made)
-    found.__suppress_context__ = error.__suppress_context__
-    source = _source(error)
-    return found.with_traceback(error.__traceback__ if mask(source) == source else None)
+        return type(error)(mask(error.message), mask(error.detail), mask(error.hint))
+    first = (mask(said(error)).splitlines() or [""])[0]
+    trace = mask("".join(traceback.format_exception(error))).strip()
+    return BuildFailed(f"{type(error).__name__}: {first}", trace, "Correct what raised it; no template was left behind.")
 
 
-def _of_type(error: BaseException, mask: Callable[[str], str]) -> BaseException:
-    """Return an instance of a subclass of an exception's type, or of Exception where that has no such instance."""
-    kind, text = type(error), mask(said(error))
-    # `__reduce__`: a class made here cannot be found by whoever unpickles it.
-    body = {
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "__str__": lambda self: text,
-        "__repr__": lambda self: f"{kind.__name__}({text!r})",
-        "__reduce__": lambda self: (Exception, (f"{kind.__name__}: {text}",)),
-    }
-    for base in (kind, Exception):
-        try:
-            made = type(kind.__name__, (base,), body)
-            found: BaseException = made.__new__(made)  # type: ignore[call-overload]  # mypy takes it for a metaclass
-            if type(found) is made:
-                found.args = (text,)
-                return found
-        except Exception:
-            continue
-    return Exception(text)
+def shown_cause(error: BaseException, mask: Callable[[str], str]) -> BaseException | None:
+    """Return `error` as the cause of one of ours, or None if what is printed of it would show what `mask` hides."""
+    text = "".join(traceback.format_exception(error))
+    return error if mask(text) == text else None

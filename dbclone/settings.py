@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError, encodable, masked
+from .errors import SettingsError, encodable, shown_cause
 from .process import project
 from .server.dsn import mask_any, parse
 
@@ -156,11 +156,13 @@ class Settings:
                     f"there is no module {error.name!r}",
                     f"Check the spelling, and that {error.name.split('.')[0]!r} can be imported from {self.root}.",
                 ) from None
-            raise self.error(key, f"importing {module_name!r} failed: {error}", "See the error above.") from masked(error, mask_any)
+            raise self.error(key, f"importing {module_name!r} failed: {error}", "See the error above.") from shown_cause(
+                error, mask_any
+            )
         except Exception as error:
             raise self.error(
                 key, f"importing {module_name!r} raised {type(error).__name__}: {error}", "See the error above."
-            ) from masked(error, mask_any)
+            ) from shown_cause(error, mask_any)
         for part in path.split(".") if path else []:
             if not hasattr(found, part):
                 near = difflib.get_close_matches(part, dir(found), 1)

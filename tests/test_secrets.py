@@ -20,7 +20,7 @@ import pytest
 
 from dbclone.adapters import handles
 from dbclone.adapters.peewee import PeeweeSchema
-from dbclone.errors import BuildFailed, Error, SettingsError, masked
+from dbclone.errors import BuildFailed, Error, SettingsError, redacted
 from dbclone.schema.sources import Schema
 from dbclone.server.dsn import Dsn, bound_environment
 from dbclone.server.server import Server
@@ -193,7 +193,7 @@ if sys.version_info >= (3, 11):
 
 @pytest.mark.parametrize("how", RAISED)
 def test_a_callable_may_raise_its_url(tmp_path: Path, dsn: Dsn, how: str) -> None:
-    """The cause is still there, of its type and with its traceback, but says nothing that it must not."""
+    """Its type and its traceback are told as text, and nothing that they must not tell."""
     assert shows(said(RAISED[how](str(dsn.url))), dsn.get("password"))
     module = types.ModuleType(f"raising_{uuid.uuid4().hex[:8]}")
     module.__dict__["RAISED"] = RAISED[how]
@@ -204,21 +204,29 @@ def test_a_callable_may_raise_its_url(tmp_path: Path, dsn: Dsn, how: str) -> Non
     finally:
         del sys.modules[module.__name__]
     kind = type(RAISED[how](""))
+    assert (error.__cause__, error.__context__) == (None, None)
     if not issubclass(kind, Error):
-        assert error.__cause__ is not None
-        assert type(error.__cause__).__name__ == kind.__name__
-        assert isinstance(error.__cause__, kind) or how == "in a group"
-        assert [frame.name for frame in traceback.extract_tb(error.__cause__.__traceback__)][-1] == "make"
-        assert how != "in its cause and context" or error.__cause__.__cause__.__context__ is not None  # type: ignore[union-attr]
-        assert isinstance(pickle.loads(pickle.dumps(error.__cause__)), Exception)
+        assert kind.__name__ in error.message
+        assert "in make" in error.detail
 
 
-def test_what_shows_nothing_stays_as_it_is() -> None:
-    inner = ValueError("no")
-    error = BuildFailed("no", "", "Look.")
-    error.__cause__ = inner
-    assert masked(error, Dsn((("password", "s3cr3t"),)).mask) is error
-    assert error.__cause__ is inner
+def test_where_there_is_no_password_an_error_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's objects are printed, which for a query set would be a query."""
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+
+    class Lazy:
+        def __repr__(self) -> str:
+            raise AssertionError("printed")
+
+    def fails(rows: Lazy) -> None:
+        raise ValueError("no")
+
+    for mask in (Dsn((("host", "h"),)).mask, Dsn((("password", "s3cr3t"),)).mask):
+        with pytest.raises(ValueError, match="no") as caught:
+            fails(Lazy())
+        shown = redacted(caught.value, mask)
+        assert (shown is caught.value) == (mask is str)
+        assert "ValueError: no" in str(shown) or shown is caught.value
 
 
 def test_sql_files_may_hold_the_password(tmp_path: Path, dsn: Dsn, secret: str) -> None:
@@ -230,7 +238,6 @@ def test_sql_files_may_hold_the_password(tmp_path: Path, dsn: Dsn, secret: str) 
     (tmp_path / "raise.sql").write_text(f"DO $do$ BEGIN RAISE '%', {literal} USING DETAIL = {literal}, HINT = {literal}; END $do$")
     error = failure(schema(tmp_path, "raise.sql"), dsn)
     assert error.message == "raise.sql:1: ***"
-    assert isinstance(error.__cause__, psycopg.errors.RaiseException)
 
 
 def test_models_may_hold_the_password(dsn: Dsn, secret: str) -> None:

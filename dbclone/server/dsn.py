@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
-from ..errors import SettingsError, masked
+from ..errors import SettingsError, redacted
 
 Build = TypeVar("Build", bound=Callable[..., None])
 _SCHEME = re.compile(r"^(postgres(?:ql)?)(\+[a-z0-9_]+)?://", re.I)
@@ -196,7 +196,7 @@ def masking(build: Build) -> Build:
         try:
             return build(self, url, lambda text: progress(mask(text)))
         except Exception as error:
-            shown = masked(error, mask, variables=True)
+            shown = redacted(error, mask)
         raise shown  # not while the original is being handled, which would become its context
 
     return cast(Build, wrapped)

@@ -17,7 +17,7 @@ from ..clone import roles
 from ..databases import boundary, ddl
 from ..databases.copying import no_space
 from ..databases.naming import Database, Mark, build_name
-from ..errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, masked, said
+from ..errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, redacted, said
 from ..process.clock import monotonic, wall
 from ..process.file_lock import locked
 from ..schema.manifest import Manifest, digest
@@ -241,7 +241,7 @@ class Builder:
                 emptiness.check(connection, self.schema)
             return
         except Exception as error:
-            shown = masked(error, dsn.mask, variables=True)
+            shown = redacted(error, dsn.mask)
         # Not while the original is being handled, which would become the context of what is shown.
         if isinstance(shown, Error):
             raise shown
