@@ -281,7 +281,7 @@ def test_a_leading_comment_changes_no_outcome(session: Session, count: Count, co
 
     def late() -> str:
         with contextlib.closing(session.connect()) as own:
-            own.execute(f"{comment}SELECT count(*) FROM t")
+            own.execute(f"{comment}SELECT count(*) FROM t")  # noqa: S608
             try:
                 return own.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").statusmessage or ""
             except psycopg.Error as error:

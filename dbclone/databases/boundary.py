@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from psycopg import sql
 
-from ..errors import BuildFailed, Error, SettingsError, masked
+from ..errors import BuildFailed, Error, SettingsError, redacted
 from ..schema.programs import elsewhere
 from ..schema.scripts import STAND_IN, plans
 from ..schema.sources import Command, Schema, SqlFiles, Steps, roles_of
@@ -55,7 +55,7 @@ def check(server: Server, schema: Schema) -> Found:
         notes = [f"{plan.script.shown}: {note}" for plan in found_plans for note in plan.notes]
         return Found(missing, notes, sorted({name for plan in found_plans for name in plan.lacking} - set(missing)))
     except Error as error:
-        shown = masked(error, server.dsn.mask, variables=True)
+        shown = redacted(error, server.dsn.mask)
     raise shown  # not while the original is being handled, which would become its context
 
 
