@@ -143,6 +143,8 @@ _FREE = sql.SQL(
     "SELECT pg_stat_get_db_numbackends({0}) = 0 AND (pg_identify_object(1262, {0}, 0)).name = {1}"
     " AND NOT EXISTS (SELECT FROM pg_prepared_xact() WHERE dbid = {0})"
 )
+# And whether its mark is the one that we wrote: whoever has written over it, means it to stay.
+_MARKED = sql.SQL(" AND shobj_description({}, 'pg_database') = {}")
 # Fails, and with it the transaction that it begins, unless a database still has its name.
 _SAME = sql.SQL("SELECT 1 / coalesce(((pg_identify_object(1262, {}, 0)).name = {})::int, 0)")
 
@@ -174,7 +176,9 @@ class HandOver:
             ddl.opening(name),
             ddl.commenting(name, mark.bound(name, oid)),
         )
-        return cls(spare, oid, name, mark, aside, take_place, text(_FREE.format(sql.Literal(oid), sql.Literal(name))))
+        free = _FREE.format(sql.Literal(oid), sql.Literal(name))
+        marked = _MARKED.format(sql.Literal(oid), sql.Literal(mark.bound(name, oid).text()))
+        return cls(spare, oid, name, mark, aside, take_place, sql.SQL("").join([free, marked]).as_bytes(server.connection))
 
     def run(self, server: Server, last: HandOver | None = None) -> None:
         """Do it, in one transaction: under a new name and still with a spare's mark it would look free.
@@ -183,42 +187,43 @@ class HandOver:
         are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended, and InvalidCatalogName
         if the warm clone is gone, also if another database has its name.
         """
-        old = last.oid if self.aside and last is not None and _comes_free(server, last.is_free) else 0
-        if self.aside and not old:
-            old = self._freed(server, last)
-        commands = [self._put_aside(server, old), self.take_place] if old else [self.take_place]
+        aside = b""
+        if self.aside and last is not None and _comes_free(server, last.is_free):
+            aside = self._put_aside(server, last.oid, True)
+        elif self.aside and (old := self._freed(server, last)) is not None:
+            aside = self._put_aside(server, old.oid, not old.problem(server.facts.system))
+        commands = [aside, self.take_place] if aside else [self.take_place]
         try:
             try:
                 _send(server, *commands)
             except psycopg.errors.ObjectInUse:
-                if not (old and self._freed(server, last, certainly=True)):  # somebody has come in since
+                if not (aside and self._freed(server, last, certainly=True)):  # somebody has come in since
                     raise
                 _send(server, *commands)
         except psycopg.errors.DivisionByZero:
             raise psycopg.errors.InvalidCatalogName(f'"{self.spare}" or "{self.name}" is another database now') from None
 
-    def _put_aside(self, server: Server, old: int) -> bytes:
-        """Return the command that gives the database `old`, which has the name, another one, and a mark that goes with it."""
-        parts = (
-            _SAME.format(sql.Literal(old), sql.Literal(self.name)),
-            ddl.renaming(self.name, self.aside),
-            ddl.commenting(self.aside, self.mark.bound(self.aside, old)),
-        )
+    def _put_aside(self, server: Server, old: int, marked: bool) -> bytes:
+        """Return the command that gives the database `old`, which has the name, another one, and if it is `marked` still, a mark
+        that goes with it. One whose mark a test has written over is dropped by nobody."""
+        parts = [_SAME.format(sql.Literal(old), sql.Literal(self.name)), ddl.renaming(self.name, self.aside)]
+        if marked:
+            parts.append(ddl.commenting(self.aside, self.mark.bound(self.aside, old)))
         return sql.SQL("; ").join(parts).as_bytes(server.connection)
 
-    def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> int:
-        """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return its oid, 0 for none."""
+    def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> Database | None:
+        """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return it, if there is one."""
         made = last.oid if last is not None else 0  # that we know better than its mark, which a test may have written over
         old = licensed(server, self.name, made)
         if old is None:
-            return 0
+            return None
         is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)
         if certainly or not _comes_free(server, is_free):
             ddl.roll_back_prepared(server, self.name)
             if stayed := ddl.close_to_others(server, self.name, made=made):
                 _send(server, ddl.opening(self.name).as_bytes(server.connection))
                 raise psycopg.errors.ObjectInUse(f'database "{self.name}" is in use by {stayed}, who may not be ended')
-        return old.oid
+        return old
 
 
 def _comes_free(server: Server, question: bytes) -> bool:
