@@ -4,7 +4,7 @@ Goal: second `prepare` on a running server ≤ 100 ms; a pytest session with one
 ≤ 350 ms with the server stopped; each beyond the control.
 Control: the same process without dbclone: an interpreter that imports psycopg and peewee; a pytest session whose one test imports
 them, with as many workers.
-Factors (do not change): whole processes, interleaved A B C A B C, byte code cached, a project with two peewee models. Cold is
+Factors (do not change): whole processes, interleaving_limit A B C A B C, byte code cached, a project with two peewee models. Cold is
 without data and without a template (initdb, build), warm with the server stopped, hot with the server running.
 """
 

@@ -9,7 +9,7 @@ Error
 ├── TemplateError
 │   ├── BuildFailed               the project's own schema or seed raised
 │   └── BuildTimeout              somebody else has been building for too long
-├── NotOurs                       no proof that dbclone made this database: left alone
+├── NotOwned                       no proof that dbclone made this database: left alone
 └── ResetError
     ├── ResetBlocked              another session holds a lock that the reset needs
     ├── WriteEscaped              a test wrote where its reset does not reach
@@ -102,7 +102,7 @@ class BuildTimeout(TemplateError):
     __module__ = "dbclone"
 
 
-class NotOurs(Error):
+class NotOwned(Error):
     """There is no proof that dbclone made this database, so it is left alone."""
 
     __module__ = "dbclone"
@@ -162,7 +162,7 @@ def encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def said(error: BaseException) -> str:
+def safe_str(error: BaseException) -> str:
     """Return the text of any exception, also of one that cannot be printed."""
     try:
         return str(error)
@@ -180,7 +180,7 @@ def redacted(error: BaseException, mask: Callable[[str], str]) -> BaseException:
         return error
     if isinstance(error, Error) and type(error).__init__ is Error.__init__:
         return type(error)(mask(error.message), mask(error.detail), mask(error.hint))
-    first = (mask(said(error)).splitlines() or [""])[0]
+    first = (mask(safe_str(error)).splitlines() or [""])[0]
     trace = mask("".join(traceback.format_exception(error))).strip()
     return BuildFailed(f"{type(error).__name__}: {first}", trace, "Correct what raised it; no template was left behind.")
 

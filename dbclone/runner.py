@@ -75,7 +75,7 @@ def controller(
             note(line)
         before = shared(server)
         yield template
-        if not server.home.left:
+        if not server.home.forked:
             _tidy(server, template, before, note)
 
 

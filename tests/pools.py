@@ -34,7 +34,7 @@ class Worker:
         self.template = Template.ensure(self.server, handles.load(settings)[0])
         self.name = clone_name(settings.project, run, "gw0")
         self.mark = Mark.make("clone", settings.project, self.server.facts.system, run=run, worker="gw0")
-        assert self.server.leases.take(self.name)
+        assert self.server.leases.acquire(self.name)
         self.url = self.server.database(self.name).url
         self.pool = Pool(self.server, self.template.database, limit)
 

@@ -14,7 +14,7 @@ import psycopg2.extensions as extensions
 
 from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import Session
-from dbclone.sandbox.wire.psycopg2 import Gate
+from dbclone.sandbox.wire.psycopg2 import Connector
 from dbclone.server.server import Server
 
 Connect = Callable[..., Any]
@@ -52,7 +52,7 @@ def sandbox(url: str) -> Iterator[Session]:
 @contextlib.contextmanager
 def connecting(session: Session, url: str) -> Iterator[Connect]:
     """Yield a function that opens psycopg2 connections into a sandbox; afterwards nothing of it must be left."""
-    with Gate(session) as gate:
+    with Connector(session) as gate:
         yield lambda **options: gate.connect(url, **options)
     assert not [thread for thread in threading.enumerate() if thread.name == "dbclone sandbox"]
 

@@ -272,7 +272,7 @@ def test_a_template_is_built_again_when_a_role_that_it_lacked_is_there(
         first = Template.ensure(plain, handles.load(own)[0])
         assert first.notes == (f"a.sql: left out, because there is no role {late}: GRANT",)
         assert not Template.ensure(plain, handles.load(own)[0]).built
-        plain.leases.give_up(first.name, shared=True)
+        plain.leases.release(first.name, shared=True)
         server.connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(late)))
         try:
             second = Template.ensure(plain, handles.load(own)[0])

@@ -130,7 +130,7 @@ def test_a_clone_that_lost_its_mark_is_left_alone_with_a_warning(
         template.server.connection.execute(statement)
     assert project.clones(template.server) == [clone.name]
     assert "its comment is not dbclone's" in caplog.text
-    assert template.server.leases.take(clone.name)
+    assert template.server.leases.acquire(clone.name)
     template.server.connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(clone.name)))
 
 
@@ -166,7 +166,7 @@ def test_a_warm_clone_that_is_still_being_made_is_not_taken(project: Project, sh
         if server is maker.server:
             mark = ddl.listed(server, target)[0].mark
             assert mark is not None
-            claims.append(copying.claim_warm(taker.server, taker.database, clone_name(project.name, "r", "gw0"), mark))
+            claims.append(copying.claim_warm_clone(taker.server, taker.database, clone_name(project.name, "r", "gw0"), mark))
         real(server, source, target)
 
     monkeypatch.setattr(ddl, "carry_over", carry_over)
@@ -256,6 +256,6 @@ def test_a_prepared_transaction_does_not_keep_a_clone_alive(project: Project, sh
         if drop:
             clone.drop()
         else:
-            template.server.leases.give_up(clone.name)
+            template.server.leases.release(clone.name)
             prune(template.server, template.name)
         assert project.clones(template.server) == []

@@ -144,7 +144,7 @@ def test_psql_opens_a_scratch_clone_and_drops_it(project: Project, server: Serve
 def test_a_name_that_is_not_dbclones_is_refused(project: Project, name: str) -> None:
     done = project.run("dbclone", "url", name)
     assert done.returncode == 1
-    assert done.stderr.startswith("dbclone.NotOurs: ")
+    assert done.stderr.startswith("dbclone.NotOwned: ")
     assert done.stdout == ""
 
 

@@ -13,7 +13,7 @@ from psycopg import sql
 from dbclone.adapters import handles
 from dbclone.databases import ddl
 from dbclone.databases.naming import Database, Mark, build_name, limit_for, template_name
-from dbclone.errors import NotOurs, TemplateError
+from dbclone.errors import NotOwned, TemplateError
 from dbclone.server.dsn import Dsn
 from dbclone.server.server import Server
 from dbclone.settings import load
@@ -83,7 +83,7 @@ def test_a_database_with_our_kind_of_name_and_no_mark_of_ours_is_never_dropped(
 ) -> None:
     """E13, promise 1."""
     plain(server, name, comment.replace("SYSTEM", server.facts.system))
-    with pytest.raises(NotOurs, match=reason):
+    with pytest.raises(NotOwned, match=reason):
         ddl.drop(server, found(server, name), force)
     assert ddl.find(server, name) is not None
 
@@ -92,7 +92,7 @@ def test_our_mark_on_a_database_of_another_role_is_no_licence(server: Server, ro
     """Only an owner can write a comment, so a mark proves something only together with the owner."""
     plain(server, name, "", f"OWNER {role.get('user')}")
     ddl.comment(server, name, mark(server).bound(name, found(server, name).oid))
-    with pytest.raises(NotOurs, match="belongs to another role"):
+    with pytest.raises(NotOwned, match="belongs to another role"):
         ddl.drop(server, found(server, name))
     assert ddl.find(server, name) is not None
 

@@ -18,7 +18,7 @@ from dbclone.clone.clone import Clone
 from dbclone.databases import copying, ddl
 from dbclone.databases.naming import Database, Mark, build_name, clone_name, limit_for, spare_name, template_name
 from dbclone.databases.prune import prune
-from dbclone.errors import NotOurs
+from dbclone.errors import NotOwned
 from dbclone.reset.base import Task
 from dbclone.reset.rebuild import Rebuild
 from dbclone.server.server import Server
@@ -79,7 +79,7 @@ def test_drop(stage: Stage) -> None:
     """S1, S16, S17: whatever the caller believes, and whether sessions are to be ended or not."""
     stage.put(build_name("decoys"))
     for force in (False, True):
-        with pytest.raises(NotOurs, match="left alone"):
+        with pytest.raises(NotOwned, match="left alone"):
             ddl.drop(stage.server, believed(stage), force)
     stage.untouched()
 
@@ -130,7 +130,7 @@ def test_a_clone_whose_name_leads_elsewhere_is_neither_reset_nor_replaced_nor_dr
         elif act == "swap":
             clone.replace("a test", often=True)  # so that the pool knows the oid of what has the name
         stage.put_for(clone)
-        with pytest.raises(NotOurs, match="left alone"):
+        with pytest.raises(NotOwned, match="left alone"):
             ACTS[act](clone)
         stage.untouched()
     finally:
@@ -146,7 +146,7 @@ def test_a_snapshot_that_has_become_another_database_is_not_dropped(stage: Stage
         taken = clone._snapshots._taken["label"]
         ddl.drop(stage.server, believe(stage.server, taken))
         stage.put(taken)
-        with pytest.raises(NotOurs, match="left alone"):
+        with pytest.raises(NotOwned, match="left alone"):
             clone.snapshot("label")
         stage.untouched()
 
@@ -161,7 +161,7 @@ def believe(server: Server, name: str) -> Database:
 def test_a_clone_does_not_take_the_place_of_what_has_its_name(stage: Stage) -> None:
     """S1: a leftover of a dead worker of this very run would be dropped."""
     stage.put(clone_name(stage.server.settings.project, "run", "gw0"))
-    with pytest.raises(NotOurs, match="left alone"):
+    with pytest.raises(NotOwned, match="left alone"):
         stage.template.clone("gw0", "run")
     stage.untouched()
 
@@ -174,7 +174,7 @@ def test_what_has_the_name_of_our_template_is_neither_adopted_nor_replaced(stage
     (stage.server.settings.root / "schema.sql").write_text(f"CREATE TABLE item_{uuid.uuid4().hex} ();")
     manifest = full_manifest(stage.server, schema)
     stage.put(template_name(stage.server.settings.project, manifest.fingerprint), "template")
-    with pytest.raises(NotOurs, match="has the name of our template and is not one"):
+    with pytest.raises(NotOwned, match="has the name of our template and is not one"):
         Template.ensure(stage.server, schema, rebuild=rebuild)
     stage.untouched()
 
@@ -197,7 +197,7 @@ def test_a_warm_clone_of_strangers_is_not_claimed(stage: Stage) -> None:
     project = stage.server.settings.project
     stage.put(spare_name(project), "spare", watched=False)
     name = clone_name(project, "run", uuid.uuid4().hex)
-    assert not copying.claim_warm(stage.server, stage.template.database, name, good(stage))
+    assert not copying.claim_warm_clone(stage.server, stage.template.database, name, good(stage))
     stage.untouched()
 
 
@@ -227,7 +227,7 @@ def test_no_statement_that_changes_a_database_is_sent(stage: Stage) -> None:
     stage.put(build_name("decoys"))
     server = stage.server
     for statement in STATEMENTS.values():
-        with granted(server), pytest.raises(NotOurs, match="left alone"):
+        with granted(server), pytest.raises(NotOwned, match="left alone"):
             statement(server, stage.name, build_name("decoys"), good(stage))
     stage.untouched()
 
@@ -255,11 +255,11 @@ def test_the_server_s_own_databases_are_refused_whatever_they_say_of_themselves(
     server.connection.execute(comment.format(sql.Identifier(name), sql.Literal(mark.text())))
     try:
         for statement in STATEMENTS.values():
-            with granted(server), pytest.raises(NotOurs, match="not one that dbclone gives"):
+            with granted(server), pytest.raises(NotOwned, match="not one that dbclone gives"):
                 statement(server, name, build_name("decoys"), mark)
-        with pytest.raises(NotOurs, match="not one that dbclone gives"):
+        with pytest.raises(NotOwned, match="not one that dbclone gives"):
             ddl.drop(server, Database(oid, name, True, False, limit_for(name, mark.system), 0, 0, mark, mark.text()), True)
-        with pytest.raises(NotOurs):
+        with pytest.raises(NotOwned):
             scratch(server, server.settings, name)
         assert server.fetch(query, [name]) == before
     finally:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import dbclone
 from dbclone import errors
-from dbclone.errors import BuildFailed, Error, redacted, said, shown_cause
+from dbclone.errors import BuildFailed, Error, redacted, safe_str, shown_cause
 
 HOUSE = Path(dbclone.__file__).parent
 CLASSES = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Error)}
@@ -120,8 +120,8 @@ def test_an_exception_that_cannot_be_printed_is_said_so() -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    assert said(Silent()) == "(it cannot be printed)"
-    assert said(ValueError("a")) == "a"
+    assert safe_str(Silent()) == "(it cannot be printed)"
+    assert safe_str(ValueError("a")) == "a"
     assert str(redacted(Silent("s3cr3t"), hide)).startswith("Silent: (it cannot be printed)")
 
 

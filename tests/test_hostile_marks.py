@@ -19,7 +19,7 @@ from dbclone.cli.main import main
 from dbclone.databases import ddl
 from dbclone.databases.naming import FORMAT, Mark
 from dbclone.databases.prune import prune
-from dbclone.errors import NotOurs, printable
+from dbclone.errors import NotOwned, printable
 from dbclone.runner import worker
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
@@ -96,7 +96,7 @@ def alone(server: Server, name: str, options: dict[str, str], capsys: pytest.Cap
     """Try everything that could harm a database or be harmed by it; return what `status` says of it."""
     (found,) = [d for d in ddl.listed(server) if d.name == name]
     assert found.problem(server.facts.system)
-    with pytest.raises(NotOurs, match="is left alone"):
+    with pytest.raises(NotOwned, match="is left alone"):
         ddl.drop(server, found, force=True)
     for everything in (False, True):
         assert not [d for d, _ in prune(server, everything=everything, dry_run=True) if d.name == name]
@@ -193,7 +193,7 @@ def test_a_template_of_ours_with_such_a_comment_is_named_and_not_replaced(
     assert template.comment
     try:
         comment(server, template.name, corrupt(server, template.name)[what])
-        with pytest.raises(NotOurs, match="has the name of our template and is not one") as caught:
+        with pytest.raises(NotOwned, match="has the name of our template and is not one") as caught:
             with worker(own, "gw0", "run"):
                 pass
         assert template.name in caught.value.message
@@ -213,7 +213,7 @@ def test_a_name_that_the_output_cannot_encode_is_shown_all_the_same(project: Pro
 
 def test_an_error_obeys_no_terminal_and_keeps_its_lines() -> None:
     """S25."""
-    error = NotOurs("a\x1b[2Jb", "one\ntwo\u202e \x9b31m", "é😀")
+    error = NotOwned("a\x1b[2Jb", "one\ntwo\u202e \x9b31m", "é😀")
     assert str(error) == "a\\x1b[2Jb\nDETAIL:  one\n         two\\u202e \\x9b31m\nHINT:  é😀"
     assert error.message == "a\x1b[2Jb"
 

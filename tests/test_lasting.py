@@ -96,7 +96,7 @@ def test_what_a_role_says_of_idle_sessions_ends_none_of_ours(server: Server, clo
                 assert isolation.execute("SELECT count(*) FROM item").fetchone() == (2,)
     ours = sessions(server)
     assert told_to_end(server, ours) == ours
-    assert clone.server.leases.has(clone.name)
+    assert clone.server.leases.holds(clone.name)
     assert clone.name not in {d.name for d, _ in prune(server)}
     assert not clone.report.notes
 
@@ -123,7 +123,7 @@ def test_what_a_database_or_the_server_says_ends_none_of_ours_either(
                     with clone.isolated(reset, "test") as isolation:
                         assert isolation.execute("SHOW idle_session_timeout").fetchone() == ("0",)
                 until(lambda: _is_over(application))
-            assert clone.server.leases.has(clone.name)
+            assert clone.server.leases.holds(clone.name)
             clone.server.fetch("SELECT 1")
     finally:
         server.connection.execute("ALTER SYSTEM RESET idle_session_timeout")

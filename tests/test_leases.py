@@ -74,12 +74,12 @@ def ask(other: Other, *words: Any) -> Any:
 def test_a_lease_is_one_processs_until_it_gives_it_up(leases: Leases, start: Start) -> None:
     other = start()
     assert ask(other, "take", "house") is True
-    assert not leases.take("house")
-    assert leases.take("garden")
+    assert not leases.acquire("house")
+    assert leases.acquire("garden")
     assert lock_key("house") in leases.held()
     ask(other, "give_up", "house")
     assert lock_key("house") not in leases.held()
-    assert leases.take("house")
+    assert leases.acquire("house")
     assert ask(other, "take", "house") is False
 
 
@@ -91,33 +91,33 @@ def test_a_lease_ends_with_a_process_that_was_killed(server: Server, leases: Lea
     other.kill()
     ended(server, pid)
     assert lock_key("house") not in leases.held()
-    assert leases.take("house")
+    assert leases.acquire("house")
 
 
 def test_shared_leases_go_together_and_exclude_an_exclusive_one(leases: Leases, start: Start) -> None:
     other, third = start(), start()
     assert ask(other, "take", "house", True) is True
-    assert leases.take("house", shared=True)
+    assert leases.acquire("house", shared=True)
     assert ask(third, "take", "house") is False
     ask(other, "give_up", "house", True)
     assert ask(third, "take", "house") is False
-    leases.give_up("house", shared=True)
+    leases.release("house", shared=True)
     assert ask(third, "take", "house") is True
-    assert not leases.take("house", shared=True)
+    assert not leases.acquire("house", shared=True)
 
 
 def test_a_lease_is_taken_once_however_often_it_is_asked_for(leases: Leases, start: Start) -> None:
     """The server counts locks; a lease that was taken twice would outlive its giving up."""
-    assert leases.take("house")
-    assert leases.take("house")
-    leases.give_up("house")
+    assert leases.acquire("house")
+    assert leases.acquire("house")
+    leases.release("house")
     assert lock_key("house") not in leases.held()
 
 
 def test_giving_up_what_was_not_taken_leaves_it_to_its_owner(leases: Leases, start: Start) -> None:
     other = start()
     assert ask(other, "take", "house") is True
-    leases.give_up("house")
+    leases.release("house")
     assert lock_key("house") in leases.held()
 
 

@@ -16,8 +16,8 @@ from psycopg import sql
 from dbclone.clone.clone import Clone
 from dbclone.databases import ddl
 from dbclone.databases.naming import Mark, build_name
-from dbclone.databases.ownership import licensed, licensed_here
-from dbclone.errors import NotOurs
+from dbclone.databases.ownership import verify_connected, verify_owned
+from dbclone.errors import NotOwned
 from dbclone.server.server import Server
 from dbclone.server.sessions import Identity
 from dbclone.settings import Settings
@@ -40,14 +40,14 @@ def items(url: str) -> list[tuple[object, ...]]:
 
 def test_a_connection_that_leads_elsewhere_is_no_licence_whatever_it_was_meant_for(server: Server, clone: Clone) -> None:
     """S2: a pooler that knows databases by other names, and a host name that means another machine by now."""
-    with server.connect("postgres", "elsewhere") as connection, pytest.raises(NotOurs, match="was meant to lead into"):
-        licensed_here(connection, server, clone.name)
+    with server.connect("postgres", "elsewhere") as connection, pytest.raises(NotOwned, match="was meant to lead into"):
+        verify_connected(connection, server, clone.name)
     other = Server(server.settings, server.dsn, server.connection)
     other.__dict__["facts"] = server.facts._replace(system="42")
     with server.connect(clone.name, "here") as connection:
-        licensed_here(connection, server, clone.name)
-        with pytest.raises(NotOurs, match="leads to another cluster"):
-            licensed_here(connection, other, clone.name)
+        verify_connected(connection, server, clone.name)
+        with pytest.raises(NotOwned, match="leads to another cluster"):
+            verify_connected(connection, other, clone.name)
 
 
 def test_the_database_that_we_are_connected_to_is_left_alone(server: Server) -> None:
@@ -56,8 +56,8 @@ def test_the_database_that_we_are_connected_to_is_left_alone(server: Server) -> 
     ddl.create(server, name, "template0", Mark.make("build", "licence", server.facts.system))
     with contextlib.closing(server.connect(name, "inside")) as connection:
         inside = Server(server.settings, server.dsn, connection)
-        with pytest.raises(NotOurs, match="the one that we are connected to"):
-            licensed(inside, name)
+        with pytest.raises(NotOwned, match="the one that we are connected to"):
+            verify_owned(inside, name)
     made = ddl.find(server, name)
     assert made is not None
     ddl.drop(server, made, force=True)

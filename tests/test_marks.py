@@ -21,10 +21,10 @@ from dbclone.databases.naming import (
     build_name,
     check_name,
     clone_name,
-    dead,
+    find_expired,
+    find_orphaned,
     free_template_name,
     limit_for,
-    retired,
     spare_name,
     template_name,
     template_names,
@@ -223,9 +223,9 @@ ALIVE = {
 def test_what_lost_its_owner_is_dead_and_what_has_one_or_is_no_proof_is_not(what: str) -> None:
     found, reason = OWNERLESS[what]
     others = [TEMPLATE, *ALIVE.values()]
-    assert list(dead([found, *others], set(), SYSTEM)) == [(found, reason)]
+    assert list(find_orphaned([found, *others], set(), SYSTEM)) == [(found, reason)]
     if not reason.startswith("scratch"):
-        assert not list(dead([found, *others], {lock_key(found.name)}, SYSTEM)), "its owner lives"
+        assert not list(find_orphaned([found, *others], {lock_key(found.name)}, SYSTEM)), "its owner lives"
     spared = {
         "somebody is connected": replace(found, sessions=1),
         "another role's": replace(found, own=False),
@@ -242,18 +242,18 @@ def test_what_lost_its_owner_is_dead_and_what_has_one_or_is_no_proof_is_not(what
         "neither mark nor limit": replace(found, mark=None, comment=None, limit=-1),
     }
     for why, other in spared.items():
-        assert not list(dead([other, *others], set(), SYSTEM)), why
+        assert not list(find_orphaned([other, *others], set(), SYSTEM)), why
 
 
 @pytest.mark.parametrize("what", ALIVE)
 def test_what_needs_no_owner_is_alive(what: str) -> None:
-    assert not list(dead([ALIVE[what], TEMPLATE], set(), SYSTEM))
+    assert not list(find_orphaned([ALIVE[what], TEMPLATE], set(), SYSTEM))
 
 
 def test_a_warm_clone_of_another_roles_template_or_of_a_namesake_is_dead() -> None:
     """A rebuilt template has the same name and another oid."""
     spare = database(spare_name("shop"), mark_of("spare", template="77"))
-    assert [d for d, _ in dead([spare, template("f1", oid=78)], set(), SYSTEM)] == [spare]
+    assert [d for d, _ in find_orphaned([spare, template("f1", oid=78)], set(), SYSTEM)] == [spare]
 
 
 @given(name=st.sampled_from([clone_name("shop", "r", "gw0"), build_name("shop")]) | VALUE, system=VALUE)
@@ -302,7 +302,7 @@ def test_the_newest_templates_of_a_project_stay(
     known = [template(f"f{n}", idle=idle, own=n not in foreign) for n, idle in enumerate(idles)]
     now = known[current].name if current < len(known) else ""
     held = {lock_key(known[n].name) for n in leased if n < len(known)}
-    gone = {d.name for d, _ in retired(known, held, SYSTEM, "shop", now, count, days)}
+    gone = {d.name for d, _ in find_expired(known, held, SYSTEM, "shop", now, count, days)}
     assert now not in gone
     order = sorted((d for d in known if d.name != now), key=lambda d: d.mark.used if d.mark else 0, reverse=True)
     for rank, found in enumerate(order, start=2 if now else 1):
@@ -314,7 +314,7 @@ def test_the_newest_templates_of_a_project_stay(
 def test_of_other_projects_only_what_nobody_used_for_long_is_retired() -> None:
     others = [template(f"f{n}", project="other", idle=n) for n in range(10)]
     own = [template("f1"), template("f2", idle=1), template("f3", idle=2)]
-    found = {d.name: why for d, why in retired([*others, *own], set(), SYSTEM, "shop", own[0].name, 2, 8.5)}
+    found = {d.name: why for d, why in find_expired([*others, *own], set(), SYSTEM, "shop", own[0].name, 2, 8.5)}
     assert found == {others[9].name: "template unused for 9 days", own[2].name: "template number 3 of this project, 2 are kept"}
     not_templates = [database(clone_name("shop", "r", "gw0"), mark_of("clone", used=0.0)), database(build_name("shop"))]
-    assert not list(retired(not_templates, set(), SYSTEM, "shop", "", 1, 1))
+    assert not list(find_expired(not_templates, set(), SYSTEM, "shop", "", 1, 1))

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from dbclone.reset.truncate.catalog import Facts, Table
+from dbclone.reset.truncate.catalog import SchemaCatalog, Table
 from dbclone.reset.truncate.plan import PAGE, Costs, plan
 
 
-def facts(*tables: Table, references: tuple[tuple[int, int], ...] = ()) -> Facts:
-    return Facts(tables, frozenset(references), (), (), {table.oid: table for table in tables})
+def facts(*tables: Table, references: tuple[tuple[int, int], ...] = ()) -> SchemaCatalog:
+    return SchemaCatalog(tables, frozenset(references), (), (), {table.oid: table for table in tables})
 
 
 A, B, C = (Table(oid, "public", name) for oid, name in ((1, "a"), (2, "b"), (3, "c")))
@@ -62,7 +62,7 @@ def test_rows_to_keep_are_never_truncated_to_reach_others(keeper: Table) -> None
 
 
 def test_a_kept_table_is_not_named_even_if_it_references() -> None:
-    """Facts leave kept tables out; their references are refused earlier, and here a TRUNCATE that would need them is."""
+    """SchemaCatalog leave kept tables out; their references are refused earlier, and here a TRUNCATE that would need them is."""
     assert shown(plan(facts(A, references=((77, 1),)), {1: 1000 * PAGE}, COSTS)) == ['DELETE FROM ONLY "public"."a"']
 
 

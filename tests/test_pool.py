@@ -15,7 +15,7 @@ from psycopg import sql
 from dbclone.databases import copying, warm_pool
 from dbclone.databases.naming import Mark
 from dbclone.databases.prune import prune
-from dbclone.errors import NotOurs, TemplateError
+from dbclone.errors import NotOwned, TemplateError
 from dbclone.server.dsn import Dsn
 from dbclone.server.locks import lock_key
 from dbclone.server.server import Server
@@ -200,7 +200,7 @@ def test_a_database_of_that_name_that_is_not_ours_is_left_alone(hire: Hire) -> N
     worker = hire()
     name = sql.Identifier(worker.name)
     worker.server.connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
-    with pytest.raises(NotOurs, match="left alone"):
+    with pytest.raises(NotOwned, match="left alone"):
         worker.swap()
     worker.pool.close()
     worker.server.connection.execute(sql.SQL("DROP DATABASE {}").format(name))
@@ -211,7 +211,7 @@ def test_a_prune_of_everything_and_a_claim_take_nothing_from_a_pool_that_lives(p
     worker.swap()
     until(lambda: worker.ready == 1)
     assert other.template.name == worker.template.name
-    assert not copying.claim_warm(other.server, other.template.database, other.name, other.mark)
+    assert not copying.claim_warm_clone(other.server, other.template.database, other.name, other.mark)
     before = project.clones(other.server)
     prune(other.server, other.template.name, everything=True)
     assert project.clones(other.server) == before

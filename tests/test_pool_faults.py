@@ -81,7 +81,7 @@ def test_two_runs_never_get_the_same_database_while_others_claim_and_prune(
     for run in runs:
         run.tell("eval [worker.swap() for _ in range(30)]")
     for _ in range(20):
-        assert not copying.claim_warm(here.server, here.template.database, here.name, here.mark)
+        assert not copying.claim_warm_clone(here.server, here.template.database, here.name, here.mark)
         prune(here.server, here.template.name, everything=True)
     one, two = (run.answer() for run in runs)
     assert len({*one, *two}) == 60
@@ -103,7 +103,7 @@ def test_what_a_killed_process_leaves_is_never_claimed_and_prune_drops_it(
     assert project.clones(here.server) == before
     other.kill()
     gone(here.server, other)
-    assert not copying.claim_warm(here.server, here.template.database, here.name, here.mark)
+    assert not copying.claim_warm_clone(here.server, here.template.database, here.name, here.mark)
     assert project.clones(here.server) == before
     prune(here.server, here.template.name)
     assert project.clones(here.server) == []

@@ -38,7 +38,7 @@ class SlowAsync(psycopg.AsyncConnection[Any]):
         return connection
 
 
-class Gate:
+class Connector:
     """A `configure` that keeps a pool's worker at work on a connection into a sandbox until it may go on."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ def test_an_asynchronous_pool_opened_right_before_a_test_has_its_connections_aft
 
 def test_a_connection_into_a_sandbox_that_comes_too_late_is_not_handed_out(clone: Clone) -> None:
     """`configure` is still at work on it when the test is over. A clock that the test has stopped does not make its end wait."""
-    gate = Gate()
+    gate = Connector()
     options: dict[str, Any] = {"min_size": 2, "max_size": 2, "num_workers": 1, "configure": gate}
     with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, **options)) as pool:
         with freezegun.freeze_time("2012-03-04"), clone.isolated("rollback", "test"):
@@ -127,7 +127,7 @@ def test_a_connection_into_a_sandbox_that_comes_too_late_is_not_handed_out(clone
 
 def test_a_real_connection_that_comes_back_while_a_test_ends_is_not_lost(clone: Clone) -> None:
     """A pool with `reset` takes a connection back in the background, here when its worker has time: after the test."""
-    gate, resets = Gate(), list[Any]()
+    gate, resets = Connector(), list[Any]()
     options: dict[str, Any] = {"min_size": 1, "max_size": 1, "num_workers": 1, "configure": gate, "reset": resets.append}
     with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, **options)) as pool:
         held = pool.getconn(10)

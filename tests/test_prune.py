@@ -15,7 +15,7 @@ from dbclone.cli.scratch import dropped_at_end, scratch
 from dbclone.databases import copying, ddl
 from dbclone.databases.naming import Database, Mark, build_name, clone_name, limit_for
 from dbclone.databases.prune import prune
-from dbclone.errors import NotOurs
+from dbclone.errors import NotOwned
 from dbclone.server.dsn import Dsn
 from dbclone.server.locks import Leases
 from dbclone.server.server import Server
@@ -246,7 +246,7 @@ def test_a_scratch_clone_stays_for_a_day(project: Project, shop: Open) -> None:
 @pytest.mark.parametrize("name", ["postgres", "template1", "dbclone_there_is_no_such"])
 def test_scratch_leads_into_no_database_that_is_not_ours(name: str, shop: Open) -> None:
     server = shop()
-    with pytest.raises(NotOurs, match="not a database of dbclone"):
+    with pytest.raises(NotOwned, match="not a database of dbclone"):
         scratch(server, server.settings, name)
 
 

@@ -14,7 +14,7 @@ import pytest
 from psycopg2 import extensions, extras, pool
 
 from dbclone.sandbox.session import Session
-from dbclone.sandbox.wire.psycopg2 import Gate
+from dbclone.sandbox.wire.psycopg2 import Connector
 from dbclone.server.server import Server
 
 from .psycopg2_programs import Connect, connecting, count, database, insert, sandbox
@@ -101,7 +101,7 @@ def test_classes_of_the_application_stay_what_they_are(connect: Connect) -> None
 
 
 def test_a_pool_of_psycopg2_works(session: Session, url: str) -> None:
-    with Gate(session) as gate:
+    with Connector(session) as gate:
         connections = pool.ThreadedConnectionPool(1, 2, url, connection_factory=gate.factory())
         first = connections.getconn()
         insert(first, 1)

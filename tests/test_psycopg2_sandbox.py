@@ -19,7 +19,7 @@ from psycopg2 import extensions
 from dbclone.errors import SandboxLimit
 from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import Session
-from dbclone.sandbox.wire.psycopg2 import Gate
+from dbclone.sandbox.wire.psycopg2 import Connector
 from dbclone.sandbox.wire.server import Conversation
 from dbclone.server.server import Server
 
@@ -103,7 +103,7 @@ def test_a_limit_of_the_sandbox_is_no_error_of_psycopg2(connect: Connect) -> Non
 
 def test_transactions_that_meet_are_refused_at_once_in_one_thread(connect: Connect, session: Session) -> None:
     """Whoever could only wait for itself does not wait, whichever driver it uses."""
-    session.turns.timeout = 600.0
+    session.session_lock.timeout = 600.0
     first, second = connect(), connect()
     insert(first, 1)
     with pytest.raises(SandboxLimit, match="two connections of the application meet"):
@@ -117,7 +117,7 @@ def test_transactions_that_meet_are_refused_at_once_in_one_thread(connect: Conne
 
 def test_a_copy_whose_data_come_from_the_sandbox_is_an_error_and_no_deadlock(connect: Connect, session: Session) -> None:
     """For real it would work; here one session would have to do two things at once. psycopg2 makes the error the server's own."""
-    session.turns.timeout = 600.0
+    session.session_lock.timeout = 600.0
     connection, other = connect(), connect()
     other.autocommit = True
 
@@ -149,7 +149,7 @@ def test_a_copy_much_larger_than_any_buffer_ends(connect: Connect, session: Sess
 
 
 def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(session: Session, url: str) -> None:
-    with Gate(session) as gate:
+    with Connector(session) as gate:
         kept = gate.connect(url)
         insert(kept, 1)
         kept.rollback()

@@ -11,7 +11,7 @@ import pytest
 
 from dbclone.reset.rollback import Level
 from dbclone.reset.sequences import ask, restore
-from dbclone.reset.transactions import Verdict, Witness
+from dbclone.reset.transactions import CommitTracker, Verdict
 from dbclone.reset.truncate.control import now
 from dbclone.sandbox.session import Session
 from dbclone.server.server import Server
@@ -64,7 +64,7 @@ def test_session_locks_do_not_outlive_the_test(url: str) -> None:
 
 def test_statements_prepared_by_sql_do_not_outlive_the_test(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as real:
-        session, witness = Session(real), Witness(now(real))
+        session, witness = Session(real), CommitTracker(now(real))
         for _ in range(3):
             level = Level(session, None, witness)
             level.enter()
@@ -80,7 +80,7 @@ def test_putting_sequences_back_leaves_nothing_for_the_next_audit_to_look_for(ur
     """Or else every second test would pay for a look at all tables."""
     with psycopg.connect(url, autocommit=True) as real:
         real.execute("CREATE SEQUENCE counter")
-        session, positions, witness = Session(real), ask(real), Witness(now(real))
+        session, positions, witness = Session(real), ask(real), CommitTracker(now(real))
         for _ in range(3):
             level = Level(session, positions, witness)
             level.enter()

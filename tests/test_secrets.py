@@ -33,14 +33,14 @@ SECRETS = ["s3cr3t-0af3", "p@ss/w:ord%41", "q'u\"o\\t`e$", ".*+?[(|)", "pässwö
 
 def told(error: BaseException) -> str:
     """Return all that an error and whatever hangs on it say, printed, pickled or not."""
-    return f"{said(error)}\n{pickle.loads(pickle.dumps(error))!r}\n{pickle.dumps(error).decode('utf-8', 'replace')}"
+    return f"{safe_str(error)}\n{pickle.loads(pickle.dumps(error))!r}\n{pickle.dumps(error).decode('utf-8', 'replace')}"
 
 
 def told_by(things: Iterable[object]) -> str:
     return " ".join(f"{thing} {thing!r}" for thing in things)
 
 
-def said(error: BaseException) -> str:
+def safe_str(error: BaseException) -> str:
     parts, waiting, seen = ["".join(traceback.format_exception(error))], [error], set()
     while waiting:
         found = waiting.pop()
@@ -194,7 +194,7 @@ if sys.version_info >= (3, 11):
 @pytest.mark.parametrize("how", RAISED)
 def test_a_callable_may_raise_its_url(tmp_path: Path, dsn: Dsn, how: str) -> None:
     """Its type and its traceback are told as text, and nothing that they must not tell."""
-    assert shows(said(RAISED[how](str(dsn.url))), dsn.get("password"))
+    assert shows(safe_str(RAISED[how](str(dsn.url))), dsn.get("password"))
     module = types.ModuleType(f"raising_{uuid.uuid4().hex[:8]}")
     module.__dict__["RAISED"] = RAISED[how]
     sys.modules[module.__name__] = module

@@ -175,5 +175,5 @@ def test_what_is_older_than_agreed_is_dropped_whoever_asks(server: Server, setti
         (tmp_path / "schema.sql").write_text(SCHEMA)
         opened.settings = replace(settings, name="retained", root=tmp_path, schema=("schema.sql",), retain_days=0.0)
         template = Template.ensure(opened, handles.load(opened.settings)[0])
-        opened.leases.give_up(template.name, shared=True)
+        opened.leases.release(template.name, shared=True)
         assert template.name in {database.name for database, _ in prune(opened)}

@@ -16,7 +16,7 @@ from dbclone.clone.clone import Clone
 from dbclone.databases import ddl
 from dbclone.databases.naming import Mark, build_name, clone_name, limit_for, spare_name
 from dbclone.databases.prune import keep, prune
-from dbclone.errors import NotOurs
+from dbclone.errors import NotOwned
 from dbclone.server.server import Server
 from dbclone.settings import load
 from dbclone.template.template import Template
@@ -136,7 +136,7 @@ def test_what_a_user_has_taken_is_neither_pruned_nor_dropped_nor_touched(
         before = server.fetch(state, [name])
         found = ddl.find(template.server, name)
         assert found is not None
-        with pytest.raises(NotOurs, match="left alone"):
+        with pytest.raises(NotOwned, match="left alone"):
             ddl.drop(template.server, found, force=True)
         for everything in (False, True):
             assert name not in {d.name for d, _ in prune(template.server, template.name, everything=everything)}

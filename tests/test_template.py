@@ -15,7 +15,7 @@ from dbclone.adapters import handles
 from dbclone.clone.clone import Clone
 from dbclone.databases.naming import FORMAT, NO_LIMIT, Mark
 from dbclone.databases.prune import prune
-from dbclone.errors import BuildFailed, NotOurs, TemplateError
+from dbclone.errors import BuildFailed, NotOwned, TemplateError
 from dbclone.server.dsn import Dsn
 from dbclone.server.server import Server
 from dbclone.settings import load
@@ -241,11 +241,11 @@ def test_a_stranger_with_the_name_of_our_template_is_left_alone(project: Project
         sql.SQL("CREATE DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(sql.Identifier(template.name))
     )
     for rebuild in (False, True):
-        with pytest.raises(NotOurs, match="has the name of our template"):
+        with pytest.raises(NotOwned, match="has the name of our template"):
             ensure(server, rebuild)
     comment = Mark.make("template", server.settings.project, "1", fingerprint="of another server").text()
     server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(template.name), sql.Literal(comment)))
-    with pytest.raises(NotOurs, match="has the name of our template") as caught:
+    with pytest.raises(NotOwned, match="has the name of our template") as caught:
         ensure(server)
     assert "of another server" in caught.value.detail
     assert project.databases(server) == [template.name]
@@ -259,7 +259,7 @@ def test_the_template_of_another_version_of_dbclone_is_built_beside(number: int,
     (comment,) = server.fetch("SELECT shobj_description(%s, 'pg_database')", [foreign.database.oid])[0]
     other = json.dumps({**json.loads(comment), "dbclone": number, "news": [1]})
     server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(foreign.name), sql.Literal(other)))
-    server.leases.give_up(foreign.name, shared=True)
+    server.leases.release(foreign.name, shared=True)
     try:
         for rebuild in (False, True, False):
             ours = ensure(server, rebuild)

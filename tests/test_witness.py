@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from dbclone.reset.transactions import Moment, Since, Verdict, Witness, prepare
+from dbclone.reset.transactions import CommitTracker, Moment, Since, Verdict, prepare
 from dbclone.reset.truncate.control import now
 from dbclone.server.server import Server
 
@@ -24,7 +24,7 @@ def connection(server: Server) -> Iterator[psycopg.Connection[Any]]:
     server.connection.execute("DROP DATABASE witnessed WITH (FORCE)")
 
 
-def judged(connection: psycopg.Connection[Any], witness: Witness, begun: Moment | None = None) -> Verdict:
+def judged(connection: psycopg.Connection[Any], witness: CommitTracker, begun: Moment | None = None) -> Verdict:
     """Ask in both ways, which must give the same answer."""
     with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
         for text in prepare("asked"):
@@ -43,7 +43,7 @@ def rows(connection: psycopg.Connection[Any], since: Since) -> list[int]:
 
 
 def test_reading_changes_nothing(connection: psycopg.Connection[Any]) -> None:
-    witness = Witness(now(connection))
+    witness = CommitTracker(now(connection))
     connection.execute("SELECT count(*) FROM t")
     assert witness.unchanged(now(connection))
     assert judged(connection, witness) is Verdict.NOTHING
@@ -61,7 +61,7 @@ def test_reading_changes_nothing(connection: psycopg.Connection[Any]) -> None:
     ],
 )
 def test_every_write_shows(connection: psycopg.Connection[Any], write: str) -> None:
-    witness = Witness(now(connection))
+    witness = CommitTracker(now(connection))
     connection.execute(write.encode())
     assert not witness.unchanged(now(connection))
 
@@ -71,13 +71,13 @@ def test_a_sequence_shows_again_after_it_was_put_back(connection: psycopg.Connec
     for _ in range(3):
         connection.execute("SELECT nextval('s'), nextval('s')")
         connection.execute("SELECT setval('s', 1, false)")
-        witness = Witness(now(connection))
+        witness = CommitTracker(now(connection))
         connection.execute("SELECT nextval('s')")
         assert not witness.unchanged(now(connection))
 
 
 def test_what_was_rolled_back_is_nothing_and_what_was_committed_is_not(connection: psycopg.Connection[Any]) -> None:
-    witness = Witness(now(connection))
+    witness = CommitTracker(now(connection))
     for _ in range(3):
         with contextlib.suppress(psycopg.Error), connection.transaction(force_rollback=True):
             connection.execute("INSERT INTO t VALUES (1)")
@@ -89,7 +89,7 @@ def test_what_was_rolled_back_is_nothing_and_what_was_committed_is_not(connectio
 
 
 def test_before_or_during(connection: psycopg.Connection[Any]) -> None:
-    witness = Witness(now(connection))
+    witness = CommitTracker(now(connection))
     connection.execute("INSERT INTO t VALUES (1)")
     begun = now(connection)
     assert judged(connection, witness, begun) is Verdict.BEFORE
@@ -105,7 +105,7 @@ def test_a_transaction_that_is_open_while_asked_is_remembered(connection: psycop
         moment = now(connection)
         assert not moment.still
         assert len(moment.running) == 1
-        witness = Witness(moment)
+        witness = CommitTracker(moment)
         assert not witness.unchanged(now(connection))
         assert judged(connection, witness) is Verdict.NOTHING
         other.commit()
@@ -119,7 +119,7 @@ def test_our_own_writes_are_not_new(connection: psycopg.Connection[Any]) -> None
         connection.execute("INSERT INTO t VALUES (1)")
         own = connection.execute("SELECT pg_current_xact_id()::text::int8").fetchone()
     assert own is not None
-    witness = Witness(moment)
+    witness = CommitTracker(moment)
     witness.settle(Since(moment, (own[0],)), now(connection))
     assert witness.unchanged(now(connection))
     assert judged(connection, witness) is Verdict.NOTHING
@@ -129,7 +129,7 @@ def test_our_own_writes_are_not_new(connection: psycopg.Connection[Any]) -> None
 
 
 def test_too_many_to_ask_for_counts_as_committed(connection: psycopg.Connection[Any]) -> None:
-    witness = Witness(now(connection))
+    witness = CommitTracker(now(connection))
     connection.execute(
         "DO $$ BEGIN FOR i IN 1..6000 LOOP BEGIN INSERT INTO t VALUES (1); RAISE EXCEPTION 'x'; EXCEPTION WHEN OTHERS THEN NULL;"
         " END; END LOOP; END $$"
@@ -149,7 +149,7 @@ def test_however_many_numbers_were_given_out_one_that_committed_is_not_overlooke
     connection: psycopg.Connection[Any], count: int
 ) -> None:
     for committed in {0, count // 2, count - 1}:
-        witness = Witness(now(connection))
+        witness = CommitTracker(now(connection))
         for number in range(count):
             with connection.transaction(force_rollback=number != committed):
                 connection.execute("INSERT INTO t VALUES (1)")

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..process.forks import Home
+from ..process.forks import OwnerProcess
 from . import hooks
 
 __all__ = ["Handle", "Lead", "imported", "is_led", "leads", "look", "present"]
@@ -115,7 +115,7 @@ class Lead:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Do it for the block to what is behind the handle, or comes there."""
-        home = Home()
+        home = OwnerProcess()
         with hooks.watched(self):
             try:
                 for target in self.behind():
@@ -124,7 +124,7 @@ class Lead:
                 yield
             finally:
                 self._over = True
-                if not home.left:
+                if not home.forked:
                     with contextlib.ExitStack() as stack:
                         for target, before in list(self.done.items()):
                             stack.callback(self._undo, target, before)

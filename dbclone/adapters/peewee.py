@@ -19,7 +19,7 @@ from ..errors import BuildFailed, SandboxLimit, SettingsError
 from ..sandbox.session import Session
 from ..schema.manifest import digest
 from ..schema.sources import Progress, Schema
-from ..server.dsn import masking, parse
+from ..server.dsn import parse, redacting
 from ..settings import Settings
 from . import hooks
 
@@ -89,7 +89,7 @@ class PeeweeSchema:
                 entries[name] = digest("\n".join([entries.get(name, ""), *statements]).encode())
         return entries
 
-    @masking
+    @redacting
     def build(self, url: str, progress: Progress) -> None:
         database = open_database(url)
         model: Any = None
@@ -427,11 +427,11 @@ def _led(database: Any, session: Session) -> Iterator[None]:
 @contextlib.contextmanager
 def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
     """Have peewee open its psycopg2 connections as it always does, of a class that leads into the sandbox."""
-    from ..sandbox.wire.psycopg2 import Gate
+    from ..sandbox.wire.psycopg2 import Connector
 
     name = "connection_factory"
     before = dict(database.connect_params)
-    with Gate(session) as gate:
+    with Connector(session) as gate:
         database.connect_params = {**before, name: gate.factory(before.get(name))}
         try:
             yield

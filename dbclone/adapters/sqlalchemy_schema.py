@@ -20,7 +20,7 @@ from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable
 from ..errors import BuildFailed
 from ..schema.manifest import digest
 from ..schema.sources import Progress
-from ..server.dsn import masking, parse
+from ..server.dsn import parse, redacting
 
 _EVENTS = "SQL of the metadata's events"
 _CREATES_SCHEMA = re.compile(r"create\s+schema\s+(?:if\s+not\s+exists\s+)?(\"(?:[^\"]|\"\")+\"|\w+)", re.I)
@@ -118,7 +118,7 @@ class MetadataSchema:
             entries[subject] = digest("\n".join(ordered).encode())
         return entries
 
-    @masking
+    @redacting
     def build(self, url: str, progress: Progress) -> None:
         engine = create_engine(_DRIVER, connect_args=parse(url).kwargs, poolclass=NullPool)
         statement = ""

@@ -10,7 +10,7 @@ from ..adapters import handles
 from ..databases import ddl
 from ..databases.copying import copy
 from ..databases.naming import Mark, clone_name
-from ..errors import NotOurs
+from ..errors import NotOwned
 from ..server.server import Server
 from ..settings import Settings
 from ..template.template import Template
@@ -19,7 +19,7 @@ from ..template.template import Template
 def scratch(server: Server, settings: Settings, name: str = "") -> str:
     """Return the name of a database that dbclone made: `name` if it is one, or a new scratch clone, which stays for a day.
 
-    Raises NotOurs if `name` is something else.
+    Raises NotOwned if `name` is something else.
     """
     if name:
         found = ddl.find(server, name)
@@ -29,7 +29,7 @@ def scratch(server: Server, settings: Settings, name: str = "") -> str:
             else "there is no such database, or its name is not one that dbclone gives"
         )
         if problem:
-            raise NotOurs(
+            raise NotOwned(
                 f"{name!r} is not a database of dbclone: {problem}",
                 f"Looked on {server.where}.",
                 "List them with: python -m dbclone status",
@@ -44,11 +44,11 @@ def scratch(server: Server, settings: Settings, name: str = "") -> str:
         fingerprint=template.database.mark.fingerprint if template.database.mark else "",
     )
     made = clone_name(settings.project, secrets.token_hex(8), "scratch")
-    server.leases.take(made)  # until it has its mark, it would pass for a leftover
+    server.leases.acquire(made)  # until it has its mark, it would pass for a leftover
     try:
         copy(server, template.name, made, mark)
     finally:
-        server.leases.give_up(made)
+        server.leases.release(made)
     return made
 
 

@@ -15,19 +15,19 @@ from psycopg import sql
 
 from ..adapters import handles
 from ..databases import boundary, ddl
-from ..databases.copying import claim_warm, copy
+from ..databases.copying import claim_warm_clone, copy
 from ..databases.naming import Database, Mark, clone_name
-from ..databases.ownership import licensed_here
+from ..databases.ownership import verify_connected
 from ..databases.prune import KEPT, keep
 from ..databases.warm_pool import Pool
-from ..errors import NotOurs, SandboxLimit, ServerError, SettingsError, TemplateError, WriteEscaped
+from ..errors import NotOwned, SandboxLimit, ServerError, SettingsError, TemplateError, WriteEscaped
 from ..process.clock import monotonic
 from ..reset.base import Outcome, Strategy, Task, failure
 from ..reset.rollback import data_lost
 from ..reset.state import Condition, ResetState
 from ..reset.strategies import STRATEGIES
 from ..reset.transactions import NOW, Moment, Verdict
-from ..reset.truncate.control import Spoiled
+from ..reset.truncate.control import CannotRestore
 from ..reset.truncate.strategy import Truncate
 from ..schema.sources import Schema
 from ..server import session_options
@@ -115,7 +115,7 @@ class Clone:
         mark = Mark.make("clone", settings.project, server.facts.system, run=run, worker=owner, fingerprint=fingerprint)
         clone = cls(server, clone_name(settings.project, run, owner), template, mark, handle, schema)
         # A session gets a lock that it holds already, so another clone of this very process has to be looked for.
-        if server.leases.has(clone.name) or not server.leases.take(clone.name, patience=_PATIENCE):
+        if server.leases.holds(clone.name) or not server.leases.acquire(clone.name, patience=_PATIENCE):
             raise TemplateError(
                 f'database "{clone.name}" is in use by another process',
                 f"Its lease is held by {server.leases.holder(clone.name)}: two workers of one run have the same name.",
@@ -170,7 +170,7 @@ class Clone:
         leftover = ddl.find(self.server, self.name)
         if leftover is not None:  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
             ddl.drop(self.server, leftover, force=True)
-        warm = claim_warm(self.server, self.template, self.name, self.mark)
+        warm = claim_warm_clone(self.server, self.template, self.name, self.mark)
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
         self.state.clone_seconds = monotonic() - started
@@ -205,7 +205,7 @@ class Clone:
         """Return an autocommit connection that may drop what is in the clone."""
         connection = self._connect(self.dsn, "drop", autocommit=True, lasts=True)
         try:
-            licensed_here(connection, self.server, self.name, self.state.made)
+            verify_connected(connection, self.server, self.name, self.state.made)
         except BaseException:
             connection.close()
             raise
@@ -234,9 +234,9 @@ class Clone:
     def _move(self, reason: str) -> None:
         """Go on under another name: somebody is in the database whom we may not send away. The next run drops it."""
         self.report.note(f"clone {self.name} is left to the next run, because it cannot be dropped: {reason}")
-        self.server.leases.give_up(self.name)
+        self.server.leases.release(self.name)
         self.name = clone_name(self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}")
-        self.server.leases.take(self.name)
+        self.server.leases.acquire(self.name)
         self.state.name = self._snapshots.name = self.name
         if self._bound:
             self._binding.close()
@@ -261,7 +261,7 @@ class Clone:
 
         Arguments: `reason`, for the log and, unless `quiet`, the report; `often`, it will be needed again: from now on copies are
         made ahead in the background, as they are from the second time on anyway; `gone`, the database has another name already.
-        If the connection to the server is lost, it is made anew, once. Raises ServerError, TemplateError, NotOurs, psycopg.Error.
+        If the connection to the server is lost, it is made anew, once. Raises ServerError, TemplateError, NotOwned, psycopg.Error.
         """
         log.info("replacing clone %s: %s", self.name, reason)
         if not quiet:
@@ -301,7 +301,7 @@ class Clone:
         """Keep the committed state for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
         try:
             self._put_by(label)
-        except (psycopg.Error, NotOurs) as error:
+        except (psycopg.Error, NotOwned) as error:
             self.report.note(f"{label} could not be kept: {str(error).strip().splitlines()[0]}")
             return False
         return True
@@ -317,7 +317,7 @@ class Clone:
         """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
         next run finds the lease free and drops what was left. A server that is busy is not waited for longer than a minute. A
         forked process drops nothing: it is its parent's."""
-        if self.server.home.left:
+        if self.server.home.forked:
             return
         self.state.disconnect()
         self._snapshots.drop()
@@ -326,10 +326,10 @@ class Clone:
         try:
             twice(self.server, "the clone was dropped", self._drop_it, lambda: recover(self.server))
             log.info("dropped clone %s", self.name)
-        except (psycopg.Error, NotOurs, ServerError) as error:
+        except (psycopg.Error, NotOwned, ServerError) as error:
             log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
             self.report.note(f"clone {self.name} could not be dropped; the next run does it")
-        self.server.leases.give_up(self.name)
+        self.server.leases.release(self.name)
 
     def _drop_it(self) -> None:
         if (database := ddl.find(self.server, self.name)) is not None:
@@ -342,7 +342,7 @@ class Clone:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.server.home.left:
+        if self.server.home.forked:
             return
         try:
             self._binding.close()
@@ -357,7 +357,7 @@ class Clone:
         and reports; `reset_sequences`, put sequences back under rollback too (default: the setting). Raises SandboxLimit,
         ResetBlocked, and WriteEscaped if the setting `strict` is on.
         """
-        self.server.home.needed()
+        self.server.home.require()
         sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
         strategy = STRATEGIES[self.choose(reset, test)](self, Task(test, sequences, reset == "auto"))
         with self._isolating(), named(application_name(self.owner, test) if test else ""), self._run(strategy) as isolation:
@@ -391,7 +391,7 @@ class Clone:
         try:
             yield isolation
         finally:
-            if not self.server.home.left:  # else nothing is over in this forked process: all of it is its parent's
+            if not self.server.home.forked:  # else nothing is over in this forked process: all of it is its parent's
                 isolation.close()
                 self._settle(strategy.end(isolation.kept), strategy.task)
 
@@ -471,7 +471,7 @@ class Clone:
         """
         try:
             rows, other = self.state.put_back().dirty(outcome.begun)
-        except Spoiled as hidden:  # who committed it, and where, nobody can say
+        except CannotRestore as hidden:  # who committed it, and where, nobody can say
             if not self.state.layered:  # else when the class or module has ended
                 self.replace(f"{task.test or 'a block'}: {hidden}", quiet=True)
             return

@@ -11,7 +11,7 @@ import psycopg
 from ..databases import ddl
 from ..databases.copying import copy
 from ..databases.naming import Mark, clone_name
-from ..errors import NotOurs, ResetBlocked, ServerError, TemplateError
+from ..errors import NotOwned, ResetBlocked, ServerError, TemplateError
 from ..process.clock import monotonic
 from ..server.server import Server
 
@@ -35,7 +35,7 @@ class Snapshots:
         nobody_connected(self.server, self.name)
         found = clone_name(self.mark.project, self.mark.run, f"{self.mark.worker} snapshot {label}")
         self._drop(label)
-        if not self.server.leases.take(found, patience=_PATIENCE):
+        if not self.server.leases.acquire(found, patience=_PATIENCE):
             raise TemplateError(
                 f"the name of snapshot {label!r} of {self.name!r} is taken",
                 f"Its lease is held by {self.server.leases.holder(found)}.",
@@ -68,12 +68,12 @@ class Snapshots:
             if (database := ddl.find(self.server, name)) is not None:
                 ddl.drop(self.server, database, force=True)
         finally:
-            self.server.leases.give_up(name)
+            self.server.leases.release(name)
 
     def drop(self) -> None:
         """Drop all snapshots; what cannot be dropped is left to the next run."""
         for label in list(self._taken):
-            with contextlib.suppress(psycopg.Error, NotOurs, ServerError):
+            with contextlib.suppress(psycopg.Error, NotOwned, ServerError):
                 self._drop(label)
 
 

@@ -16,7 +16,7 @@ from ..server.private.cluster import free_bytes
 from ..server.server import Server
 from . import ddl
 from .naming import Database, Mark, spare_name
-from .ownership import licensed
+from .ownership import verify_owned
 from .prune import prune
 
 # What somebody else who wanted the same warm clone, or dropped it, leads to.
@@ -62,12 +62,12 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
             except psycopg.errors.InsufficientPrivilege as error:
                 raise ddl.to_create(server, template, error) from None
             except (psycopg.errors.DiskFull, psycopg.errors.InternalError_) as error:
-                raise no_space(server, template, error, f'to copy "{template}"') from None
+                raise disk_full(server, template, error, f'to copy "{template}"') from None
     ddl.carry_over(server, template, name)
     return made
 
 
-def no_space(server: Server, template: str, error: psycopg.Error, purpose: str) -> TemplateError:
+def disk_full(server: Server, template: str, error: psycopg.Error, purpose: str) -> TemplateError:
     """Return the error for a copy that found the disk full: how much it needs, what is free, and what a prune would free.
 
     Arguments: `template`, what is copied; `purpose`, what for, in words; `error`, which may be that a checkpoint failed: CREATE
@@ -108,15 +108,15 @@ def warm(server: Server, template: Database, count: int) -> int:
     waiting = [d for d in ddl.listed(server) if d.mark and (d.mark.kind, d.mark.template) == ("spare", mark.template)]
     for _ in range(missing := max(0, count - len(waiting))):
         name = spare_name(server.settings.project)
-        server.leases.take(name)  # until it is whole, nobody may claim it, nor take it for a leftover
+        server.leases.acquire(name)  # until it is whole, nobody may claim it, nor take it for a leftover
         try:
             copy(server, template.name, name, mark, open_to_all=False)
         finally:
-            server.leases.give_up(name)
+            server.leases.release(name)
     return missing
 
 
-def claim_warm(server: Server, template: Database, name: str, mark: Mark) -> bool:
+def claim_warm_clone(server: Server, template: Database, name: str, mark: Mark) -> bool:
     """Make a warm clone of `template` the database `name`, with its mark, if one waits; return whether one did.
 
     Nobody has been able to connect to it since it was copied. Its lease tells whether somebody is still making it, or drops it
@@ -125,7 +125,7 @@ def claim_warm(server: Server, template: Database, name: str, mark: Mark) -> boo
     for spare in ddl.listed(server):
         if spare.mark is None or spare.mark.kind != "spare" or spare.sessions or spare.problem(server.facts.system):
             continue
-        if spare.mark.template != str(template.oid) or not server.leases.take(spare.name):
+        if spare.mark.template != str(template.oid) or not server.leases.acquire(spare.name):
             continue
         try:
             HandOver.compose(server, spare.name, spare.oid, name, mark).run(server)
@@ -133,7 +133,7 @@ def claim_warm(server: Server, template: Database, name: str, mark: Mark) -> boo
         except _LOST:
             continue
         finally:
-            server.leases.give_up(spare.name)
+            server.leases.release(spare.name)
     return False
 
 
@@ -184,7 +184,7 @@ class HandOver:
         """Do it, in one transaction: under a new name and still with a spare's mark it would look free.
 
         Arguments: `last`, the hand-over that gave the name to what has it now, if this process did. Sessions in what is put aside
-        are ended. Raises NotOurs, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended, and InvalidCatalogName
+        are ended. Raises NotOwned, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended, and InvalidCatalogName
         if the warm clone is gone, also if another database has its name.
         """
         aside = b""
@@ -214,7 +214,7 @@ class HandOver:
     def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> Database | None:
         """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return it, if there is one."""
         made = last.oid if last is not None else 0  # that we know better than its mark, which a test may have written over
-        old = licensed(server, self.name, made)
+        old = verify_owned(server, self.name, made)
         if old is None:
             return None
         is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)

@@ -14,14 +14,14 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from ..errors import NotOurs, PermissionMissing, ServerError
+from ..errors import NotOwned, PermissionMissing, ServerError
 from ..process.clock import monotonic, wall
 from ..server.connection import Interruptible
 from ..server.server import Server
 from ..server.sessions import Identity, holders
 from . import ownership
 from .naming import NO_LIMIT, Database, Mark, check_name, limit_for
-from .ownership import licensed
+from .ownership import verify_owned
 
 listed, find = ownership.listed, ownership.find  # what there is, for whoever decides what to do about it
 
@@ -51,7 +51,7 @@ def create(server: Server, name: str, template: str, mark: Mark, options: dict[s
     """Create database `name` as a copy of `template`, and bind `mark` to it; return the bound mark, which has its oid.
 
     The caller holds the lease of `name` already. Arguments: `options`, further options of CREATE DATABASE: text values are quoted,
-    booleans are keywords; STRATEGY is a keyword too. Raises psycopg.Error as the server gives it, and NotOurs if another database
+    booleans are keywords; STRATEGY is a keyword too. Raises psycopg.Error as the server gives it, and NotOwned if another database
     has got the name since.
     """
     check_name(name)
@@ -65,7 +65,7 @@ def create(server: Server, name: str, template: str, mark: Mark, options: dict[s
         shown = sql.SQL("true" if value else "false") if isinstance(value, bool) else sql.Literal(value)
         parts.append(sql.SQL("{} {}").format(sql.SQL(option), shown))
     _run(server, sql.SQL(" ").join(parts))
-    made = licensed(server, name)
+    made = verify_owned(server, name)
     if made is None:
         raise psycopg.errors.InvalidCatalogName(f'database "{name}" was dropped as soon as it was made')
     mark = mark.bound(name, made.oid)
@@ -87,19 +87,19 @@ def touch(server: Server, database: Database) -> None:
     """Note that a template is in use now; not worth waiting for, nor failing for."""
     if database.mark is None or wall() - database.mark.used < 3600 or not database.own:
         return
-    with contextlib.suppress(psycopg.Error, NotOurs):
+    with contextlib.suppress(psycopg.Error, NotOwned):
         with server.connection.transaction():
             server.connection.execute("SET LOCAL lock_timeout = '100ms'")
-            now = licensed(server, database.name)
+            now = verify_owned(server, database.name)
             if now is None or now.oid != database.oid:
                 return
             comment(server, database.name, replace(database.mark, used=round(wall(), 3)))
 
 
 def seal(server: Server, name: str, mark: Mark) -> None:
-    """Close a database to everybody and make it a template, with its final mark, in one transaction. Raises NotOurs."""
+    """Close a database to everybody and make it a template, with its final mark, in one transaction. Raises NotOwned."""
     with server.connection.transaction():
-        found = licensed(server, name)
+        found = verify_owned(server, name)
         _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(sql.Identifier(name)))
         comment(server, name, mark.bound(name, found.oid if found is not None else 0))
 
@@ -113,9 +113,9 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
     """Forbid further connections to a database of ours and end the sessions in it; return those that stayed: (pid, user, name).
 
     Arguments: `own`, the process id of a session that may stay, because it is ours; `patience`, seconds to wait for a session
-    that was told to end (one that we may not end is waited for one second); `made`, as for `licensed`. Raises NotOurs.
+    that was told to end (one that we may not end is waited for one second); `made`, as for `verify_owned`. Raises NotOwned.
     """
-    licensed(server, name, made)
+    verify_owned(server, name, made)
     _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
     told: set[int] = set()
     refused: set[int] = set()
@@ -145,15 +145,15 @@ def renaming(old: str, new: str) -> sql.Composed:
 
 
 def _rename(server: Server, old: str, new: str) -> None:
-    """Rename a database and bind its mark to the new name, in the caller's transaction. Raises NotOurs, psycopg.Error."""
-    found = licensed(server, old)
+    """Rename a database and bind its mark to the new name, in the caller's transaction. Raises NotOwned, psycopg.Error."""
+    found = verify_owned(server, old)
     _run(server, renaming(old, new))
     if found is not None and found.mark is not None:
         _run(server, commenting(new, found.mark.bound(new, found.oid)))
 
 
 def rename(server: Server, old: str, new: str) -> bool:
-    """Rename a database; return False if the new name is taken: then somebody else was first. Raises NotOurs."""
+    """Rename a database; return False if the new name is taken: then somebody else was first. Raises NotOwned."""
     check_name(new)
     try:
         with server.connection.transaction():
@@ -166,12 +166,12 @@ def rename(server: Server, old: str, new: str) -> bool:
 def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
     """Let `replacement` take the name of a database that steps aside, in one transaction: nobody finds the name missing.
 
-    Returns False if there is no database of that name any more. Raises NotOurs, and psycopg.errors.ObjectInUse if somebody is
+    Returns False if there is no database of that name any more. Raises NotOwned, and psycopg.errors.ObjectInUse if somebody is
     connected to it.
     """
     try:
         with server.connection.transaction():
-            licensed(server, replacement)
+            verify_owned(server, replacement)
             _rename(server, name, aside)
             _rename(server, replacement, name)
     except psycopg.errors.InvalidCatalogName:
@@ -183,7 +183,7 @@ def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
     """Give a database of our own run the name `kept` and the mark that goes with it; return False if that name is taken.
 
     Sessions in it are ended. Raises psycopg.errors.ObjectInUse if one of them may not be; then everything is as it was.
-    Raises NotOurs.
+    Raises NotOwned.
     """
     stayed = close_to_others(server, name)
     try:
@@ -191,7 +191,7 @@ def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
             pid, user, _ = stayed[0]
             raise psycopg.errors.ObjectInUse(f"session {pid} of role {user} is in database {name} and may not be ended")
         with server.connection.transaction():
-            found = licensed(server, name)
+            found = verify_owned(server, name)
             _run(server, renaming(name, kept))
             comment(server, kept, mark.bound(kept, found.oid if found is not None else 0))
             _run(server, opening(kept))
@@ -209,10 +209,10 @@ def drop(server: Server, database: Database, force: bool = False, patience: floa
 
     Arguments: `database`, as `listed` returned it: it is looked up again on the same connection just before; `force`, end the
     sessions in it first, for a database of our own run; `patience`, seconds that each statement may take. One that is gone already
-    is no error. Raises NotOurs; psycopg.Error, the text of which names the sessions that we may not end; ServerError if the server
+    is no error. Raises NotOwned; psycopg.Error, the text of which names the sessions that we may not end; ServerError if the server
     has taken too long, which names who was in the way. What was begun then can be finished by another drop.
     """
-    now = licensed(server, database.name)
+    now = verify_owned(server, database.name)
     if now is None or now.oid != database.oid:
         return
     with _within(server, now.name, patience):
@@ -251,14 +251,14 @@ def _is_left(server: Server, name: str) -> bool:
 @contextlib.contextmanager
 def private(server: Server, name: str) -> Iterator[None]:
     """Hold the lease of a database that the block makes for itself, and drop it at the end, whoever is in it."""
-    server.leases.take(name)
+    server.leases.acquire(name)
     try:
         yield
     finally:
         if not server.connection.closed:
             if (database := find(server, name)) is not None:
                 drop(server, database, force=True)
-            server.leases.give_up(name)
+            server.leases.release(name)
 
 
 @contextlib.contextmanager
@@ -303,7 +303,7 @@ def carry_over(server: Server, source: str, target: str) -> None:
         [source],
     )
     if any(pairs or acl or -1 < limit < NO_LIMIT for _, pairs, acl, limit in rows):
-        licensed(server, target)
+        verify_owned(server, target)
     for role, pairs, _, _ in rows:
         for pair in pairs or ():
             variable, _, value = pair.partition("=")

@@ -243,7 +243,7 @@ def check_name(name: str) -> None:
         )
 
 
-def dead(databases: Iterable[Database], leased: set[int], system: str) -> Iterator[tuple[Database, str]]:
+def find_orphaned(databases: Iterable[Database], leased: set[int], system: str) -> Iterator[tuple[Database, str]]:
     """Decide, without asking the server, which databases have no living owner: yield each with the reason.
 
     Arguments: `databases`, listed *before* `leased` was asked, so that a database whose lease is not there has lost it.
@@ -265,7 +265,7 @@ def dead(databases: Iterable[Database], leased: set[int], system: str) -> Iterat
             yield database, "scratch clone older than a day"
 
 
-def retired(
+def find_expired(
     databases: Iterable[Database], leased: set[int], system: str, project: str, current: str, count: int, days: float
 ) -> Iterator[tuple[Database, str]]:
     """Decide what has had its time: templates of `project` beyond the newest `count` (`current` included), and those of any project

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from ..errors import NotOurs
+from ..errors import NotOwned
 from ..server.server import Server
 from .naming import Database, Mark
 
@@ -53,10 +53,10 @@ def find(server: Server, name: str) -> Database | None:
     return next(iter(listed(server, name)), None)
 
 
-def licensed(server: Server, name: str, made: int = 0) -> Database | None:
+def verify_owned(server: Server, name: str, made: int = 0) -> Database | None:
     """Return database `name` as it is now, if dbclone can prove that it made it; None if there is none.
 
-    Arguments: `made`, the oid of a database that this process itself made on this server, if it did. Raises NotOurs.
+    Arguments: `made`, the oid of a database that this process itself made on this server, if it did. Raises NotOwned.
     """
     rows = server.fetch(_NAMED, {"sizes": False, "name": name, "role": server.facts.role})
     if not rows:
@@ -66,8 +66,8 @@ def licensed(server: Server, name: str, made: int = 0) -> Database | None:
     return found
 
 
-def licensed_here(connection: psycopg.Connection[Any], server: Server, name: str, made: int = 0) -> None:
-    """Raise NotOurs unless `connection` is in database `name` of this very server, and dbclone can prove that it made it.
+def verify_connected(connection: psycopg.Connection[Any], server: Server, name: str, made: int = 0) -> None:
+    """Raise NotOwned unless `connection` is in database `name` of this very server, and dbclone can prove that it made it.
 
     Whatever stands between, a pooler or a name that means another machine by now: this asks at the far end.
     """
@@ -89,8 +89,8 @@ def _demand(server: Server, found: Database, made: int) -> None:
         raise _refused(server, found, problem)
 
 
-def _refused(server: Server, found: Database, problem: str) -> NotOurs:
-    return NotOurs(
+def _refused(server: Server, found: Database, problem: str) -> NotOwned:
+    return NotOwned(
         f"database {found.name!r} on {server.where} is left alone: {problem}",
         "dbclone drops and changes only what carries its own mark for this very database and belongs to its own role.",
         "Whoever made it knows what it is.",

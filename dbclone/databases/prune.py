@@ -7,12 +7,12 @@ import logging
 
 import psycopg
 
-from ..errors import NotOurs, ServerError
+from ..errors import NotOwned, ServerError
 from ..process.clock import monotonic
 from ..server.locks import lock_key
 from ..server.server import Server
 from . import ddl
-from .naming import Database, Mark, dead, kept_name, retired
+from .naming import Database, Mark, find_expired, find_orphaned, kept_name
 
 log = logging.getLogger("dbclone")
 
@@ -31,7 +31,7 @@ def prune(
     if not known:
         return []
     leased = server.leases.held()
-    chosen = list(dead(known, leased, system))
+    chosen = list(find_orphaned(known, leased, system))
     if everything:
         rest = [
             d
@@ -40,7 +40,7 @@ def prune(
         ]
         chosen += [(d, "no living run uses it") for d in rest if lock_key(d.name) not in leased]
     else:
-        chosen += retired(known, leased, system, settings.project, current, settings.retain_templates, settings.retain_days)
+        chosen += find_expired(known, leased, system, settings.project, current, settings.retain_templates, settings.retain_days)
     seen: set[int] = set()
     done = []
     deadline = monotonic() + budget
@@ -59,17 +59,17 @@ def prune(
 def drop_dead(server: Server, database: Database, patience: float = 10.0) -> bool:
     """Drop a database whose owner is gone, within so many seconds; holding its lease meanwhile, so that nobody can come to life in
     it. Return whether it was dropped."""
-    if not server.leases.take(database.name):
+    if not server.leases.acquire(database.name):
         return False
     try:
         ddl.drop(server, database, patience=patience)
         log.info("dropped %s", database.name)
         return True
-    except (psycopg.Error, NotOurs, ServerError) as error:
+    except (psycopg.Error, NotOwned, ServerError) as error:
         log.info("%s stays: %s", database.name, str(error).strip().splitlines()[0])
         return False
     finally:
-        server.leases.give_up(database.name)
+        server.leases.release(database.name)
 
 
 log = logging.getLogger("dbclone")
@@ -86,7 +86,7 @@ def keep(server: Server, name: str, mark: Mark, label: str, count: int = KEPT) -
     ours = Mark.make("kept", mark.project, mark.system, fingerprint=mark.fingerprint, label=label)
     kept = kept_name(mark.project, label)
     if (older := ddl.find(server, kept)) is not None:
-        with contextlib.suppress(psycopg.Error, NotOurs, ServerError):
+        with contextlib.suppress(psycopg.Error, NotOwned, ServerError):
             ddl.drop(server, older)
     if not ddl.keep(server, name, kept, ours):
         kept = kept_name(mark.project, label, again=True)

@@ -15,7 +15,7 @@ from collections import deque
 
 import psycopg
 
-from ..errors import NotOurs, ServerError, TemplateError
+from ..errors import NotOwned, ServerError, TemplateError
 from ..process.clock import monotonic
 from ..server.server import Server
 from ..server.sessions import Identity
@@ -56,7 +56,7 @@ class Pool:
         """Let a warm clone with `mark` take the place of the database `name`, which is put aside and dropped; return the seconds.
 
         The caller holds the lease of `name` and has closed its own sessions there; others are ended. Raises what went wrong in the
-        background if that left no warm clone, NotOurs, TemplateError, psycopg.errors.ObjectInUse if a session may not be ended,
+        background if that left no warm clone, NotOwned, TemplateError, psycopg.errors.ObjectInUse if a session may not be ended,
         psycopg.Error. Then the database `name` is as it was.
         """
         started = monotonic()
@@ -209,8 +209,8 @@ class Pool:
         warm = HandOver.compose(server, spare, 0, *self._wish, aside)
         failure: Exception | None = None
         try:
-            server.leases.take(spare)
-            server.leases.take(aside)
+            server.leases.acquire(spare)
+            server.leases.acquire(aside)
             made = copy(server, self._template.name, spare, warm.mark, open_to_all=False)
             warm = HandOver.compose(server, spare, made.oid, warm.name, warm.mark, aside)
         except Exception as error:
@@ -228,14 +228,14 @@ class Pool:
             try:
                 # Taken already, unless our last session was lost, which may not quite have ended.
                 deadline = monotonic() + 5
-                while not server.leases.take(name) and monotonic() < deadline:
+                while not server.leases.acquire(name) and monotonic() < deadline:
                     time.sleep(0.005)
                 if (found := ddl.find(server, name)) is not None:
                     ddl.drop(server, found, force=True)
-            except (psycopg.Error, NotOurs, ServerError) as error:
+            except (psycopg.Error, NotOwned, ServerError) as error:
                 if server.connection.closed:
                     with self._changed:
                         self._used.append(warm)
                     raise
                 log.warning("%s could not be dropped and is left to the next run: %s", name, str(error).strip())
-            server.leases.give_up(name)
+            server.leases.release(name)

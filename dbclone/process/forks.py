@@ -12,20 +12,20 @@ from typing import Any
 from ..errors import SandboxLimit
 
 
-class Home:
+class OwnerProcess:
     """The process in which something was made."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
 
     @property
-    def left(self) -> bool:
+    def forked(self) -> bool:
         """Whether this process is another one, and so a fork."""
         return os.getpid() != self.pid
 
-    def needed(self) -> None:
+    def require(self) -> None:
         """Raise SandboxLimit in a fork."""
-        if self.left:
+        if self.forked:
             raise SandboxLimit(
                 f"process {os.getpid()} is a fork of {self.pid}, whose session this is",
                 "A session has one client. What a test has written under rollback is in a transaction of its own process, where no"

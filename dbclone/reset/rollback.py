@@ -18,7 +18,7 @@ from ..sandbox.session import Session
 from ..server.connection import exchange, free
 from .base import Outcome, Strategy
 from .sequences import Sequence, restore
-from .transactions import NOW, Moment, Verdict, Witness, prepare
+from .transactions import NOW, CommitTracker, Moment, Verdict, prepare
 
 _LOST = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction)
 
@@ -36,7 +36,7 @@ class Level:
         self,
         session: Session,
         positions: tuple[Sequence, ...] | None = None,
-        witness: Witness | None = None,
+        witness: CommitTracker | None = None,
         over: Callable[[], psycopg.Connection[Any] | None] = lambda: None,
     ) -> None:
         self._over = over
@@ -68,7 +68,7 @@ class Level:
         a lost connection, shows here: the savepoint is gone."""
         session, started = self._session, monotonic()
         spoiled, verdict = "", Verdict.NOTHING
-        blocked = session.turns.seize(session.lock)
+        blocked = session.session_lock.force(session.lock)
         if not blocked:
             free(session.pgconn)  # what raised in the middle of a statement, such as a limit on the test's time, left it running
         try:
@@ -85,8 +85,8 @@ class Level:
             spoiled = f"the connection of the test was lost: {blocked or str(error).strip().splitlines()[0]}"
             session.stack.entries.clear()
         finally:
-            session.turns.give(session.lock)
-        session.undone()
+            session.session_lock.release(session.lock)
+        session.forget_undone()
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(self._over() or session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
@@ -98,7 +98,7 @@ class Level:
         Of a block that has failed nothing is left, as ever, but what was there before it is committed.
         """
         session = self._session
-        session.turns.seize(session.lock)
+        session.session_lock.force(session.lock)
         try:
             commands = [render(("ROLLBACK TO", session.stack.entries[-1].name))] if session.failed else []
             session.stack.entries.clear()
@@ -110,7 +110,7 @@ class Level:
                     self._send([b"ROLLBACK"])
             return str(error).strip().splitlines()[0] if str(error) else "its transaction was lost"
         finally:
-            session.turns.give(session.lock)
+            session.session_lock.release(session.lock)
 
     def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
         """Send the commands that undo, and in the same message the question of what was committed meanwhile."""

@@ -12,14 +12,14 @@ from typing import Any
 
 import psycopg
 
-from ..databases.ownership import licensed_here
+from ..databases.ownership import verify_connected
 from ..sandbox.session import Session
 from ..server.server import Server
 from . import sequences
 from .sequences import Sequence
-from .transactions import Moment, Since, Witness
+from .transactions import CommitTracker, Moment, Since
 from .truncate.baseline import Baseline
-from .truncate.control import Circumstances, nothing_committed, now, options
+from .truncate.control import ResetContext, nothing_committed, now, options
 from .truncate.put_back import PutBack
 
 Connection = psycopg.Connection[Any]
@@ -96,7 +96,7 @@ class ResetState:
     clone_seconds: float = 0.1
     start: Start = Start.TEMPLATE
     condition: Condition = Condition.EQUAL
-    commits: Witness | None = None
+    commits: CommitTracker | None = None
     positions: tuple[Sequence, ...] = ()
     sequences_moved: bool = False
     created: Moment | None = None
@@ -159,10 +159,10 @@ class ResetState:
         learned now, because no other copy of the template has it.
         """
         if self.commits is None:
-            self.commits = Witness(now(connection))
+            self.commits = CommitTracker(now(connection))
             self._origin = self.commits.since
             self.positions = self.positions or sequences.ask(connection)
-            if self.created is not None and not nothing_committed(connection, Witness(self.created)):
+            if self.created is not None and not nothing_committed(connection, CommitTracker(self.created)):
                 self.note(Event.WROTE)
         return connection
 
@@ -192,7 +192,7 @@ class ResetState:
     def put_back(self) -> PutBack:
         """Return what puts back, over the control session, opened if it is not.
 
-        What the template is like is learned here if nothing has been committed here since, or else from a sibling. Raises NotOurs
+        What the template is like is learned here if nothing has been committed here since, or else from a sibling. Raises NotOwned
         if the name leads to a database that is not the one to reset.
         """
         if self._put_back is not None and self._control is not None and not self._control.closed:
@@ -201,14 +201,14 @@ class ResetState:
         given = options(superuser, settings.lock_timeout)
         control = _plain(self.server.connect(self.name, f"control {self.owner}", given))
         try:
-            licensed_here(control, self.server, self.name, self.made)
+            verify_connected(control, self.server, self.name, self.made)
         except BaseException:
             control.close()
             raise
         self._control = self._learning(control)
         assert self.commits is not None
         assert self._origin is not None
-        where = Circumstances(
+        where = ResetContext(
             self.name,
             superuser,
             self.server.facts.durable,
@@ -242,9 +242,9 @@ class ResetState:
             return False
         return self.start is Start.SESSION_DATA or nothing_committed(self._control, self.commits)
 
-    def _learned_elsewhere(self, where: Circumstances, given: str) -> Baseline:
+    def _learned_elsewhere(self, where: ResetContext, given: str) -> Baseline:
         with self._connected_sibling(given) as connection:
-            return PutBack.here(connection, where, Witness(now(connection)), self.server.settings.keep).baseline
+            return PutBack.here(connection, where, CommitTracker(now(connection)), self.server.settings.keep).baseline
 
     @contextlib.contextmanager
     def _connected_sibling(self, given: str) -> Iterator[Connection]:

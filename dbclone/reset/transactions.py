@@ -127,7 +127,7 @@ class Verdict(Enum):
     DURING = "during"
 
 
-class Witness:
+class CommitTracker:
     """Remembers when a database was last known to be equal to its template, and says whether it must be looked at again."""
 
     def __init__(self, moment: Moment) -> None:

@@ -32,7 +32,7 @@ LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE", "READ UNCOMMITTED
 
 
 @dataclass
-class Entry:
+class StackEntry:
     kind: str
     owner: int
     name: str
@@ -45,14 +45,14 @@ class Entry:
     isolation: str = LEVELS[0]
     read_only: bool = False  # a block, and so for the server everything that lies on it
 
-    def goes_on(self) -> None:
+    def check_not_failed(self) -> None:
         """Raise what the server would in a block that has failed."""
         if self.failed:
             raise psycopg.errors.InFailedSqlTransaction(
                 "current transaction is aborted, commands ignored until end of transaction block"
             )
 
-    def thaws(self) -> None:
+    def check_snapshot(self) -> None:
         """Raise SandboxLimit if its isolation level would hide from it what others have committed since it first asked."""
         if self.stale and self.isolation in LEVELS[1:3]:
             raise limit(
@@ -78,14 +78,14 @@ class Entry:
         return wanted != self.isolation or ("READ WRITE" in modes and self.read_only)
 
 
-def committed(entries: list[Entry]) -> None:
+def committed(entries: list[StackEntry]) -> None:
     """Remember of the blocks among these that something is committed on top of them."""
     for entry in entries:
         if entry.kind == "block":
             entry.covered, entry.stale = True, entry.stale or entry.asked
 
 
-def named(entries: list[Entry], index: int, name: str) -> int | None:
+def named(entries: list[StackEntry], index: int, name: str) -> int | None:
     """Return where the last savepoint of that name is, in the block at `index`."""
     wanted = ("app", entries[index].owner, name)
     found = ((i, entries[i]) for i in range(len(entries) - 1, index, -1))
@@ -108,7 +108,7 @@ def written_by_another() -> SandboxLimit:
     )
 
 
-def interleaved(what: str) -> SandboxLimit:
+def interleaving_limit(what: str) -> SandboxLimit:
     return SandboxLimit(
         "two transactions of the application interleave",
         f"One goes on or ends while {what} is still open. In the one real transaction of a rollback they would have to be nested.",
@@ -130,7 +130,7 @@ CHECK = "SET CONSTRAINTS ALL IMMEDIATE"
 class Savepoints:
     """The stack of savepoints; owners are numbers that the shells give to the application's connections."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[StackEntry] = field(default_factory=list)
     writers: frozenset[str] = frozenset()  # names of functions that may write
     deferred: str = ""  # SQL that lets constraints wait for a COMMIT as they were declared; none if no constraint can
     foresees: bool = False  # whether the application was last seen to need a guard after a block or at a test's beginning
@@ -158,7 +158,7 @@ class Savepoints:
         return None
 
     def _push(self, kind: str, owner: int, name: str = "") -> Command:
-        self.entries.append(Entry(kind, owner, name or f"{PREFIX}{kind}_{len(self.entries)}"))
+        self.entries.append(StackEntry(kind, owner, name or f"{PREFIX}{kind}_{len(self.entries)}"))
         return ("SAVEPOINT", self.entries[-1].name)
 
     def _turn(self, owner: int, failed: bool) -> list[Command]:
@@ -217,10 +217,10 @@ class Savepoints:
 
     def _inside(self, index: int, owner: int, failed: bool, text: str | None) -> list[Command]:
         entry = self.entries[index]
-        entry.thaws()
+        entry.check_snapshot()
         if analyze(text).empty:
             return []  # the server answers it whatever the transaction's state
-        entry.goes_on()
+        entry.check_not_failed()
         self._alone(owner, failed)
         writes = not analyze(text).reads_only(self.writers)
         self._within_level(index)
@@ -257,7 +257,7 @@ class Savepoints:
         above = self.entries[index + 1 :]
         move = self.entries[index].covered or any(e.kind in ("block", "done") for e in above)
         if move and any(e.kind == "level" for e in above):
-            raise interleaved("a test or fixture that began later")
+            raise interleaving_limit("a test or fixture that began later")
 
     def _cover(self, text: str | None) -> None:
         """Remember of all open blocks that something is committed on top of them."""
@@ -276,7 +276,7 @@ class Savepoints:
     def modes(self, owner: int, failed: bool, modes: str) -> list[Command]:
         """Follow SET TRANSACTION of an owner inside its block. Raises ActiveSqlTransaction where the server would."""
         entry = self.entries[self._own(owner)]
-        entry.goes_on()
+        entry.check_not_failed()
         self._alone(owner, failed)
         if failed and self.last == owner:
             return [("", "SET TRANSACTION READ ONLY")]  # for the server to refuse
@@ -311,7 +311,7 @@ class Savepoints:
             return self._turn(owner, failed) if failed else []
         mine = failed and self.last == owner
         if any(e.kind == "level" for e in self.entries[index + 1 :]) and (self.entries[index].written or mine):
-            raise interleaved("a test or fixture that began later")
+            raise interleaving_limit("a test or fixture that began later")
         commands = self._turn(owner, failed)
         entry, above = self.entries[index], self.entries[index + 1 :]
         if any(e.kind in ("block", "level") for e in above) or (entry.covered and not entry.written and not mine):
@@ -350,14 +350,14 @@ class Savepoints:
             raise reserved(control.name)
         verb = {"savepoint": "SAVEPOINT", "release": "RELEASE"}.get(control.verb, "ROLLBACK TO")
         if control.verb != "rollback_to":
-            self.entries[index].goes_on()
+            self.entries[index].check_not_failed()
             if failed and self.last == owner:
                 return [(verb, control.name)]  # for the server to refuse
         self._alone(owner, failed)
         self._within_level(index)
         at = named(self.entries, index, control.name)
         if control.verb != "savepoint" and at is not None and any(e.kind == "level" for e in self.entries[at:]):
-            raise interleaved("a test or fixture that began later")
+            raise interleaving_limit("a test or fixture that began later")
         commands = self._turn(owner, failed)
         commands += self._surface(index, owner)
         index = self._own(owner)

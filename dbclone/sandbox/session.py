@@ -19,10 +19,10 @@ from psycopg.abc import AdaptContext
 from psycopg.rows import tuple_row
 
 from ..sql.analysis import WRITERS, analyze
-from .psycopg3.connection import Block, Sandboxed, Segments
+from .psycopg3.connection import PipelineMixin, Sandboxed, TransactionMixin
 from .psycopg3.prepared import Prepared
 from .savepoints import CHECK, Savepoints
-from .session_lock import Claim, Statement, Turn, Turns
+from .session_lock import ConnectionLock, ExclusiveUse, SessionLock, TransferableWait
 
 _STALE = 100  # statements to leave in the session, so that not every test that changes objects pays for discarding them
 _DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred FROM pg_catalog.pg_constraint c
@@ -40,8 +40,8 @@ class Session:
         self.real = real
         self.pgconn = real.pgconn
         self.stack = _stack(real)
-        self.turns = Turns(real.pgconn, lock_timeout)
-        self.lock = Turn(self.turns)
+        self.session_lock = SessionLock(real.pgconn, lock_timeout)
+        self.lock = ConnectionLock(self.session_lock)
         self.real.lock = self.lock  # type: ignore[assignment]
         self.limited = ""  # what was refused that a stronger reset allows
         self._alters = False  # the application changed objects that prepared statements may use
@@ -119,7 +119,7 @@ class Session:
             self._prepares, self._stale = False, 0
             self.real.execute("DEALLOCATE ALL")
 
-    def noticed(self, text: str) -> None:
+    def note_statement(self, text: str) -> None:
         """Remember of a statement that begins whether it may change objects, or what is prepared."""
         asked = analyze(text)
         if not asked.alters:
@@ -137,7 +137,7 @@ class Session:
     def _forget(self) -> None:
         self._stale += sum(prepared.forget() for prepared in self._managers())
 
-    def undone(self) -> None:
+    def forget_undone(self) -> None:
         """Forget what psycopg prepared, if the objects that it uses may be others now that a test has been rolled back."""
         if self._alters:
             self._alters = False
@@ -145,8 +145,8 @@ class Session:
 
     def refused(self) -> str:
         """Return what was refused, since this was last asked, that a stronger reset allows; empty if nothing was."""
-        found = self.limited or self.turns.limited
-        self.limited = self.turns.limited = ""
+        found = self.limited or self.session_lock.limited
+        self.limited = self.session_lock.limited = ""
         return found
 
     def prepared(self) -> Prepared:
@@ -211,7 +211,7 @@ class SandboxConnection(Sandboxed, psycopg.Connection[Any]):
         self._prepared.piped = True
         if self._pipeline is None:
             self._pipeline = _Pipeline(self)
-        with Claim(self.lock), super().pipeline() as pipeline:
+        with ExclusiveUse(self.lock), super().pipeline() as pipeline:
             yield pipeline
 
 
@@ -224,14 +224,14 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
 
     async def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """As psycopg's; a thread that needs the session meanwhile, and keeps this event loop from running, may finish `gen`."""
-        statement = Statement(gen)
-        if not self._session.turns.running(self.lock, statement):
+        statement = TransferableWait(gen)
+        if not self._session.session_lock.running(self.lock, statement):
             async with self.lock:  # a thread took the turn in the middle of psycopg's own `async with`
                 return await super().wait(gen, *arguments, **options)
         try:
             return await super().wait(statement, *arguments, **options)  # type: ignore[arg-type]
         finally:
-            self._session.turns.running(self.lock, None)
+            self._session.session_lock.running(self.lock, None)
 
     async def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
@@ -267,21 +267,21 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
         self._prepared.piped = True
         if self._pipeline is None:
             self._pipeline = _AsyncPipeline(self)
-        async with Claim(self.lock), super().pipeline() as pipeline:
+        async with ExclusiveUse(self.lock), super().pipeline() as pipeline:
             yield pipeline
 
 
-class _Transaction(Block, psycopg.Transaction):
+class _Transaction(TransactionMixin, psycopg.Transaction):
     pass
 
 
-class _AsyncTransaction(Block, psycopg.AsyncTransaction):
+class _AsyncTransaction(TransactionMixin, psycopg.AsyncTransaction):
     pass
 
 
-class _Pipeline(Segments, psycopg.Pipeline):
+class _Pipeline(PipelineMixin, psycopg.Pipeline):
     pass
 
 
-class _AsyncPipeline(Segments, psycopg.AsyncPipeline):
+class _AsyncPipeline(PipelineMixin, psycopg.AsyncPipeline):
     pass

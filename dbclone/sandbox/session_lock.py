@@ -18,10 +18,10 @@ from psycopg.waiting import Ready, Wait
 
 from ..errors import SandboxLimit
 from ..process.clock import monotonic
-from ..process.forks import Home
+from ..process.forks import OwnerProcess
 
 
-class Statement:
+class TransferableWait:
     """A generator of psycopg that a task waits for, and that another may finish for it; the task then finds its outcome."""
 
     def __init__(self, generator: Any) -> None:
@@ -29,7 +29,7 @@ class Statement:
         self._wait = Wait.R
         self._end: BaseException | None = None
 
-    def __iter__(self) -> Statement:
+    def __iter__(self) -> TransferableWait:
         return self
 
     def __next__(self) -> Any:
@@ -66,19 +66,19 @@ class _Hold:
 
     __slots__ = ("entered", "statement", "task", "thread", "turn", "wake")
 
-    def __init__(self, turn: Turn, task: Any = _MINE) -> None:
+    def __init__(self, turn: ConnectionLock, task: Any = _MINE) -> None:
         self.turn, self.task, self.thread = turn, task, turn.thread or threading.get_ident()
-        self.statement: Statement | None = None
+        self.statement: TransferableWait | None = None
         self.entered = False  # whether the task knows that it is its turn
         self.wake: Callable[[], object] = bool
 
 
-class Turns:
+class SessionLock:
     """The lock of one session. Arguments: `pgconn`, the session's; `timeout` in seconds, how long to wait for a turn."""
 
     def __init__(self, pgconn: pq.abc.PGconn, timeout: float) -> None:
         self.timeout = timeout
-        self.home = Home()
+        self.home = OwnerProcess()
         self.limited = ""  # what had to be refused
         self._pgconn = pgconn
         self._mutex = threading.Lock()
@@ -88,13 +88,13 @@ class Turns:
         self._writer: _Hold | None = None  # whoever has written in a block that was open when its turn ended
         self._waiting: deque[_Hold] = deque()
 
-    def holds(self, turn: Turn) -> bool:
+    def holds(self, turn: ConnectionLock) -> bool:
         """Return whether it is this one's turn."""
         return self._hold is not None and self._hold.turn is turn
 
-    def take(self, turn: Turn) -> None:
+    def acquire(self, turn: ConnectionLock) -> None:
         """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible in time."""
-        self.home.needed()  # before the mutex, which another thread may have held when this process was forked
+        self.home.require()  # before the mutex, which another thread may have held when this process was forked
         hold = turn.last
         if hold.thread != (turn.thread or threading.get_ident()) or hold is self._hold:
             hold = turn.last = _Hold(turn)
@@ -118,9 +118,9 @@ class Turns:
             self._withdraw(hold)
             raise
 
-    async def take_async(self, turn: Turn) -> None:
+    async def acquire_async(self, turn: ConnectionLock) -> None:
         """Take the turn for this task, without keeping its event loop from running."""
-        self.home.needed()
+        self.home.require()
         hold = _Hold(turn, asyncio.current_task())
         with self._mutex:
             if self._hold is None and self._may(hold):
@@ -145,7 +145,7 @@ class Turns:
                     hold.entered = True
                     return  # otherwise this thread took the turn before the loop came back to us
 
-    def give(self, turn: Turn, task: Any = _MINE) -> None:
+    def release(self, turn: ConnectionLock, task: Any = _MINE) -> None:
         """Pass the turn on; nothing if it was taken over."""
         with self._mutex:
             if self._has(turn, task):
@@ -158,14 +158,14 @@ class Turns:
             elif turn.lost:
                 turn.lost -= 1
 
-    def claim(self, turn: Turn, task: Any = _MINE) -> None:
-        """Keep the session for one connection, also between its turns. It must be its turn."""
+    def pin(self, turn: ConnectionLock, task: Any = _MINE) -> None:
+        """Keep the session for one connection, also between its session_lock. It must be its turn."""
         with self._mutex:
             if self._claim is None:
                 self._claim = _Hold(turn, task)
             self._claims += 1
 
-    def unclaim(self) -> None:
+    def unpin(self) -> None:
         """End what `claim` began, as often as it was called."""
         with self._mutex:
             self._claims -= 1
@@ -174,7 +174,7 @@ class Turns:
                 if self._hold is None:
                     self._next()
 
-    def running(self, turn: Turn, statement: Statement | None) -> bool:
+    def running(self, turn: ConnectionLock, statement: TransferableWait | None) -> bool:
         """Note the statement that the task which has the turn waits for; return False if the turn was taken from it."""
         hold = self._hold
         if hold is None or not self._has(turn, asyncio.current_task()):
@@ -182,13 +182,13 @@ class Turns:
         hold.statement = statement
         return True
 
-    def seize(self, turn: Turn) -> str:
+    def force(self, turn: ConnectionLock) -> str:
         """Take the turn whatever happens, because the test is over; return what was in the way, in words (empty: nothing was).
 
         A statement that is still running is cancelled; whoever is in a COPY, a stream or a pipeline loses the session.
         """
         try:
-            self.take(turn)
+            self.acquire(turn)
             return ""
         except SandboxLimit:
             holder = self._hold or self._claim
@@ -196,13 +196,13 @@ class Turns:
         if self._hold is not None and self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
             self._pgconn.get_cancel().cancel()
         try:
-            self.take(turn)
+            self.acquire(turn)
         except SandboxLimit:
             with self._mutex:
                 self._hold, self._claim, self._claims = _Hold(turn), None, 0
         return blocked
 
-    def _has(self, turn: Turn, task: Any) -> bool:
+    def _has(self, turn: ConnectionLock, task: Any) -> bool:
         """Return whether this is whose turn it is. The task may be another one: one that closes an asynchronous generator."""
         hold = self._hold
         return hold is not None and hold.turn is turn and (hold.task is task or not turn.lost)
@@ -249,7 +249,7 @@ class Turns:
                     return True
         raise self._limit(holder, "a task of this thread, which cannot go on while the thread waits")
 
-    def _idle(self, turn: Turn) -> bool:
+    def _idle(self, turn: ConnectionLock) -> bool:
         """Return whether a new statement may be sent."""
         mine = self._claim is not None and self._claim.turn is turn
         piping = self._pgconn.pipeline_status != pq.PipelineStatus.OFF
@@ -290,50 +290,50 @@ class Turns:
         )
 
 
-class Turn:
+class ConnectionLock:
     """The lock of one connection into the session, for `with` in threads and `async with` in tasks.
 
     Arguments: `writing`, tells whether the connection has written in a block that is open; without it, this is the lock of the
     reset, which waits for nobody's transaction.
     """
 
-    def __init__(self, turns: Turns, writing: Callable[[], bool] | None = None) -> None:
-        self.turns = turns
+    def __init__(self, session_lock: SessionLock, writing: Callable[[], bool] | None = None) -> None:
+        self.session_lock = session_lock
         self.patient = writing is not None
         self.writing = writing or bool
-        self.thread = 0  # for which a thread takes turns, if not for itself
+        self.thread = 0  # for which a thread takes session_lock, if not for itself
         self.last = _Hold(self)  # of a thread, to be used again
         self.lost = 0  # how many tasks have yet to find that the turn was taken from them
 
     def __enter__(self) -> None:
-        self.turns.take(self)
+        self.session_lock.acquire(self)
 
     def __exit__(self, *_: object) -> None:
-        self.turns.give(self)
+        self.session_lock.release(self)
 
     async def __aenter__(self) -> None:
-        await self.turns.take_async(self)
+        await self.session_lock.acquire_async(self)
 
     async def __aexit__(self, *_: object) -> None:
-        self.turns.give(self, asyncio.current_task())
+        self.session_lock.release(self, asyncio.current_task())
 
 
-class Claim:
+class ExclusiveUse:
     """The session for one connection, for as long as a `with` or `async with` lasts."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: ConnectionLock) -> None:
         self._turn = turn
 
     def __enter__(self) -> None:
         with self._turn:
-            self._turn.turns.claim(self._turn)
+            self._turn.session_lock.pin(self._turn)
 
     def __exit__(self, *_: object) -> None:
-        self._turn.turns.unclaim()
+        self._turn.session_lock.unpin()
 
     async def __aenter__(self) -> None:
         async with self._turn:
-            self._turn.turns.claim(self._turn, asyncio.current_task())
+            self._turn.session_lock.pin(self._turn, asyncio.current_task())
 
     async def __aexit__(self, *_: object) -> None:
-        self._turn.turns.unclaim()
+        self._turn.session_lock.unpin()

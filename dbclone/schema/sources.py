@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import BuildFailed, Error, encodable, said
+from ..errors import BuildFailed, Error, encodable, safe_str
 from ..server import session_options
-from ..server.dsn import Dsn, libpq_options, mask_any, masking, parse
+from ..server.dsn import Dsn, libpq_options, mask_any, parse, redacting
 from ..settings import Settings
 from .environment import program_environment
 from .manifest import digest
@@ -107,7 +107,7 @@ class SqlFiles:
                 raise BuildFailed(f"{encodable(shown)} is not UTF-8", str(error), "Save the file as UTF-8.") from error
         return found
 
-    @masking
+    @redacting
     def build(self, url: str, progress: Progress) -> None:
         from ..server.connection import connect
 
@@ -219,7 +219,7 @@ class Command:
         entries = {encodable(f"command {mask_any(self.line)}"): digest(self.line.encode(errors="replace"))}
         return entries | file_entries(self.settings, find_files(self.settings, "inputs", self._inputs()))
 
-    @masking
+    @redacting
     def build(self, url: str, progress: Progress) -> None:
         __tracebackhide__ = True  # from pytest, which shows variables
         line = mask_any(self.line)
@@ -278,7 +278,7 @@ class Function:
     def manifest(self) -> Mapping[str, str]:
         return {f"{self.key} {self.spec}": digest(self.spec.encode()), **file_entries(self.settings, self._files())}
 
-    @masking
+    @redacting
     def build(self, url: str, progress: Progress) -> None:
         progress(f"calling {self.spec}")
         try:
@@ -294,7 +294,7 @@ class Function:
             own = [f for f in frames if Path(f.filename).is_relative_to(self.settings.root)] or frames
             where = f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else self.spec
             raise BuildFailed(
-                f"{self.key} {self.spec} raised {type(error).__name__}: {(said(error).splitlines() or [''])[0]}",
+                f"{self.key} {self.spec} raised {type(error).__name__}: {(safe_str(error).splitlines() or [''])[0]}",
                 f"It was raised at {where}",
                 "Correct it; no template was left behind.",
             ) from error

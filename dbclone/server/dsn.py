@@ -187,7 +187,7 @@ def mask_any(text: str) -> str:
     return _KEY_SECRET.sub(r"\1***", _URL_SECRET.sub(r"\1***@", text))
 
 
-def masking(build: Build) -> Build:
+def redacting(build: Build) -> Build:
     """Wrap a schema's `build`: nothing that it raises or reports shows the password of its URL."""
 
     @functools.wraps(build)

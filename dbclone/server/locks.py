@@ -63,13 +63,13 @@ class Leases:
             if held is not None:
                 self._unlock(held)
 
-    def take(self, name: str, shared: bool = False, patience: float = 0.0) -> bool:
+    def acquire(self, name: str, shared: bool = False, patience: float = 0.0) -> bool:
         """Take the lease `name` for as long as this connection lives; return False if somebody else holds it.
 
         Arguments: `patience`, seconds to try again: a prune elsewhere holds the lease of what it takes for dead, for a moment.
         """
         if name in self._taken:
-            return True  # the server counts locks: taken twice, it would outlive `give_up`
+            return True  # the server counts locks: taken twice, it would outlive `release`
         deadline = monotonic() + patience
         while not (taken := self._try_lock(lock_key(name), shared)) and monotonic() < deadline:
             time.sleep(0.01)
@@ -77,11 +77,11 @@ class Leases:
             self._taken[name] = shared
         return taken
 
-    def has(self, name: str) -> bool:
+    def holds(self, name: str) -> bool:
         """Return whether this connection has the lease `name`."""
         return name in self._taken
 
-    def again(self, connection: psycopg.Connection[tuple[Any, ...]], deadline: float) -> None:
+    def reacquire(self, connection: psycopg.Connection[tuple[Any, ...]], deadline: float) -> None:
         """Hold all leases through another connection, because this one was lost.
 
         The server may need a moment to notice that the old session has ended. Raises TimeoutError with the name of a lease that
@@ -94,8 +94,8 @@ class Leases:
                     raise TimeoutError(name)
                 time.sleep(0.02)
 
-    def give_up(self, name: str, shared: bool = False) -> None:
-        """Give up a lease that `take` took."""
+    def release(self, name: str, shared: bool = False) -> None:
+        """Give up a lease that `acquire` took."""
         if name in self._taken:
             del self._taken[name]
             self._unlock(lock_key(name), shared)

@@ -114,7 +114,7 @@ def recover(server: Server) -> None:
                 "Run again: what was made for the tests is not on this one.",
             )
         try:
-            server.leases.again(connection, deadline)
+            server.leases.reacquire(connection, deadline)
         except TimeoutError as lease:
             raise ServerError(
                 f"after the connection to {server.where} was lost, somebody else has the lease of {str(lease)!r}",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from ..errors import PermissionMissing, ServerError
-from ..process.forks import Home, Sessions
+from ..process.forks import OwnerProcess, Sessions
 from ..settings import Settings
 from . import pgbouncer, session_options
 from .connect import MAINTENANCE, NO_TRIGGERS, Connection, connect_maintenance, enter, quoted, readable, translated
@@ -77,7 +77,7 @@ class Server:
     embedded: Embedded | None = None
     maintenance: str = MAINTENANCE
     gone: bool = False
-    home: Home = field(default_factory=Home, repr=False)
+    home: OwnerProcess = field(default_factory=OwnerProcess, repr=False)
     sessions: Sessions = field(default_factory=Sessions, repr=False)
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class Server:
 
         Arguments: `options`, libpq's, such as -c settings, on top of ours.
         """
-        self.home.needed()
+        self.home.require()
         more = f"{session_options.options(self.facts.major)} {options}"
         quiet = f"{more} {NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else more
         connection = enter(self.database(database), self.settings, purpose, quiet)
@@ -181,7 +181,7 @@ class Server:
     def close(self) -> None:
         """End the administrative connection, and with it all leases; stop the private server if nobody else uses it. A forked
         process does nothing: all that is its parent's."""
-        if self.home.left:
+        if self.home.forked:
             return
         if self.embedded is not None:
             self.embedded.leave(keep=self.settings.keep_server)

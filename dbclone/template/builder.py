@@ -15,9 +15,9 @@ import psycopg
 from ..adapters import handles
 from ..clone import roles
 from ..databases import boundary, ddl
-from ..databases.copying import no_space
+from ..databases.copying import disk_full
 from ..databases.naming import Database, Mark, build_name
-from ..errors import BuildFailed, BuildTimeout, Error, NotOurs, ServerError, TemplateError, encodable, redacted, said
+from ..errors import BuildFailed, BuildTimeout, Error, NotOwned, ServerError, TemplateError, encodable, redacted, safe_str
 from ..process.clock import monotonic, wall
 from ..process.file_lock import locked
 from ..schema.manifest import Manifest, digest
@@ -61,7 +61,7 @@ def adoptable(server: Server, known: list[Database], name: str) -> Database | No
     if found is None:
         return None
     if found.problem(server.facts.system) or found.mark is None or found.mark.kind != "template":
-        raise NotOurs(
+        raise NotOwned(
             f'database "{name}" on {server.where} has the name of our template and is not one',
             found.problem(server.facts.system) or "It has no mark of a template.",
             "Set another name in [tool.dbclone]; whoever made that database knows what it is.",
@@ -178,7 +178,7 @@ class Builder:
         name = build_name(settings.project)
         mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)
         started = monotonic()
-        server.leases.take(name)
+        server.leases.acquire(name)
         try:
             self.progress("creating an empty database")
             mark = ddl.create(server, name, "template0", mark, self._options())
@@ -197,11 +197,11 @@ class Builder:
                 "locale" if settings.locale else "encoding",
                 "the server cannot create a database like that",
                 "Choose an encoding and a locale that the server has: SELECT collname, collencoding FROM pg_collation.",
-                said(error).strip(),
+                safe_str(error).strip(),
             ) from None
         except (psycopg.errors.DiskFull, psycopg.errors.InternalError_) as error:
             self._discard(name)
-            raise no_space(server, "template0", error, f'to build template "{self.name}"') from None
+            raise disk_full(server, "template0", error, f'to build template "{self.name}"') from None
         except psycopg.errors.InsufficientPrivilege as error:
             self._discard(name)
             raise ddl.to_create(server, "template0", error) from error
@@ -209,7 +209,7 @@ class Builder:
             self._discard(name)
             raise
         finally:
-            server.leases.give_up(name)
+            server.leases.release(name)
         log.info("built template %s in %.2f s", self.name, monotonic() - started)
         found = adoptable(server, ddl.listed(server, self.name), self.name)
         if found is None:
@@ -295,7 +295,7 @@ class Builder:
         """Give the finished database the name of an older one, and drop that; return False if it has been dropped already."""
         server = self.server
         aside = build_name(server.settings.project)
-        server.leases.take(aside)
+        server.leases.acquire(aside)
         try:
             if not ddl.swap(server, replaced.name, aside, name):
                 return False
@@ -308,7 +308,7 @@ class Builder:
         except psycopg.errors.ObjectInUse as error:
             raise self._occupied(str(error).strip()) from None
         finally:
-            server.leases.give_up(aside)
+            server.leases.release(aside)
 
     def _occupied(self, detail: str) -> TemplateError:
         return TemplateError(

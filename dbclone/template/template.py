@@ -83,7 +83,7 @@ class Template:
         found = adoptable(server, known, name)
         if found is not None and not rebuild:
             ddl.touch(server, found)
-            server.leases.take(found.name, shared=True, patience=5.0)
+            server.leases.acquire(found.name, shared=True, patience=5.0)
             roles.require(server)
             return cls(server, found, schema, handle, seconds=monotonic() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
@@ -96,7 +96,7 @@ class Template:
                 # One that is ours and was not good enough to adopt has the name still.
                 found = builder.build(replaced=next((d for d in known if d.name == name), None))
         assert found is not None
-        server.leases.take(found.name, shared=True, patience=5.0)
+        server.leases.acquire(found.name, shared=True, patience=5.0)
         roles.require(server)
         return cls(server, found, schema, handle, built, why, monotonic() - started, tuple(builder.notes))
 
@@ -137,7 +137,7 @@ class Template:
                 problem = "has been dropped since it was found"
             if again:
                 log.warning("template %s %s and is built again", self.name, problem)
-                self.server.leases.give_up(self.name, shared=True)
+                self.server.leases.release(self.name, shared=True)
                 rebuild = problem.startswith("lost")
                 self.database = Template.ensure(self.server, self.schema, self.handle, rebuild=rebuild).database
         raise TemplateError(
@@ -159,7 +159,7 @@ class Template:
 
     def close(self) -> None:
         """End the connection to the server, and with it the leases of all clones made through it."""
-        if self.tidies and not self.server.home.left and not self.server.connection.closed:
+        if self.tidies and not self.server.home.forked and not self.server.connection.closed:
             self.tidy()
         self.server.close()
 

@@ -88,7 +88,7 @@ def foreign(server: Server) -> Iterator[Foreign]:
     with contextlib.ExitStack() as stack:
         owner = stack.enter_context(Server.open(server.settings))
         live = clone_name("elsewhere", uuid.uuid4().hex, "gw0")
-        assert owner.leases.take(live)
+        assert owner.leases.acquire(live)
         ddl.create(owner, live, "template0", Mark.make("clone", "elsewhere", owner.facts.system, worker="gw0"))
         stack.callback(lambda: ddl.drop(owner, database) if (database := ddl.find(owner, live)) else None)
         urls = [stack.enter_context(made(server, name)) for name in (f"prod_{uuid.uuid4().hex[:8]}", spare_name("elsewhere"))]

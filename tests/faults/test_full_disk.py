@@ -91,7 +91,7 @@ def test_the_error_says_what_is_needed_what_is_free_and_what_a_prune_would_free(
             assert isolation.execute("SELECT count(*) FROM item").fetchone() == (5000,)
 
         for clone in made[1:]:  # as if their owners had died
-            server.leases.give_up(clone.name)
+            server.leases.release(clone.name)
         with pytest.raises(TemplateError) as caught:
             template.clone("one more")
         told = re.search(r"prune would free (\d+) MB", caught.value.hint)

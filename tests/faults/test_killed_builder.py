@@ -124,11 +124,11 @@ def test_a_clone_whose_owner_died_inside_create_database_is_recognised_and_prune
     found = ddl.find(shop, name)
     assert found is not None
     assert (found.mark, found.comment, found.limit) == (None, None, limit_for(name, shop.facts.system))
-    assert shop.leases.take(name)
+    assert shop.leases.acquire(name)
     with Server.open(load(project.folder, options, {})) as other:
         prune(other, template.name)
     assert project.clones(shop) == [name], "its lease is held again"
-    shop.leases.give_up(name)
+    shop.leases.release(name)
     assert lock_key(name) not in shop.leases.held()
     prune(shop, template.name)
     assert project.databases(shop) == [template.name]

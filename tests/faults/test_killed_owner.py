@@ -91,7 +91,7 @@ def test_a_prune_that_is_killed_leaves_a_template_or_none(
     write(project)
     found = ensure(shop)
     assert (found.name, found.built) == (older, step != "dropping")
-    shop.leases.give_up(newer, shared=True)
+    shop.leases.release(newer, shared=True)
     prune(other_run(shop), older)
     all_well(project, shop, truth, others)
 

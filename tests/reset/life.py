@@ -183,7 +183,7 @@ def life(server: Server, schema: Schema, above: Server, pg_dump: Path | None) ->
         finally:
             if lived is not None:
                 lived._dismiss(lived.strangers[:])
-            server.leases.give_up(template.name, shared=True)
+            server.leases.release(template.name, shared=True)
             ddl.drop(server, template.database)
     finally:
         server.settings = before

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ...errors import BuildFailed, Error, SettingsError, said
+from ...errors import BuildFailed, Error, SettingsError, safe_str
 from ...server.dsn import Dsn, parse
 from .guard import Guard
 
@@ -66,7 +66,7 @@ def _failed(job: dict[str, Any], error: BaseException, root: Path) -> BuildFaile
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if Path(f.filename).is_relative_to(root) and "site-packages" not in f.filename]
     where = f"It was raised at {own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else ""
-    first = (said(error).splitlines() or [""])[0]
+    first = (safe_str(error).splitlines() or [""])[0]
     made = BuildFailed(
         f"{job['script'] or job['tool']} raised {type(error).__name__}: {first}", where, "Correct it; no template was left behind."
     )

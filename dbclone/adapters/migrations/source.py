@@ -25,7 +25,7 @@ from ...errors import BuildFailed, encodable
 from ...schema.environment import program_environment
 from ...schema.manifest import digest
 from ...schema.sources import Progress, file_entries, find_files, output_tail
-from ...server.dsn import mask_any, masking, parse
+from ...server.dsn import mask_any, parse, redacting
 from ...settings import Settings
 
 _PYTHON = re.compile(r"python(3(\.\d+)?)?(\.exe)?|py")
@@ -199,7 +199,7 @@ class Migrations:
             else:
                 yield from (here / name for name in sorted(files) if re.fullmatch(r"settings(_\w+)?\.py", name))
 
-    @masking
+    @redacting
     def build(self, url: str, progress: Progress) -> None:
         """Run the migrations in a process of its own. Raises BuildFailed, and SettingsError if the tool is not installed."""
         __tracebackhide__ = True  # from pytest, which shows variables

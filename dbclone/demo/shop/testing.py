@@ -41,7 +41,7 @@ def post_user(client: FlaskClient, username: str, **more: Any) -> dict[str, Any]
 
 def product_body(sku: str, **more: Any) -> dict[str, Any]:
     """Return what describes a product, with an ordinary name, price and category."""
-    return {"sku": sku, "name": f"The {sku.lower()}", "price": "20.00", "category": "Home", **more}
+    return {"sku": sku, "name": f"The {sku.lower()}", "price": "20.00", "category": "OwnerProcess", **more}
 
 
 def post_product(client: FlaskClient, sku: str, **more: Any) -> dict[str, Any]:
@@ -50,9 +50,9 @@ def post_product(client: FlaskClient, sku: str, **more: Any) -> dict[str, Any]:
 
 
 def order_body(username: str = "ann", reference: str | None = "R-1", **more: Any) -> dict[str, Any]:
-    """Return an order of 2 lamps and 1 novel for 50.00: in the categories Home, Home/Light, Books; without reference, unpaid."""
+    """Return an order of 2 lamps and 1 novel for 50.00: in the categories OwnerProcess, OwnerProcess/Light, Books; without reference, unpaid."""
     lines = [
-        product_body("LAMP", category="Home/Light", quantity=2),
+        product_body("LAMP", category="OwnerProcess/Light", quantity=2),
         product_body("NOVEL", category="Books", price="10.00", quantity=1),
     ]
     body = {"customer": {"username": username, "email": f"{username}@example.org"}, "lines": lines, **more}

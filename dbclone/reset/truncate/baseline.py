@@ -14,10 +14,10 @@ import psycopg
 
 from ..sequences import Sequence
 from ..transactions import Since
-from .catalog import Facts, Table
-from .probe import Answer, Question
-from .schema_drift import Drift
-from .seeds import Remembered, remember
+from .catalog import SchemaCatalog, Table
+from .probe import DirtyProbe, DirtyState
+from .schema_drift import SchemaDrift
+from .seeds import SeedRows, remember
 
 _SCAN = 60e-9  # seconds to look at one row
 
@@ -27,20 +27,20 @@ class Baseline:
     """What there was. `answer`, to the question; `counts`, rows of the seeded tables by oid; `seeds`, those that can be put back
     row by row, and `fixed` those that cannot; `drift`, the catalogues, once they had to be looked at."""
 
-    facts: Facts
-    answer: Answer
+    facts: SchemaCatalog
+    answer: DirtyState
     counts: dict[int, int]
-    drift: Drift
-    seeds: dict[int, Remembered]
+    drift: SchemaDrift
+    seeds: dict[int, SeedRows]
     fixed: frozenset[int]
 
     @classmethod
-    def remember(cls, question: Question, since: Since) -> Baseline:
+    def remember(cls, question: DirtyProbe, since: Since) -> Baseline:
         """Look at a database that is equal to its template, over the session in which `question` was prepared."""
         answer, facts, connection = question.ask(since), question.facts, question.connection
         counts = {oid: count for oid, (_, count) in answer.seeds.items()}
         seeds, fixed = remember(connection, [t for t in facts.tables if t.seeded and not t.opaque], counts)
-        return cls(facts, answer, counts, Drift(), seeds, fixed)
+        return cls(facts, answer, counts, SchemaDrift(), seeds, fixed)
 
     def blind(self, clone_seconds: float) -> list[Table]:
         """Return the seeded tables that cannot be looked at, or not for less than a fresh clone costs."""
@@ -50,16 +50,16 @@ class Baseline:
             if table.seeded and (table.opaque or self.counts[table.oid] * _SCAN > clone_seconds / 2)
         ]
 
-    def changed(self, answer: Answer) -> list[int]:
+    def changed(self, answer: DirtyState) -> list[int]:
         """Return the seeded tables that an answer shows changed."""
         return [oid for oid, (old, count) in answer.seeds.items() if (old, count) != (self.counts[oid], self.counts[oid])]
 
 
 def question(
     connection: psycopg.Connection[Any], superuser: bool, keep: Iterable[str], known: tuple[Sequence, ...] | None = None
-) -> Question:
+) -> DirtyProbe:
     """Prepare the question in a database that is equal to its template.
 
-    Arguments: `keep`, as for `Facts.ask`; `known`, positions of sequences that were read before something moved them.
+    Arguments: `keep`, as for `SchemaCatalog.ask`; `known`, positions of sequences that were read before something moved them.
     """
-    return Question(connection, Facts.ask(connection, superuser, keep, known), superuser)
+    return DirtyProbe(connection, SchemaCatalog.ask(connection, superuser, keep, known), superuser)

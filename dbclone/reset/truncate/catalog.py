@@ -80,7 +80,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Facts:
+class SchemaCatalog:
     """A schema as a reset sees it.
 
     `tables`, all that a reset has to care for; `kept`, those that the setting `keep` leaves alone; `references`, by oid, which
@@ -100,7 +100,7 @@ class Facts:
         superuser: bool,
         keep: Iterable[str] = (),
         known: tuple[Sequence, ...] | None = None,
-    ) -> Facts:
+    ) -> SchemaCatalog:
         """Read the facts of a database that is equal to its template.
 
         Arguments: `superuser`, whether resets will run in a session whose replication role is replica, where most triggers sleep;

@@ -10,15 +10,15 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from ..transactions import NOW, Moment, Verdict, Witness
+from ..transactions import NOW, CommitTracker, Moment, Verdict
 
 
-class Spoiled(Exception):
+class CannotRestore(Exception):
     """The database cannot be made equal to its template, and why."""
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class ResetContext:
     """What a reset has to know of where it runs.
 
     `name` of the database; `superuser`, `durable`, of the server; `lock_timeout` in seconds; `terminate`, end sessions that are in
@@ -53,7 +53,7 @@ def options(superuser: bool, lock_timeout: float) -> str:
     )
 
 
-def nothing_committed(control: psycopg.Connection[Any], witness: Witness) -> bool:
+def nothing_committed(control: psycopg.Connection[Any], witness: CommitTracker) -> bool:
     """Return whether every transaction on the server since the last reset was rolled back."""
     row = control.cursor(row_factory=tuple_row).execute(witness.text).fetchone() or ()
     return witness.judge(Moment.of(tuple(row)), row[2]) is Verdict.NOTHING

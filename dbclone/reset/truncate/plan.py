@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from psycopg import sql
 
-from .catalog import Facts, Table
+from .catalog import SchemaCatalog, Table
 
 PAGE = 8192
 
@@ -48,7 +48,7 @@ class Plan:
     impossible: str = ""
 
 
-def plan(facts: Facts, dirty: dict[int, int], costs: Costs | None = None, repairs: Sequence[sql.Composed] = ()) -> Plan:
+def plan(facts: SchemaCatalog, dirty: dict[int, int], costs: Costs | None = None, repairs: Sequence[sql.Composed] = ()) -> Plan:
     """Return how to empty the tables with these oids and bytes.
 
     Arguments: `repairs`, statements about seeded rows to run along with the deletes.
@@ -90,7 +90,7 @@ def together(parts: Sequence[sql.Composed]) -> sql.Composed:
     return sql.SQL("WITH {} {}").format(sql.SQL(", ").join(shown), last)
 
 
-def _closure(facts: Facts, table: Table) -> dict[int, Table] | None:
+def _closure(facts: SchemaCatalog, table: Table) -> dict[int, Table] | None:
     """Return the tables that a TRUNCATE of this one has to name; None if one of them must not be truncated."""
     found = {table.oid: table}
     queue = [table]

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from ..sequences import put_back
-from .catalog import Facts
+from .catalog import SchemaCatalog
 
 _PAGES = 64  # of a guessed table are deleted unseen; one that grew larger is for the plan
 _TESTS = 8  # that are remembered
@@ -22,10 +22,10 @@ _TABLES = 16  # guessed at most
 _PREPARED = 32  # statements kept in the session
 
 
-class Guess:
+class DirtyPredictor:
     """Remembers what the last resets found. Arguments: `control`, the session in which its statements are prepared."""
 
-    def __init__(self, control: psycopg.Connection[Any], facts: Facts) -> None:
+    def __init__(self, control: psycopg.Connection[Any], facts: SchemaCatalog) -> None:
         self._control = control
         self._facts = facts
         self._sequences = {sequence.oid: sequence for sequence in facts.sequences}
@@ -94,6 +94,6 @@ class Guess:
 
 
 def _most(recent: deque[frozenset[int]]) -> tuple[int, ...]:
-    """Return, in order of oid, what is in half of the sets at least: tests of two kinds often take turns."""
+    """Return, in order of oid, what is in half of the sets at least: tests of two kinds often take session_lock."""
     often = Counter(oid for found in recent for oid in found)
     return tuple(sorted(oid for oid, times in often.most_common(_TABLES) if times * 2 >= len(recent)))

@@ -14,14 +14,14 @@ from psycopg import pq, sql
 
 from ...server.connection import exchange
 from ..transactions import NEWER, NEWER_STILL, NOW, TYPES, Moment, Since
-from .catalog import Facts, Table
+from .catalog import SchemaCatalog, Table
 from .schema_drift import Probes
 
 _PORTION = 50
 
 
 @dataclass(frozen=True)
-class Answer:
+class DirtyState:
     """What a database looks like at `moment`.
 
     `dirty`, bytes of each table that was empty in the template and has rows; `seeds`, (rows as old as the template, all rows) of
@@ -38,14 +38,14 @@ class Answer:
     objects: tuple[str, ...] = ()
 
 
-class Question:
+class DirtyProbe:
     """The prepared statements behind the question, in one session.
 
     Arguments: `connection`, an autocommit connection that the application does not use; `superuser`, whether it may read who wrote
     the contents of large objects.
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], facts: Facts, superuser: bool) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], facts: SchemaCatalog, superuser: bool) -> None:
         self.connection = connection
         self.facts = facts
         self._asked = [_dirty(table) for table in facts.tables if not table.seeded]
@@ -109,7 +109,7 @@ class Question:
         # Each portion lets go of its locks before the next.
         return [calls[0], *(command for call in calls[1:] for command in (b"COMMIT", b"BEGIN", call)), b"COMMIT"]
 
-    def read(self, results: list[Any], since: Since) -> Answer:
+    def read(self, results: list[Any], since: Since) -> DirtyState:
         """Return the answer in the results of `commands`, which are the last of these results."""
         names = self._variant(since.running)
         rows = [result for result in results if result.status == pq.ExecStatus.TUPLES_OK][-len(names) :]
@@ -131,14 +131,16 @@ class Question:
             else:
                 moved.add(-int(oid))
         moment = Moment.of((first[0], first[1]))
-        return Answer(moment, dirty, _seeds(seeded), frozenset(moved), tuple(stamps), first[5], (first[6], *first[7].split(":")))
+        return DirtyState(
+            moment, dirty, _seeds(seeded), frozenset(moved), tuple(stamps), first[5], (first[6], *first[7].split(":"))
+        )
 
     def send(self, commands: list[bytes]) -> list[Any]:
         """Send commands in one message and return all results."""
         with self.connection.lock:
             return list(self.connection.wait(exchange(self.connection.pgconn, commands)))
 
-    def ask(self, since: Since) -> Answer:
+    def ask(self, since: Since) -> DirtyState:
         """Ask, in one round trip."""
         return self.read(self.send(self.commands(since)), since)
 

@@ -19,15 +19,15 @@ from ...process.clock import monotonic
 from .. import sequences
 from ..base import Outcome
 from ..sequences import Sequence
-from ..transactions import NOW, Moment, Since, Witness
+from ..transactions import NOW, CommitTracker, Moment, Since
 from . import blockers
 from .baseline import Baseline, question
-from .control import Circumstances, Spoiled, nothing_committed, now
+from .control import CannotRestore, ResetContext, nothing_committed, now
 from .plan import Costs, plan
-from .prediction import Guess
-from .probe import Answer, Question
+from .prediction import DirtyPredictor
+from .probe import DirtyProbe, DirtyState
 from .schema_drift import NEW
-from .vacuum import Upkeep
+from .vacuum import VacuumScheduler
 
 
 class PutBack:
@@ -37,11 +37,11 @@ class PutBack:
     like; `witness`, what is known of the time since the database was equal to it, shared with other resets of the same database.
     """
 
-    def __init__(self, question: Question, baseline: Baseline, where: Circumstances, witness: Witness) -> None:
+    def __init__(self, question: DirtyProbe, baseline: Baseline, where: ResetContext, witness: CommitTracker) -> None:
         self.baseline = baseline
         self.facts = facts = baseline.facts
         self.witness = witness
-        self.upkeep = Upkeep(question.connection, facts)
+        self.upkeep = VacuumScheduler(question.connection, facts)
         self._question = question
         self._control = question.connection
         self._where = where
@@ -51,15 +51,15 @@ class PutBack:
         self._costs = Costs.start(where.durable)
         self._sequences = {sequence.oid: sequence for sequence in facts.sequences}
         self._gate = all(sequence.logged for sequence in facts.sequences)
-        self._guess = Guess(self._control, facts)
+        self._guess = DirtyPredictor(self._control, facts)
         self._idle = True
 
     @classmethod
     def here(
         cls,
         control: psycopg.Connection[Any],
-        where: Circumstances,
-        witness: Witness,
+        where: ResetContext,
+        witness: CommitTracker,
         keep: Iterable[str] = (),
         known: tuple[Sequence, ...] | None = None,
     ) -> PutBack:
@@ -73,9 +73,9 @@ class PutBack:
         return cls(asked, Baseline.remember(asked, witness.since), where, witness)
 
     @classmethod
-    def like(cls, other: Baseline, control: psycopg.Connection[Any], where: Circumstances, witness: Witness) -> PutBack:
+    def like(cls, other: Baseline, control: psycopg.Connection[Any], where: ResetContext, witness: CommitTracker) -> PutBack:
         """Return the reset of a database that may not be equal to its template any more, from what is known of another copy."""
-        found = cls(Question(control, other.facts, where.superuser), other, where, witness)
+        found = cls(DirtyProbe(control, other.facts, where.superuser), other, where, witness)
         if not where.layered():
             sequences.restore(control, other.facts.sequences, used=True)
         found._before = replace(other.answer, stamps=())  # the stamps are those of another session
@@ -119,8 +119,8 @@ class PutBack:
                     if attempt == 4:
                         raise
             else:
-                raise Spoiled("sessions went on writing while it was reset")
-        except Spoiled as spoiled:
+                raise CannotRestore("sessions went on writing while it was reset")
+        except CannotRestore as spoiled:
             outcome = replace(outcome, spoiled=str(spoiled))
         except psycopg.Error as error:
             self._recover()
@@ -155,7 +155,7 @@ class PutBack:
     def dirty(self, begun: Moment | None = None) -> tuple[dict[str, int], str]:
         """Return what differs from the template, without changing it: rows by table, and what else, in words.
 
-        Arguments: `begun`, count only rows that are newer, where they can be told. Raises Spoiled if something was committed on
+        Arguments: `begun`, count only rows that are newer, where they can be told. Raises CannotRestore if something was committed on
         this server, and there are tables that may not be looked at.
         """
         if hidden := [table.shown for table in self._blind if table.opaque]:
@@ -186,7 +186,7 @@ class PutBack:
         changed = any(old < count for old, count in answer.seeds.values()) or answer.objects[1] != answer.objects[2]
         return changed or any(int(count) >= NEW for count in answer.counts.split(","))
 
-    def _suspicious(self, answer: Answer) -> bool:
+    def _suspicious(self, answer: DirtyState) -> bool:
         return answer.stamps != self._before.stamps or answer.counts != self._before.counts
 
     def _drifted(self, since: Since) -> str:
@@ -200,31 +200,31 @@ class PutBack:
                 drift.learn(connection, Since(now(connection)))
         return drift.look(self._control, since)
 
-    def _compare(self, answer: Answer, since: Since) -> None:
-        """Raise Spoiled if the schema is not the template's any more, or if rows changed that cannot be looked at."""
+    def _compare(self, answer: DirtyState, since: Since) -> None:
+        """Raise CannotRestore if the schema is not the template's any more, or if rows changed that cannot be looked at."""
         if self._suspicious(answer):
             if changed := self._drifted(since):
-                raise Spoiled(f"it changed the schema: {changed}")
+                raise CannotRestore(f"it changed the schema: {changed}")
             # Only statistics, sizes or files: what was counted is still right, the tables were only analysed anew.
             self._before = replace(self._before, stamps=answer.stamps)
         self._see_nothing([table.shown for table in self._blind])  # again: this is about all that was committed before the answer
 
     def _see_nothing(self, tables: list[str]) -> None:
-        """Raise Spoiled if something was committed and there are tables that are not looked at."""
+        """Raise CannotRestore if something was committed and there are tables that are not looked at."""
         if tables and not nothing_committed(self._control, self.witness):
-            raise Spoiled(f"something was committed, and looking for it in {', '.join(tables)} is dearer than a new clone")
+            raise CannotRestore(f"something was committed, and looking for it in {', '.join(tables)} is dearer than a new clone")
 
-    def _put_right(self, answer: Answer, changed: list[int], since: Since) -> None:
+    def _put_right(self, answer: DirtyState, changed: list[int], since: Since) -> None:
         """Run the plan for an answer, in one round trip, and one more for each table of which seeds were changed."""
         if fixed := [self.facts.by_oid[oid].shown for oid in changed if oid in self.baseline.fixed]:
-            raise Spoiled(f"{', '.join(fixed)} changed, and cannot be put back row by row")
+            raise CannotRestore(f"{', '.join(fixed)} changed, and cannot be put back row by row")
         repairs = []
         for oid in changed:
             seeds = self.baseline.seeds[oid]
             repairs += seeds.repair(seeds.changed(self._control, since, answer.seeds[oid][0]), since)
         made = plan(self.facts, answer.dirty, self._costs, repairs)
         if made.impossible:
-            raise Spoiled(made.impossible)
+            raise CannotRestore(made.impossible)
         commands = [*made.statements, *self._objects(answer, since)]
         if answer.moved and not self._where.layered():
             commands.append(sequences.put_back(self._sequences[oid] for oid in answer.moved))
@@ -237,12 +237,12 @@ class PutBack:
         self._costs = self._costs.learn(made.pages, made.truncated, monotonic() - started)
         self.witness.settle(Since(answer.moment, (ours,)), end)
 
-    def _objects(self, answer: Answer, since: Since) -> list[sql.Composed]:
-        """Return what removes large objects that were made, or raise Spoiled if old ones have changed."""
+    def _objects(self, answer: DirtyState, since: Since) -> list[sql.Composed]:
+        """Return what removes large objects that were made, or raise CannotRestore if old ones have changed."""
         if answer.objects == self._before.objects:
             return []
         if answer.objects[:2] != self._before.objects[:2]:
-            raise Spoiled("it changed a large object of the template")
+            raise CannotRestore("it changed a large object of the template")
         return [
             sql.SQL("SELECT count(pg_catalog.lo_unlink(oid)) FROM pg_catalog.pg_largeobject_metadata WHERE {}").format(
                 sql.SQL(since.newer())
@@ -277,9 +277,9 @@ class PutBack:
         try:
             left = blockers.end(self._control, found)
         except psycopg.errors.InsufficientPrivilege as error:
-            raise Spoiled(f"a session is in the way and may not be ended: {str(error).strip()}") from None
+            raise CannotRestore(f"a session is in the way and may not be ended: {str(error).strip()}") from None
         if left:
-            raise Spoiled(f"{left[0]}, and did not end when told to")
+            raise CannotRestore(f"{left[0]}, and did not end when told to")
         notes += [f"ended a session in the way of a reset: {session}" for session in found]
 
     def _recover(self) -> None:

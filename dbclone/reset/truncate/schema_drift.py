@@ -3,7 +3,7 @@
 Two ways at once. The definition of a table reaches a prepared statement that names it: `timestamptz 'now'` in it is a constant that
 is worked out anew whenever the server has to analyse the statement again (PostgreSQL documentation, sql-prepare, "Notes"), so a
 changed stamp means that a table, its columns, indexes, triggers or policies changed. Everything else is counted, by catalogue, rows
-that are newer than the last reset counting so much that they show. What these two suspect, `Drift.look` finds out.
+that are newer than the last reset counting so much that they show. What these two suspect, `SchemaDrift.look` finds out.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Probes:
 
 
 @dataclass
-class Drift:
+class SchemaDrift:
     """The catalogues as they were in the template: rows of each, and what each relation looked like."""
 
     counts: list[int] = field(default_factory=list)

@@ -52,7 +52,7 @@ class Change:
 
 
 @dataclass
-class Remembered:
+class SeedRows:
     """One table's seeds: `rows`, from the text of the key to the texts of the rows that have it."""
 
     table: Table
@@ -129,7 +129,7 @@ class Remembered:
 
 def remember(
     connection: psycopg.Connection[Any], tables: Iterable[Table], counts: dict[int, int]
-) -> tuple[dict[int, Remembered], frozenset[int]]:
+) -> tuple[dict[int, SeedRows], frozenset[int]]:
     """Read the seeds of a database that is equal to its template.
 
     Arguments: `counts`, rows by table. Returns what is remembered by table, and the tables whose seeds cannot be put back row by
@@ -140,14 +140,14 @@ def remember(
         total += counts[table.oid]
         if total <= ROWS and not (table.view or table.unrepairable or table.opaque):
             candidates.append(table)
-    found: dict[int, Remembered] = {}
+    found: dict[int, SeedRows] = {}
     with connection.cursor(row_factory=tuple_row) as cursor:
         columns: dict[int, list[Column]] = {}
         for oid, *values in cursor.execute(_COLUMNS, [[table.oid for table in candidates]]) if candidates else ():
             columns.setdefault(oid, []).append(Column(*values))
         left = BYTES
         for table in candidates:
-            seeds = Remembered(table, tuple(columns.get(table.oid, ())), {}, counts[table.oid])
+            seeds = SeedRows(table, tuple(columns.get(table.oid, ())), {}, counts[table.oid])
             query = sql.SQL("SELECT {}, ROW(t.*)::text FROM ONLY {} AS t").format(seeds._key, table.identifier)
             for key, text in cursor.execute(query):
                 seeds.rows.setdefault(key, []).append(text)

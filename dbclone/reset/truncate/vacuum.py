@@ -14,16 +14,16 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
-from .catalog import Facts
+from .catalog import SchemaCatalog
 
 _EVERY = 100  # resets
 _GROWN = 4  # pages above what it was
 
 
-class Upkeep:
+class VacuumScheduler:
     """Counts resets, and vacuums what has grown every so often. Made when the database is equal to its template."""
 
-    def __init__(self, control: psycopg.Connection[Any], facts: Facts) -> None:
+    def __init__(self, control: psycopg.Connection[Any], facts: SchemaCatalog) -> None:
         self._control = control
         self._facts = facts
         self._tables = [table.oid for table in facts.tables if not (table.view or table.opaque)]

@@ -22,16 +22,16 @@ from ...errors import SandboxLimit
 from ...server.connection import Gen, exchange
 from ...sql.analysis import Control, analyze
 from ..savepoints import Command, Savepoints
-from ..session_lock import Turn, Turns
+from ..session_lock import ConnectionLock, SessionLock
 from .cursor import close_portals, render, sandboxed
 from .prepared import Prepared
 
 
 class Shared(Protocol):
-    """What connections share: `stack`, of savepoints; `turns`, on the wire; `pgconn`, the real one; `gone`, a finished one."""
+    """What connections share: `stack`, of savepoints; `session_lock`, on the wire; `pgconn`, the real one; `gone`, a finished one."""
 
     stack: Savepoints
-    turns: Turns
+    session_lock: SessionLock
     limited: str
     real: psycopg.Connection[Any]
     pgconn: pq.abc.PGconn
@@ -45,7 +45,7 @@ class Shared(Protocol):
 
     def join(self, number: int, connection: Any) -> None: ...
 
-    def noticed(self, text: str) -> None: ...
+    def note_statement(self, text: str) -> None: ...
 
     def prepared(self) -> Prepared: ...
 
@@ -65,7 +65,7 @@ TAGS = {
 }
 
 
-class Info(psycopg.ConnectionInfo):
+class SandboxInfo(psycopg.ConnectionInfo):
     """What `connection.info` tells: the transaction status is the one that the application believes in."""
 
     connection: Any
@@ -75,7 +75,7 @@ class Info(psycopg.ConnectionInfo):
         return pq.TransactionStatus(self.connection.status)
 
 
-class Seen:
+class VirtualPGconn:
     """A pgconn for Python code that asks it for its status: the one that the application believes in."""
 
     def __init__(self, connection: Any) -> None:
@@ -89,7 +89,7 @@ class Seen:
         return getattr(self._connection.pgconn, name)
 
 
-class Segments:
+class PipelineMixin:
     """Mixed into psycopg's pipelines: they say when they end a transaction."""
 
     _conn: Any
@@ -99,7 +99,7 @@ class Segments:
         self._conn._segment = None
 
 
-class Block:
+class TransactionMixin:
     """Mixed into psycopg's transaction blocks: what they believe of the transaction, and that no limit is lost in one.
 
     psycopg logs what goes wrong in rolling a block back, and goes on.
@@ -166,7 +166,7 @@ class Sandboxed(_Base):
         self._handlers = pgconn.notice_handler, pgconn.notify_handler
         session = self._session
         owner = self._owner = session.number()
-        self.lock = Turn(session.turns, lambda: session.stack.writing(owner))
+        self.lock = ConnectionLock(session.session_lock, lambda: session.stack.writing(owner))
         self._prepared = session.prepared()
         self.portals: set[bytes] = set()  # server-side cursors that end with the block
         self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ class Sandboxed(_Base):
         real = Status(self.pgconn.transaction_status)
         if real in (Status.UNKNOWN, Status.IDLE):
             return real
-        if real is Status.ACTIVE and (self._pipeline or self._session.turns.holds(self.lock)):
+        if real is Status.ACTIVE and (self._pipeline or self._session.session_lock.holds(self.lock)):
             return real
         if not self._session.stack.in_block(self._owner):
             return Status.IDLE
@@ -197,7 +197,7 @@ class Sandboxed(_Base):
     @property
     def seen(self) -> Any:
         """This connection's pgconn as the application believes it to be, for code that asks it for the transaction status."""
-        return Seen(self)
+        return VirtualPGconn(self)
 
     @property
     def _failed(self) -> bool:
@@ -205,7 +205,7 @@ class Sandboxed(_Base):
 
     @property
     def info(self) -> psycopg.ConnectionInfo:
-        info = Info(self.pgconn)
+        info = SandboxInfo(self.pgconn)
         info.connection = self
         return info
 
@@ -225,7 +225,7 @@ class Sandboxed(_Base):
 
     def _inherited(self) -> bool:
         """Return whether this is a fork of the process whose connection this is; then forget it, without a word to anybody."""
-        if left := self._session.turns.home.left:
+        if left := self._session.session_lock.home.forked:
             self.shut()
         return left
 
@@ -256,7 +256,7 @@ class Sandboxed(_Base):
             self.pgconn.notice_handler, self.pgconn.notify_handler = self._handlers
 
     def _should_cancel(self) -> bool:
-        return super()._should_cancel() and self._session.turns.holds(self.lock)
+        return super()._should_cancel() and self._session.session_lock.holds(self.lock)
 
     def _check_tpc(self) -> None:
         with self._noting():

@@ -62,7 +62,7 @@ class _Statements(_Base):
         connection._leading = text is not None and bool(analyze(text).controls)
         self._plain = text is not None and not connection._leading
         if text is not None:
-            connection._session.noticed(text)
+            connection._session.note_statement(text)
         try:
             yield from super()._start_query(query)
         finally:

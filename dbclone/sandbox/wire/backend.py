@@ -183,7 +183,7 @@ class Backend:
 
     def _query(self, query: bytes) -> None:
         text = query.decode(errors="surrogateescape")
-        self._connection._session.noticed(text)
+        self._connection._session.note_statement(text)
         asked = analyze(text)
         if not (pieces := asked.controls):
             self._statement(_DISCARDED if not self._in_block and asked.discards_all else query)
@@ -264,7 +264,7 @@ class Backend:
         elif status == pq.ExecStatus.COPY_IN:
             answer.append(messages.copy_response(b"G", result))
             self._copying = True
-            self._connection.lock.turns.claim(self._connection.lock)
+            self._connection.lock.session_lock.pin(self._connection.lock)
             return
         answer.append(messages.complete(result.command_status or b""))
 
@@ -274,7 +274,7 @@ class Backend:
             self._real.wait(generators.copy_to(self._pgconn, body, True))
         elif kind in (b"c", b"f"):
             self._copying = False
-            self._connection.lock.turns.unclaim()
+            self._connection.lock.session_lock.unpin()
             result = self._real.wait(generators.copy_end(self._pgconn, body.rstrip(b"\0") if kind == b"f" else None))
             self._answer.append(messages.complete(result.command_status or b""))
 

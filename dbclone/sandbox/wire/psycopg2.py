@@ -96,7 +96,7 @@ class _Cursor(extensions.cursor):  # type: ignore[misc]  # psycopg2 has no types
 class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has no types
     """What is mixed into the application's connection class."""
 
-    _gate: Gate
+    _gate: Connector
     _conversation: Conversation | None = None
 
     def __init__(self, dsn: str, *arguments: Any, **keywords: Any) -> None:
@@ -117,7 +117,7 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         return super().cursor(name, self._gate._mixed(factory, _Cursor), withhold, scrollable)
 
     def _here(self) -> None:
-        self._gate._session.turns.home.needed()
+        self._gate._session.session_lock.home.require()
         if self._conversation is not None:
             self._conversation.backend.speaks_for(threading.get_ident())
 
@@ -151,12 +151,12 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
             return
         super().close()
         # Whoever collects the garbage may be in the middle of a statement: then the thread that serves this connection rolls back.
-        if self._gate._session.turns._hold is None:
+        if self._gate._session.session_lock._hold is None:
             with contextlib.suppress(SandboxLimit):
                 conversation.backend.finish()
 
 
-class Gate:
+class Connector:
     """Opens psycopg2 connections into a sandbox.
 
     Arguments: `session`, the sandbox. Use as a context manager: at its end all connections are broken.
@@ -170,7 +170,7 @@ class Gate:
         self._classes: dict[tuple[Any, Any], Any] = {}
         sqlstate_errors.setdefault(LIMIT, _Limit)
 
-    def __enter__(self) -> Gate:
+    def __enter__(self) -> Connector:
         return self
 
     def __exit__(self, *_: object) -> None:
