@@ -1,4 +1,5 @@
-"""python -m benchmarks: every part, or those that are named; what was measured goes into a JSON file, part by part.
+"""python -m benchmarks: every part, or those that are named; what was measured goes into a JSON
+file, part by part.
 
 Then: python -m benchmarks.report FILE
 """
@@ -23,7 +24,8 @@ from .pings import machine
 from .places import EMBEDDED, Place, say
 
 _PEERS = "peers"
-# The module of each part, and its seconds at most if it can do less: in full, and quick. The suites come last, and take the rest.
+# The module of each part, and its seconds at most if it can do less: in full, and quick. The suites
+# come last, and take the rest.
 PARTS: dict[str, tuple[str, int, int]] = {
     "start-up": ("start_up", 70, 30),
     "reset": ("resets", 110, 30),
@@ -38,14 +40,39 @@ MINUTES = 19.5  # for all parts together
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go (default: standard output)")
-    parser.add_argument("--quick", action="store_true", help="few and small, under two minutes: to see that it works")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all parts; more of them are more rounds (%(default)s)")
-    parser.add_argument("--server", default=EMBEDDED, metavar="URL", help="an existing server instead of private ones")
-    parser.add_argument("--binaries", default="", metavar="DIR", help="of initdb and postgres for the private servers")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="where the figures go (default: standard output)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few and small, under two minutes: to see that it works",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="for all parts; more of them are more rounds (%(default)s)",
+    )
+    parser.add_argument(
+        "--server",
+        default=EMBEDDED,
+        metavar="URL",
+        help="an existing server instead of private ones",
+    )
+    parser.add_argument(
+        "--binaries",
+        default="",
+        metavar="DIR",
+        help="of initdb and postgres for the private servers",
+    )
     found = parser.parse_args(words)
     if unknown := [part for part in found.parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
@@ -54,7 +81,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure the parts one after the other; one that fails does not keep the others from being measured. Returns how many did."""
+    """Measure the parts one after the other; one that fails does not keep the others from being
+    measured. Returns how many did."""
     given = arguments(words)
     for name in [name for name in os.environ if name.startswith(("PG", "DBCLONE_"))]:
         del os.environ[name]  # what leads elsewhere
@@ -69,7 +97,11 @@ def main(words: Sequence[str] | None = None) -> int:
     for part in given.parts:
         name, most, quick = PARTS[part]
         seconds = (
-            float(quick) if given.quick else given.minutes * 60 - (time.monotonic() - began) if part == "suites" else float(most)
+            float(quick)
+            if given.quick
+            else given.minutes * 60 - (time.monotonic() - began)
+            if part == "suites"
+            else float(most)
         )
         say(f"{part}: at most about {seconds:.0f} s")
         try:
@@ -99,7 +131,8 @@ def _measure(name: str, place: Place) -> dict[str, Any]:
 
 
 def _measured(name: str, given: argparse.Namespace, seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield what a part measured, how long it took, and what went wrong, if anything did; then whatever ends us, goes on."""
+    """Yield what a part measured, how long it took, and what went wrong, if anything did; then
+    whatever ends us, goes on."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         url = "" if given.server == EMBEDDED else given.server

@@ -37,10 +37,12 @@ _STATEMENTS = {
 class Case:
     """What is measured.
 
-    `reset`, one of dbclone's, or a plain statement as in _STATEMENTS, or FRESH; `write`, what the test does; `burst`, how many
-    samples are taken in a row, after `warm` tests that are not counted; `alone`, nobody else may be connected at the reset, so
-    that the test opens its connections itself and leaves none open; `patient`, wait before each sample until nothing goes on in
-    the background; `busy`, somebody else commits something on the same server while the test runs.
+    `reset`, one of dbclone's, or a plain statement as in _STATEMENTS, or FRESH; `write`, what the
+    test does; `burst`, how many samples are taken in a row, after `warm` tests that are not
+    counted; `alone`, nobody else may be connected at the reset, so that the test opens its
+    connections itself and leaves none open; `patient`, wait before each sample until nothing goes
+    on in the background; `busy`, somebody else commits something on the same server while the test
+    runs.
     """
 
     name: str
@@ -63,7 +65,9 @@ class Case:
 
     def differing(self, connection: psycopg.Connection[Any]) -> int:
         """Return how many rows differ from the template where the test writes."""
-        return self.shop.differing(connection, self.write.tables(self.shop) if isinstance(self.write, Spread) else ())
+        return self.shop.differing(
+            connection, self.write.tables(self.shop) if isinstance(self.write, Spread) else ()
+        )
 
     @property
     def refused(self) -> str:
@@ -84,8 +88,12 @@ class Case:
             try:
                 with contextlib.ExitStack() as stack:
                     kept = None
-                    if not self.alone and self.reset != "rollback":  # as an application keeps its connection
-                        kept = stack.enter_context(contextlib.closing(psycopg.connect(clone.url, autocommit=True)))
+                    if (
+                        not self.alone and self.reset != "rollback"
+                    ):  # as an application keeps its connection
+                        kept = stack.enter_context(
+                            contextlib.closing(psycopg.connect(clone.url, autocommit=True))
+                        )
                     act: Callable[[Run | None], float] = _Isolated(self, clone, kept, server)
                     if self.reset in _STATEMENTS:
                         assert kept is not None
@@ -97,8 +105,9 @@ class Case:
 
 @dataclass
 class Contender:
-    """A case that is ready to be measured. `act` runs one test and returns the seconds that its reset took; given a Run, it also
-    notes how many rows differed from the template before and after the test wrote. `clone` is where, if it is always the same."""
+    """A case that is ready to be measured. `act` runs one test and returns the seconds that its
+    reset took; given a Run, it also notes how many rows differed from the template before and after
+    the test wrote. `clone` is where, if it is always the same."""
 
     case: Case
     ping: Ping
@@ -106,7 +115,8 @@ class Contender:
     clone: Clone | None
 
     def burst(self, server: Server, run: Run) -> None:
-        """Take some samples in a row, after tests that are not counted: they pay for what others have done in the meantime."""
+        """Take some samples in a row, after tests that are not counted: they pay for what others
+        have done in the meantime."""
         quiet(server)
         for number in range(self.case.warm):
             self.act(run if not (number or run.samples) else None)
@@ -127,7 +137,8 @@ class Contender:
 
 @dataclass
 class _Isolated:
-    """A test isolated by dbclone: what is measured is entering and leaving, without what happens in between."""
+    """A test isolated by dbclone: what is measured is entering and leaving, without what happens in
+    between."""
 
     case: Case
     clone: Clone
@@ -143,7 +154,9 @@ class _Isolated:
             connection = self.kept or isolation.connect(autocommit=True)
             _test(self.case, connection, self.case.reset != "rollback", run)
             if self.case.busy:
-                self.server.fetch("SELECT pg_current_xact_id()")  # takes a transaction number, and commits it
+                self.server.fetch(
+                    "SELECT pg_current_xact_id()"
+                )  # takes a transaction number, and commits it
         except BaseException:
             if not block.__exit__(*sys.exc_info()):
                 raise
@@ -154,7 +167,8 @@ class _Isolated:
 
 @dataclass
 class _Statement:
-    """A test after which a plain statement is run over the connection that it kept: what is measured is that statement."""
+    """A test after which a plain statement is run over the connection that it kept: what is
+    measured is that statement."""
 
     case: Case
     kept: psycopg.Connection[Any]
@@ -169,14 +183,18 @@ class _Statement:
 
 
 def _test(case: Case, connection: psycopg.Connection[Any], fresh: bool, run: Run | None) -> None:
-    """Write what the case wants written, and look before and after it if there is a run to note it in."""
+    """Write what the case wants written, and look before and after it if there is a run to note it
+    in."""
     if run is not None:
         run.looks.append(case.differing(connection))
     case.write(case.shop, connection, fresh)
     if run is not None:
         run.looks.append(case.differing(connection))
         if run.looks[-2:] != [0, case.written]:
-            raise Broken(f"{case.name}: {run.looks[-2]} rows differed before the test wrote, and {run.looks[-1]} after it")
+            raise Broken(
+                f"{case.name}: {run.looks[-2]} rows differed before the test wrote, and"
+                f" {run.looks[-1]} after it"
+            )
 
 
 def _fresh(template: Template) -> float:

@@ -1,9 +1,12 @@
-"""What a copy of a template costs: by its size, by how the server copies it, by how many want one at once; and from the warm pool.
+"""What a copy of a template costs: by its size, by how the server copies it, by how many want one
+at once; and from the warm pool.
 
-Control: `cp -r` of the template's own directory, which is the physical floor, onto the same file system.
-Factors (do not change): the template is a shop of 30 tables, of which one has rows until the database has the wanted size; the copy
-is made by `template.clone()`, with everything that belongs to it (lease, mark, grants), and dropped after its time was taken. What
-is copied n at once is asked for by n sessions at the same moment, and the time is until the last one has it, divided by n.
+Control: `cp -r` of the template's own directory, which is the physical floor, onto the same file
+system. Factors (do not change): the template is a shop of 30 tables, of which one has rows until
+the database has the wanted size; the copy is made by `template.clone()`, with everything that
+belongs to it (lease, mark, grants), and dropped after its time was taken. What is copied n at once
+is asked for by n sessions at the same moment, and the time is until the last one has it, divided by
+n.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ _FICLONE = 0x40049409  # from linux/fs.h
 
 @dataclass
 class Sized:
-    """A template of about so many megabytes, and what its copies took: contender to seconds, by how many at once."""
+    """A template of about so many megabytes, and what its copies took: contender to seconds, by how
+    many at once."""
 
     server: Server
     template: Template
@@ -63,7 +67,10 @@ class Sized:
 
     def copied(self, directory: Path) -> None:
         """Note how long it takes to copy the template's directory."""
-        source, target = directory / "base" / str(self.template.database.oid), directory / "base" / "copied"
+        source, target = (
+            directory / "base" / str(self.template.database.oid),
+            directory / "base" / "copied",
+        )
         started = time.perf_counter()
         subprocess.run(["cp", "-r", str(source), str(target)], check=True)
         self.note(COPY, 1, time.perf_counter() - started)
@@ -85,7 +92,8 @@ class Sized:
                 barrier.abort()
 
         threads = [
-            threading.Thread(target=one, args=item, daemon=True) for item in zip(sessions, range(len(sessions)), strict=True)
+            threading.Thread(target=one, args=item, daemon=True)
+            for item in zip(sessions, range(len(sessions)), strict=True)
         ]
         for thread in threads:
             thread.start()
@@ -97,10 +105,14 @@ class Sized:
         for thread in threads:
             thread.join()
         if failed:
-            raise next((error for error in failed if not isinstance(error, threading.BrokenBarrierError)), failed[0])
+            raise next(
+                (error for error in failed if not isinstance(error, threading.BrokenBarrierError)),
+                failed[0],
+            )
 
     def handed_over(self) -> None:
-        """Note how long it takes to get a clone that was made ahead, as `dbclone prepare --workers` does."""
+        """Note how long it takes to get a clone that was made ahead, as `dbclone prepare --workers`
+        does."""
         warm(self.server, self.template.database, 1)
         self.cloned(POOL, [self.template])
 
@@ -123,7 +135,10 @@ class Sized:
 def can_reflink(folder: Path) -> bool:
     """Return whether files in this folder can share their blocks."""
     try:
-        with tempfile.NamedTemporaryFile(dir=folder) as one, tempfile.NamedTemporaryFile(dir=folder) as other:
+        with (
+            tempfile.NamedTemporaryFile(dir=folder) as one,
+            tempfile.NamedTemporaryFile(dir=folder) as other,
+        ):
             one.write(b"x" * 8192)
             one.flush()
             fcntl.ioctl(other.fileno(), _FICLONE, one.fileno())
@@ -137,17 +152,30 @@ def reflink_folder() -> Path | None:
     folders = [Path(tempfile.gettempdir()), Path("/var/tmp"), Path.home()]
     with contextlib.suppress(OSError):
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-        folders += [Path(mount[1]) for mount in mounts if mount[2] in ("xfs", "btrfs", "bcachefs", "ocfs2")]
-    return next((folder for folder in folders if folder.is_dir() and os.access(folder, os.W_OK) and can_reflink(folder)), None)
+        folders += [
+            Path(mount[1]) for mount in mounts if mount[2] in ("xfs", "btrfs", "bcachefs", "ocfs2")
+        ]
+    return next(
+        (
+            folder
+            for folder in folders
+            if folder.is_dir() and os.access(folder, os.W_OK) and can_reflink(folder)
+        ),
+        None,
+    )
 
 
 def measure(place: Place) -> dict[str, Any]:
-    """Measure everything on a private server (or the one given), and the two smallest sizes on one with shipped settings."""
+    """Measure everything on a private server (or the one given), and the two smallest sizes on one
+    with shipped settings."""
     found: dict[str, Any] = {"servers": {}, "rows": [], "left_out": []}
     with place.servers() as servers:
         for where, server in servers.items():
             directory = _directory(server)
-            found["servers"][where] = {**settings(server), "file_system": file_system(directory) if directory else ""}
+            found["servers"][where] = {
+                **settings(server),
+                "file_system": file_system(directory) if directory else "",
+            }
             second = where != next(iter(servers))
             most = (8 if second else 64) if place.quick else 64 if second else max(MEGABYTES)
             for megabytes in (m for m in MEGABYTES if m <= most):
@@ -155,7 +183,9 @@ def measure(place: Place) -> dict[str, Any]:
                     found["left_out"].append(f"{megabytes} MB on {where}: there was no time left")
                     continue
                 if directory and free_bytes(directory) < 4 * megabytes * 2**20 + 2**29:
-                    found["left_out"].append(f"{megabytes} MB on {where}: there is no room for four times as much")
+                    found["left_out"].append(
+                        f"{megabytes} MB on {where}: there is no room for four times as much"
+                    )
                     continue
                 say(f"clone: {megabytes} MB, {where}")
                 found["rows"] += _measured(place, server, where, directory, megabytes)
@@ -163,28 +193,47 @@ def measure(place: Place) -> dict[str, Any]:
     if folder is None:
         found["left_out"].append(f"{REFLINK}: no file system with reflinks is mounted here")
     else:
-        with tempfile.TemporaryDirectory(dir=folder) as data, place.server(data_dir=f"{data}/server") as server:
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as data,
+            place.server(data_dir=f"{data}/server") as server,
+        ):
             if server.facts.major < 18:
                 found["left_out"].append(f"{REFLINK}: PostgreSQL {server.version} does not know it")
             else:
                 server.connection.execute("ALTER SYSTEM SET file_copy_method = 'clone'")
                 server.connection.execute("SELECT pg_reload_conf()")
-                found["servers"]["reflink"] = {**settings(server), "file_system": file_system(folder)}
+                found["servers"]["reflink"] = {
+                    **settings(server),
+                    "file_system": file_system(folder),
+                }
                 for megabytes in (m for m in MEGABYTES if m <= (64 if place.quick else 1024)):
-                    found["rows"] += _measured(place, server, "reflink", _directory(server), megabytes)
+                    found["rows"] += _measured(
+                        place, server, "reflink", _directory(server), megabytes
+                    )
     return found
 
 
-def _measured(place: Place, server: Server, where: str, directory: Path | None, megabytes: int) -> list[dict[str, Any]]:
+def _measured(
+    place: Place, server: Server, where: str, directory: Path | None, megabytes: int
+) -> list[dict[str, Any]]:
     """Return all figures of one size: contenders take turns."""
     sized = Sized.make(server, megabytes)
     strategies = [s for s in STRATEGIES if server.facts.major >= 15] or ["auto"]
-    cheap = not (place.quick or server.facts.durable)  # copies that are written through to a disk take long
-    counts = AT_ONCE if megabytes == MEGABYTES[0] and cheap else (1, 4)[: 2 if megabytes <= 64 else 1]
+    cheap = not (
+        place.quick or server.facts.durable
+    )  # copies that are written through to a disk take long
+    counts = (
+        AT_ONCE if megabytes == MEGABYTES[0] and cheap else (1, 4)[: 2 if megabytes <= 64 else 1]
+    )
     rounds = {8: 15, 64: 7 if cheap else 3}.get(megabytes, 3) if not place.quick else 3
     with contextlib.ExitStack() as stack:
-        sessions = {s: [stack.enter_context(_session(sized, place, s)) for _ in range(max(counts))] for s in strategies}
-        turns: list[Callable[[], None]] = [lambda: sized.copied(directory)] if directory is not None else []
+        sessions = {
+            s: [stack.enter_context(_session(sized, place, s)) for _ in range(max(counts))]
+            for s in strategies
+        }
+        turns: list[Callable[[], None]] = (
+            [lambda: sized.copied(directory)] if directory is not None else []
+        )
         turns += [lambda s=s: sized.cloned(s, sessions[s][:1]) for s in strategies]  # type: ignore[misc]
         turns.append(sized.handed_over)
         for number in range(rounds + 1):

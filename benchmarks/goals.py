@@ -10,8 +10,8 @@ from .pings import Figures
 
 
 class Goal(Protocol):
-    """`text` says what is to be reached; `reached` what was, in words, and whether that is enough, given the figures of the case
-    and those of all cases by name."""
+    """`text` says what is to be reached; `reached` what was, in words, and whether that is enough,
+    given the figures of the case and those of all cases by name."""
 
     @property
     def text(self) -> str: ...
@@ -56,14 +56,20 @@ class Cheaper:
 
     @property
     def text(self) -> str:
-        return f"{self.times:g} x cheaper than {self.than}" if self.times != 1 else f"cheaper than {self.than}"
+        return (
+            f"{self.times:g} x cheaper than {self.than}"
+            if self.times != 1
+            else f"cheaper than {self.than}"
+        )
 
     def reached(self, figures: Figures, others: Mapping[str, Figures]) -> tuple[str, bool]:
         factor = others[self.than].median / figures.median
         return f"{factor:.3g} x", factor > self.times if self.times == 1 else factor >= self.times
 
 
-def judged(goals: tuple[Goal, ...], figures: Figures, others: Mapping[str, Figures]) -> list[dict[str, Any]]:
+def judged(
+    goals: tuple[Goal, ...], figures: Figures, others: Mapping[str, Figures]
+) -> list[dict[str, Any]]:
     """Return each goal with what was reached and whether it was met, as plain data."""
     found = []
     for goal in goals:

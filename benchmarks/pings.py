@@ -1,4 +1,5 @@
-"""What benchmarks measure with: the price of one round trip, summaries of samples, and what the machine and the server are."""
+"""What benchmarks measure with: the price of one round trip, summaries of samples, and what the
+machine and the server are."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ import psycopg
 
 from dbclone.server.server import Server
 
-# Settings that decide what a commit, a copy or a new file costs; those that a version does not know are left out.
+# Settings that decide what a commit, a copy or a new file costs; those that a version does not know
+# are left out.
 _SETTINGS = (
     "fsync", "synchronous_commit", "full_page_writes", "wal_level", "autovacuum", "shared_buffers", "max_connections", "jit",
     "io_method", "file_copy_method",
@@ -27,7 +29,8 @@ _SETTINGS = (
 class Ping:
     """The price of one round trip: SELECT 1, prepared, over a kept psycopg connection.
 
-    Arguments: `url`, tells where the database is. If the database was replaced, the next ping connects again.
+    Arguments: `url`, tells where the database is. If the database was replaced, the next ping
+    connects again.
     """
 
     url: Callable[[], str]
@@ -59,8 +62,9 @@ class Ping:
 
 @dataclass
 class Run:
-    """What one run of one case gave, in seconds: `samples`, and the `pings` taken between them. `looks` says how many rows differed
-    from the template before and after the writes of the first block, and then of the last; `clones`, how many copies were used."""
+    """What one run of one case gave, in seconds: `samples`, and the `pings` taken between them.
+    `looks` says how many rows differed from the template before and after the writes of the first
+    block, and then of the last; `clones`, how many copies were used."""
 
     samples: list[float] = field(default_factory=list)
     pings: list[float] = field(default_factory=list)
@@ -86,8 +90,14 @@ class Figures:
         samples = [sample for run in runs for sample in run.samples]
         medians = [statistics.median(run.samples) for run in runs]
         ping = statistics.median(ping for run in runs for ping in run.pings)
-        median, p95, p99 = statistics.median(samples) * 1000, percentile(samples, 0.95) * 1000, percentile(samples, 0.99) * 1000
-        return cls(median, p95, p99, len(samples), min(medians) * 1000, max(medians) * 1000, ping * 1000)
+        median, p95, p99 = (
+            statistics.median(samples) * 1000,
+            percentile(samples, 0.95) * 1000,
+            percentile(samples, 0.99) * 1000,
+        )
+        return cls(
+            median, p95, p99, len(samples), min(medians) * 1000, max(medians) * 1000, ping * 1000
+        )
 
     @property
     def pings(self) -> float:
@@ -114,7 +124,8 @@ def percentile(samples: Sequence[float], share: float) -> float:
 
 
 def cores(pid: int = 0) -> int:
-    """Return how many cores a process, by default this one, may run on; 0 where that cannot be told."""
+    """Return how many cores a process, by default this one, may run on; 0 where that cannot be
+    told."""
     try:
         return len(os.sched_getaffinity(pid))
     except (AttributeError, OSError):
@@ -137,14 +148,21 @@ def machine() -> dict[str, Any]:
 
 def settings(server: Server) -> dict[str, str]:
     """Return what a server is, and those of its settings that decide what things cost."""
-    found = {"version": server.version, "where": "a private server" if server.embedded else "a server of its own"}
-    rows = server.fetch("SELECT name::text, current_setting(name) FROM pg_settings WHERE name = ANY(%s)", [list(_SETTINGS)])
+    found = {
+        "version": server.version,
+        "where": "a private server" if server.embedded else "a server of its own",
+    }
+    rows = server.fetch(
+        "SELECT name::text, current_setting(name) FROM pg_settings WHERE name = ANY(%s)",
+        [list(_SETTINGS)],
+    )
     values = dict(rows)
     return {**found, **{name: str(values[name]) for name in _SETTINGS if name in values}}
 
 
 def quiet(server: Server, patience: float = 10.0) -> None:
-    """Wait until no session of dbclone is at work on the server, such as the one that makes clones ahead in the background."""
+    """Wait until no session of dbclone is at work on the server, such as the one that makes clones
+    ahead in the background."""
     calm, deadline = 0, time.monotonic() + patience
     while calm < 3 and time.monotonic() < deadline:
         ((busy,),) = server.fetch(

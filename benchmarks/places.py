@@ -1,4 +1,5 @@
-"""Where benchmarks run: a private server, one with shipped settings on a disk, or one that exists; and how progress is shown."""
+"""Where benchmarks run: a private server, one with shipped settings on a disk, or one that exists;
+and how progress is shown."""
 
 from __future__ import annotations
 
@@ -39,9 +40,10 @@ def say(text: str, passing: bool = False) -> None:
 class Place:
     """What all parts are given.
 
-    `folder`, for files, removed at the end; `quick`, few and small; `url`, of an existing server, or empty; `binaries`, of private
-    servers; `seconds`, what the part may take at most, for parts that go on as long as there is time; `partial`, what a part has
-    so far, which is kept if it does not come to its end.
+    `folder`, for files, removed at the end; `quick`, few and small; `url`, of an existing server,
+    or empty; `binaries`, of private servers; `seconds`, what the part may take at most, for parts
+    that go on as long as there is time; `partial`, what a part has so far, which is kept if it does
+    not come to its end.
     """
 
     folder: Path
@@ -59,7 +61,11 @@ class Place:
 
     def settings(self, **more: str) -> Settings:
         """Return dbclone's settings for a project of ours."""
-        options: dict[str, Any] = {"cache_dir": str(self.folder / "cache"), "name": f"benchmark{os.getpid()}", **more}
+        options: dict[str, Any] = {
+            "cache_dir": str(self.folder / "cache"),
+            "name": f"benchmark{os.getpid()}",
+            **more,
+        }
         if self.binaries:
             options["binaries"] = self.binaries
         return load(self.folder, options, {})
@@ -82,16 +88,28 @@ class Place:
 
     @contextlib.contextmanager
     def durable(self) -> Iterator[Server]:
-        """Yield a server with the same binaries, on a disk, and with the settings that PostgreSQL is shipped with."""
+        """Yield a server with the same binaries, on a disk, and with the settings that PostgreSQL
+        is shipped with."""
         account, found = server_account(), find(self.settings())
-        disk = Path("/var/tmp") if os.access("/var/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+        disk = (
+            Path("/var/tmp")
+            if os.access("/var/tmp", os.W_OK | os.X_OK)
+            else Path(tempfile.gettempdir())
+        )
         folder = private_folder(disk / f"dbclone-durable-{secrets.token_hex(4)}", account)
         process = None
         try:
             cluster = Cluster(folder, folder, found.readable_by(account, folder), account)
             cluster.init()
             process = _started(cluster)
-            where = Dsn((("host", str(folder)), ("port", "5432"), ("user", "postgres"), ("dbname", "postgres")))
+            where = Dsn(
+                (
+                    ("host", str(folder)),
+                    ("port", "5432"),
+                    ("user", "postgres"),
+                    ("dbname", "postgres"),
+                )
+            )
             with Server.open(self.settings(url=where.url)) as server:
                 yield server
         finally:
@@ -114,8 +132,18 @@ class Place:
 
 def _started(cluster: Cluster) -> subprocess.Popen[bytes]:
     """Start a server with nothing set but where it listens."""
-    settings = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(cluster.socket)}
-    command = [str(cluster.binaries.folder / "postgres"), "-D", str(cluster.data), "-c", "dynamic_shared_memory_type=posix"]
+    settings = {
+        "listen_addresses": "",
+        "port": "5432",
+        "unix_socket_directories": str(cluster.socket),
+    }
+    command = [
+        str(cluster.binaries.folder / "postgres"),
+        "-D",
+        str(cluster.data),
+        "-c",
+        "dynamic_shared_memory_type=posix",
+    ]
     command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG"))}
     with open(cluster.log, "wb") as log:
@@ -133,24 +161,36 @@ def _started(cluster: Cluster) -> subprocess.Popen[bytes]:
     while not cluster.is_ready():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise ServerError("the durable server did not start", cluster.log_tail(), "See its messages above.")
+            raise ServerError(
+                "the durable server did not start", cluster.log_tail(), "See its messages above."
+            )
         time.sleep(0.005)
     return process
 
 
 def file_system(path: Path) -> str:
-    """Return the type of the file system that has `path`, such as ext4; empty where that cannot be told."""
+    """Return the type of the file system that has `path`, such as ext4; empty where that cannot be
+    told."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
         return ""
-    found = [(len(mount[1]), mount[2]) for mount in mounts if path.is_relative_to(mount[1].replace("\\040", " "))]
+    found = [
+        (len(mount[1]), mount[2])
+        for mount in mounts
+        if path.is_relative_to(mount[1].replace("\\040", " "))
+    ]
     return max(found)[1] if found else ""
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """Return the environment for processes that are measured: this checkout's dbclone, and nothing that leads elsewhere."""
+    """Return the environment for processes that are measured: this checkout's dbclone, and nothing
+    that leads elsewhere."""
     strange = ("DBCLONE_", "PG", "PYTEST_")
-    environ = {key: value for key, value in os.environ.items() if not key.startswith(strange) and key != "DATABASE_URL"}
+    environ = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(strange) and key != "DATABASE_URL"
+    }
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     return {**environ, "PYTHONPATH": str(ROOT), **more}

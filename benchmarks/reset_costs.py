@@ -1,22 +1,26 @@
-"""What a reset costs: putting a database back to its template after a test, and what else a project could do instead.
+"""What a reset costs: putting a database back to its template after a test, and what else a project
+could do instead.
 
-Goal (in `cases`; the table says which were met): nothing written, at most 2 pings; 3 of 30 tables, at
-most 5 pings and 30 times cheaper than TRUNCATE of all; 3 of 200, at most 2.5 ms and 100 times cheaper; 3 of 1,000, at most 10 ms;
-one changed row among 1,000 seeded, at most 10 pings, among 1,000,000 cheaper than a fresh clone; a rollback with its audit, at
-most 4 pings; 10,000 resets later the same plans.
-Control: a ping, which is SELECT 1, prepared, over a psycopg connection to the same clone, taken before each sample; and plain
-statements over a kept connection (TRUNCATE, DELETE, create and drop of all tables), and a fresh clone.
-Factors (do not change): the cost of a reset is the time in `clone.isolated(…).__enter__` and in its `__exit__`; what the test does
-in between is not counted. Tables have a serial key, a text column with an index, and two of three a foreign key. The application
-keeps its connection, except under rollback, clone and where the clone may be replaced. Cases take turns, A B C A B C, each with a
-few tests that are not counted, because the others leave caches cold and make the server plan anew, and then up to 20 that are,
-while nothing goes on in the background. Every test is checked: it must find its template, and must have written; how many rows
-differed at the start and the end of a run is in the JSON.
-Environment: printed, and in the JSON. When client and server wake each other across cores, the scheduler may add tens of
-microseconds to every round trip, or not, as it likes: pings then have two peaks. So --pin measures both ways, by turns: all cores
-free, and everything, the server included, pinned to one core. Figures are medians of all samples of all runs, with the least and
-the greatest median of a run; with --quick, tables, rows and samples are few, and figures mean nothing.
-Parameters: --quick, --runs, --pin, --server, --binaries, --json FILE (every sample is in it).
+Goal (in `cases`; the table says which were met): nothing written, at most 2 pings; 3 of 30 tables,
+at most 5 pings and 30 times cheaper than TRUNCATE of all; 3 of 200, at most 2.5 ms and 100 times
+cheaper; 3 of 1,000, at most 10 ms; one changed row among 1,000 seeded, at most 10 pings, among
+1,000,000 cheaper than a fresh clone; a rollback with its audit, at most 4 pings; 10,000 resets
+later the same plans. Control: a ping, which is SELECT 1, prepared, over a psycopg connection to the
+same clone, taken before each sample; and plain statements over a kept connection (TRUNCATE, DELETE,
+create and drop of all tables), and a fresh clone. Factors (do not change): the cost of a reset is
+the time in `clone.isolated(…).__enter__` and in its `__exit__`; what the test does in between is
+not counted. Tables have a serial key, a text column with an index, and two of three a foreign key.
+The application keeps its connection, except under rollback, clone and where the clone may be
+replaced. Cases take turns, A B C A B C, each with a few tests that are not counted, because the
+others leave caches cold and make the server plan anew, and then up to 20 that are, while nothing
+goes on in the background. Every test is checked: it must find its template, and must have written;
+how many rows differed at the start and the end of a run is in the JSON. Environment: printed, and
+in the JSON. When client and server wake each other across cores, the scheduler may add tens of
+microseconds to every round trip, or not, as it likes: pings then have two peaks. So --pin measures
+both ways, by turns: all cores free, and everything, the server included, pinned to one core.
+Figures are medians of all samples of all runs, with the least and the greatest median of a run;
+with --quick, tables, rows and samples are few, and figures mean nothing. Parameters: --quick,
+--runs, --pin, --server, --binaries, --json FILE (every sample is in it).
 """
 
 from __future__ import annotations
@@ -48,7 +52,8 @@ from .wear import worn
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much there is: tables of three templates, seeded rows of two more, and how often everything is done."""
+    """How much there is: tables of three templates, seeded rows of two more, and how often
+    everything is done."""
 
     small: int = 30
     middle: int = 200
@@ -76,7 +81,9 @@ def cases(sizes: Sizes) -> list[Case]:
 
     def case(name: str, shop: Shop, reset: str, *goals: Goal, **options: Any) -> Case:
         found = Case(name, shop, reset, goals=goals, **options)
-        return replace(found, burst=min(found.burst, sizes.burst), warm=min(found.warm, sizes.burst // 4))
+        return replace(
+            found, burst=min(found.burst, sizes.burst), warm=min(found.warm, sizes.burst // 4)
+        )
 
     return [
         case(f"nothing written, {sizes.small} tables", small, "truncate", Pings(2), write=reads),
@@ -87,7 +94,15 @@ def cases(sizes: Sizes) -> list[Case]:
         case(of(middle, "3"), middle, "truncate", Milliseconds(2.5), Cheaper(100, all_middle)),
         case(of(large, "3"), large, "truncate", Milliseconds(10), burst=5),
         case(f"1 row of {sizes.few:,} seeded changed", some, "truncate", Pings(10), write=updates),
-        case(f"1 row of {sizes.many:,} seeded changed", many, "truncate", Cheaper(1, copied), write=updates, alone=True, **few),
+        case(
+            f"1 row of {sizes.many:,} seeded changed",
+            many,
+            "truncate",
+            Cheaper(1, copied),
+            write=updates,
+            alone=True,
+            **few,
+        ),
         case("rollback, nothing written", small, "rollback", Pings(4), write=reads),
         case("rollback, 3 tables written", small, "rollback", Pings(4)),
         case("rollback, 3 tables, and elsewhere", small, "rollback", busy=True),
@@ -105,7 +120,8 @@ def cases(sizes: Sizes) -> list[Case]:
 
 @dataclass
 class Way:
-    """A server and what was measured there: with everything `pinned` to one core, or with all cores free."""
+    """A server and what was measured there: with everything `pinned` to one core, or with all cores
+    free."""
 
     pinned: bool
     core: set[int]
@@ -118,12 +134,18 @@ class Way:
         """Add one run: all cases in turns, each in a clone of its own."""
         with affinity(self.core), contextlib.ExitStack() as stack:
             found = {
-                case.name: (stack.enter_context(case.opened(self.server, self.templates[case.shop])), Run()) for case in chosen
+                case.name: (
+                    stack.enter_context(case.opened(self.server, self.templates[case.shop])),
+                    Run(),
+                )
+                for case in chosen
             }
             for number in range(rounds):
                 for name, (contender, run) in found.items():
                     say(
-                        f"{self.name}, run {len(self.runs.get(name, ())) + 1}, round {number + 1} of {rounds}: {name}", passing=True
+                        f"{self.name}, run {len(self.runs.get(name, ())) + 1}, round"
+                        f" {number + 1} of {rounds}: {name}",
+                        passing=True,
                     )
                     contender.burst(self.server, run)
             for name, (contender, run) in found.items():
@@ -143,7 +165,12 @@ class Way:
             "server_cores": cores(embedded.cluster.pid() or 0) if embedded is not None else 0,
             "server": settings(self.server),
             "cases": [
-                {"name": case.name, "reset": case.reset, "written": case.written, "skipped": case.refused}
+                {
+                    "name": case.name,
+                    "reset": case.reset,
+                    "written": case.written,
+                    "skipped": case.refused,
+                }
                 if case.name not in figures
                 else {
                     "name": case.name,
@@ -162,7 +189,8 @@ class Way:
 
 @contextlib.contextmanager
 def affinity(wanted: set[int]) -> Iterator[None]:
-    """Run this process, and what it starts, on these cores for the block; anywhere if there are none."""
+    """Run this process, and what it starts, on these cores for the block; anywhere if there are
+    none."""
     before = os.sched_getaffinity(0) if wanted else set()
     if wanted:
         os.sched_setaffinity(0, wanted)
@@ -191,29 +219,41 @@ def table(data: dict[str, Any]) -> list[str]:
     """Return the lines that show one way of measuring, as `Way.data` has it."""
     server = data["server"]
     lines = [
-        f"{'pinned to one core' if data['pinned'] else 'all cores free'}; PostgreSQL {server['version']},"
+        f"{'pinned to one core' if data['pinned'] else 'all cores free'}; PostgreSQL"
+        f" {server['version']},"
         f" fsync {server['fsync']}, autovacuum {server['autovacuum']}",
-        f"{'':42} {'median':>8} {'p95':>8} {'least and greatest':>20} {'ping':>7} {'median':>8} {'p95':>8}",
-        f"{'':42} {'ms':>8} {'ms':>8} {'median of a run, ms':>20} {'ms':>7} {'pings':>8} {'pings':>8}  goal",
+        f"{'':42} {'median':>8} {'p95':>8} {'least and greatest':>20} {'ping':>7}"
+        f" {'median':>8} {'p95':>8}",
+        f"{'':42} {'ms':>8} {'ms':>8} {'median of a run, ms':>20} {'ms':>7} {'pings':>8}"
+        f" {'pings':>8}  goal",
     ]
     for case in data["cases"]:
         if case["skipped"]:
             lines.append(f"{case['name']:42} skipped: {case['skipped']}")
             continue
         spread = f"{case['lowest_median_ms']:.3f} .. {case['highest_median_ms']:.3f}"
-        goals = [f"{'met   ' if g['met'] else 'MISSED'} {g['goal']}: {g['reached']}" for g in case["goals"]]
+        goals = [
+            f"{'met   ' if g['met'] else 'MISSED'} {g['goal']}: {g['reached']}"
+            for g in case["goals"]
+        ]
         lines.append(
-            f"{case['name']:42} {case['median_ms']:8.3f} {case['p95_ms']:8.3f} {spread:>20} {case['ping_ms']:7.3f}"
-            f" {case['median_pings']:8.1f} {case['p95_pings']:8.1f}  {goals[0] if goals else ''}".rstrip()
+            (
+                f"{case['name']:42} {case['median_ms']:8.3f} {case['p95_ms']:8.3f} {spread:>20}"
+                f" {case['ping_ms']:7.3f} {case['median_pings']:8.1f} {case['p95_pings']:8.1f} "
+                f" {goals[0] if goals else ''}"
+            ).rstrip()
         )
         lines += [f"{'':108} {goal}" for goal in goals[1:]]
     for wear in data["wear"]:
         before, fresh, after = (wear[f"probe_{when}"] for when in ("before", "fresh", "after"))
         lines += [
             f"{wear['name']}: median of {wear['head']} in a fresh clone {wear['first_ms']:.3f} ms,"
-            f" of the last ones by turns {wear['last_ms']:.3f} ms, {wear['ratio']:.2f} x; worst {wear['worst_ms']:.1f} ms",
-            f"    {'met   ' if wear['same_plan'] else 'MISSED'} the same plan of a join before and after; ms and pages:"
-            f" {before['query_ms']:.3f} {before['pages']} before, {after['query_ms']:.3f} {after['pages']} after,"
+            f" of the last ones by turns {wear['last_ms']:.3f} ms, {wear['ratio']:.2f} x;"
+            f" worst {wear['worst_ms']:.1f} ms",
+            f"    {'met   ' if wear['same_plan'] else 'MISSED'} the same plan of a join"
+            f" before and after; ms and pages:"
+            f" {before['query_ms']:.3f} {before['pages']} before, {after['query_ms']:.3f}"
+            f" {after['pages']} after,"
             f" {fresh['query_ms']:.3f} {fresh['pages']} after it in a fresh clone",
         ]
     return lines
@@ -222,13 +262,29 @@ def table(data: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measure, print the table, and write the JSON if it is wanted."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reset_costs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.reset_costs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="small and few: to see that it works")
     parser.add_argument("--runs", type=int, help="default 5, quick 2")
-    parser.add_argument("--pin", action="store_true", help="also with everything on one core; private server on Linux only")
-    parser.add_argument("--server", default="embedded", metavar="URL", help="an existing server instead of a private one")
-    parser.add_argument("--binaries", default="", metavar="FOLDER", help="of initdb and postgres for the private server")
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="also with everything on one core; private server on Linux only",
+    )
+    parser.add_argument(
+        "--server",
+        default="embedded",
+        metavar="URL",
+        help="an existing server instead of a private one",
+    )
+    parser.add_argument(
+        "--binaries",
+        default="",
+        metavar="FOLDER",
+        help="of initdb and postgres for the private server",
+    )
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     if arguments.pin and (arguments.server != "embedded" or not hasattr(os, "sched_setaffinity")):
@@ -236,9 +292,17 @@ def main() -> None:
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # what leads libpq elsewhere
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
-    sizes, runs = QUICK if arguments.quick else Sizes(), arguments.runs or (2 if arguments.quick else 5)
+    sizes, runs = (
+        QUICK if arguments.quick else Sizes(),
+        arguments.runs or (2 if arguments.quick else 5),
+    )
     chosen, started = cases(sizes), time.time()
-    found: dict[str, Any] = {"quick": arguments.quick, "sizes": asdict(sizes), "runs": runs, "machine": machine()}
+    found: dict[str, Any] = {
+        "quick": arguments.quick,
+        "sizes": asdict(sizes),
+        "runs": runs,
+        "machine": machine(),
+    }
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         ways = []
         for pinned in (False, True) if arguments.pin else (False,):
@@ -256,14 +320,18 @@ def main() -> None:
             for way in ways:
                 with affinity(way.core):
                     say(f"{way.name}: {sizes.wear:,} x {reset}")
-                    way.wear.append(worn(way.server, way.templates[small], small, reset, sizes.wear, say))
+                    way.wear.append(
+                        worn(way.server, way.templates[small], small, reset, sizes.wear, say)
+                    )
         found["ways"] = [way.data(chosen) for way in ways]
     found |= {"seconds": time.time() - started, "load_at_end": machine()["load"]}
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found, indent=1))
     told = found["machine"]
     python = f"Python {told['python']}, psycopg {told['psycopg']}"
-    print(f"{told['system']}, {told['cores']} cores, {python}; {runs} runs of {sizes.rounds} rounds")
+    print(
+        f"{told['system']}, {told['cores']} cores, {python}; {runs} runs of {sizes.rounds} rounds"
+    )
     for data in found["ways"]:
         print("\n".join(["", *table(data)]))
 

@@ -1,8 +1,11 @@
-"""Many worker processes on one server at once, and whether the ten-thousandth reset costs what the first did.
+"""Many worker processes on one server at once, and whether the ten-thousandth reset costs what the
+first did.
 
-Control: the same with one worker. Factors (do not change): every worker is a process with a clone of its own, and all begin a round
-at the same moment; a test writes to three of 30 tables and is checked by the keys that its rows get (`truncate`) or by their being
-unique (`rollback`); its time is that of the whole test, writes included. What is counted is tests a second of all workers together.
+Control: the same with one worker. Factors (do not change): every worker is a process with a clone
+of its own, and all begin a round at the same moment; a test writes to three of 30 tables and is
+checked by the keys that its rows get (`truncate`) or by their being unique (`rollback`); its time
+is that of the whole test, writes included. What is counted is tests a second of all workers
+together.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from .wear import worn
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 TABLES = 30
 RESETS = ("rollback", "truncate")
-_SESSIONS = 3  # that a worker has: one that makes clones, one that controls resets, the application's
+_SESSIONS = (
+    3  # that a worker has: one that makes clones, one that controls resets, the application's
+)
 
 
 class Failed(Exception):
@@ -53,7 +58,12 @@ class Worker:
         if not line:
             assert self.process.stderr is not None
             said = self.process.stderr.read().strip().splitlines()
-            raise Failed(next((line for line in said if line.startswith("dbclone.")), said[-1] if said else "no word"))
+            raise Failed(
+                next(
+                    (line for line in said if line.startswith("dbclone.")),
+                    said[-1] if said else "no word",
+                )
+            )
         return dict(json.loads(line))
 
 
@@ -73,8 +83,19 @@ def crew(server: Server, place: Place, count: int) -> Iterator[list[Worker]]:
                 text=True,
             )
             workers.append(Worker(process))
-            options = {"url": server.dsn.url, "cache_dir": str(server.settings.cache), "name": server.settings.project}
-            workers[-1].tell({"tables": TABLES, "folder": str(place.folder), "options": options, "owner": f"w{number}"})
+            options = {
+                "url": server.dsn.url,
+                "cache_dir": str(server.settings.cache),
+                "name": server.settings.project,
+            }
+            workers[-1].tell(
+                {
+                    "tables": TABLES,
+                    "folder": str(place.folder),
+                    "options": options,
+                    "owner": f"w{number}",
+                }
+            )
         yield workers
     finally:
         for worker in workers:
@@ -101,25 +122,48 @@ def measure(place: Place) -> dict[str, Any]:
         for count in (1, 2, 8) if place.quick else WORKERS:
             for reset in RESETS:
                 if count * _SESSIONS > server.facts.max_connections - 3:
-                    left_out.append(f"{count} workers: the server admits {server.facts.max_connections} connections")
+                    left_out.append(
+                        f"{count} workers: the server admits {server.facts.max_connections}"
+                        f" connections"
+                    )
                     continue
                 say(f"scale: {count} workers, {reset}")
                 started = time.perf_counter()
                 try:
-                    with crew(server, place, count) as workers:  # a new one for each reset: the sessions of both would be too many
+                    with (
+                        crew(server, place, count) as workers
+                    ):  # a new one for each reset: the sessions of both would be too many
                         clones = [worker.answer()["clone_s"] * 1000 for worker in workers]
-                        told = {"workers": count, "reset": reset, "ready_s": time.perf_counter() - started}
-                        told |= {"clone_median_ms": statistics.median(clones), "clone_max_ms": max(clones)}
-                        _round(workers, reset, 0)  # the first test opens connections and learns the schema
+                        told = {
+                            "workers": count,
+                            "reset": reset,
+                            "ready_s": time.perf_counter() - started,
+                        }
+                        told |= {
+                            "clone_median_ms": statistics.median(clones),
+                            "clone_max_ms": max(clones),
+                        }
+                        _round(
+                            workers, reset, 0
+                        )  # the first test opens connections and learns the schema
                         for number in range(rounds):
-                            rows.append({**told, "round": number, **_round(workers, reset, seconds)})
+                            rows.append(
+                                {**told, "round": number, **_round(workers, reset, seconds)}
+                            )
                 except Failed as error:
                     left_out.append(f"{count} workers, {reset}: {error}")
         total = 300 if place.quick else 10_000
-        wear = [worn(server, template, shop, reset, total, say) for reset in ("truncate", "rollback")]
+        wear = [
+            worn(server, template, shop, reset, total, say) for reset in ("truncate", "rollback")
+        ]
         found = settings(server)
         ddl.drop(server, template.database)
-    return {"servers": {GIVEN if place.url else EMBEDDED: found}, "rows": rows, "wear": wear, "left_out": left_out}
+    return {
+        "servers": {GIVEN if place.url else EMBEDDED: found},
+        "rows": rows,
+        "wear": wear,
+        "left_out": left_out,
+    }
 
 
 def _round(workers: list[Worker], reset: str, seconds: float) -> dict[str, float]:

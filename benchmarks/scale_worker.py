@@ -1,6 +1,8 @@
-"""One worker of the benchmark of scale: a process with a clone of its own, which runs tests when it is told to.
+"""One worker of the benchmark of scale: a process with a clone of its own, which runs tests when it
+is told to.
 
-Reads JSON lines: first what to do, then one line per round; writes one line when it is ready, and one per round.
+Reads JSON lines: first what to do, then one line per round; writes one line when it is ready, and
+one per round.
 """
 
 from __future__ import annotations
@@ -34,13 +36,19 @@ def main() -> None:
             for line in sys.stdin:
                 reset, seconds = json.loads(line)
                 if reset == "truncate" and kept is None:
-                    kept = stack.enter_context(contextlib.closing(psycopg.connect(clone.url, autocommit=True)))
+                    kept = stack.enter_context(
+                        contextlib.closing(psycopg.connect(clone.url, autocommit=True))
+                    )
                 taken: list[float] = []
                 began = time.perf_counter()
                 while time.perf_counter() - began < seconds or not taken:
                     started = time.perf_counter()
                     with clone.isolated(reset, "test") as isolation:
-                        connection = kept if reset == "truncate" and kept is not None else isolation.connect(autocommit=True)
+                        connection = (
+                            kept
+                            if reset == "truncate" and kept is not None
+                            else isolation.connect(autocommit=True)
+                        )
                         inserts(shop, connection, reset == "truncate")
                     taken.append(time.perf_counter() - started)
                 _say({"times": taken, "seconds": time.perf_counter() - began})

@@ -1,11 +1,12 @@
 """What a session pays for dbclone before and after its tests.
 
-Goal: second `prepare` on a running server ≤ 100 ms; a pytest session with one trivial test ≤ 100 ms with the server running and
-≤ 350 ms with the server stopped; each beyond the control.
-Control: the same process without dbclone: an interpreter that imports psycopg and peewee; a pytest session whose one test imports
-them, with as many workers.
-Factors (do not change): whole processes, interleaving_limit A B C A B C, byte code cached, a project with two peewee models. Cold is
-without data and without a template (initdb, build), warm with the server stopped, hot with the server running.
+Goal: second `prepare` on a running server ≤ 100 ms; a pytest session with one trivial test ≤ 100 ms
+with the server running and ≤ 350 ms with the server stopped; each beyond the control. Control: the
+same process without dbclone: an interpreter that imports psycopg and peewee; a pytest session whose
+one test imports them, with as many workers. Factors (do not change): whole processes,
+interleaving_limit A B C A B C, byte code cached, a project with two peewee models. Cold is without
+data and without a template (initdb, build), warm with the server stopped, hot with the server
+running.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 @dataclass(frozen=True)
 class Contender:
-    """A process that is measured, after `before`, which is not; `control`, the name of what its time is held against."""
+    """A process that is measured, after `before`, which is not; `control`, the name of what its
+    time is held against."""
 
     name: str
     folder: Path
@@ -78,29 +80,50 @@ class Projects:
         (self.folder / "test_it.py").write_text(
             "import models\ndef test_it(dbclone):\n    assert models.User.select().count() == 0\n"
         )
-        (self.bare / "test_it.py").write_text("import psycopg, models\ndef test_it():\n    assert models.User\n")
+        (self.bare / "test_it.py").write_text(
+            "import psycopg, models\ndef test_it():\n    assert models.User\n"
+        )
 
     def run(self, folder: Path, *words: str) -> float:
         """Run a Python process in a folder and return its seconds."""
-        options = {"cache_dir": str(self.cache), "binaries": self.place.binaries} if folder == self.folder else {}
+        options = (
+            {"cache_dir": str(self.cache), "binaries": self.place.binaries}
+            if folder == self.folder
+            else {}
+        )
         environ = {f"DBCLONE_{key.upper()}": value for key, value in options.items() if value}
         environ = child_environment(PYTHONPYCACHEPREFIX=str(self.place.folder / "pyc"), **environ)
         started = time.perf_counter()
-        subprocess.run([sys.executable, *words], cwd=folder, env=environ, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, *words], cwd=folder, env=environ, check=True, capture_output=True
+        )
         return time.perf_counter() - started
 
     def server(self, word: str) -> None:
         self.run(self.folder, "-m", "dbclone", "server", word)
 
     def wipe(self) -> None:
-        """Stop the server and remove all that dbclone ever made here but what it copied once (binaries for another account)."""
+        """Stop the server and remove all that dbclone ever made here but what it copied once
+        (binaries for another account)."""
         self.server("stop")
-        found = Embedded.locate(load(self.folder, {"cache_dir": str(self.cache), "binaries": self.place.binaries or None}, {}))
+        found = Embedded.locate(
+            load(
+                self.folder,
+                {"cache_dir": str(self.cache), "binaries": self.place.binaries or None},
+                {},
+            )
+        )
         shutil.rmtree(found.cluster.folder, ignore_errors=True)
 
     def remove(self) -> None:
         self.server("stop")
-        found = Embedded.locate(load(self.folder, {"cache_dir": str(self.cache), "binaries": self.place.binaries or None}, {}))
+        found = Embedded.locate(
+            load(
+                self.folder,
+                {"cache_dir": str(self.cache), "binaries": self.place.binaries or None},
+                {},
+            )
+        )
         for folder in (found.home, found.disk):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -119,16 +142,28 @@ class Projects:
             ),
             Contender("import pytest", self.bare, ("-c", "import pytest")),
             Contender("psycopg, peewee", self.bare, imports),
-            Contender("prepare, warm", self.folder, ("-m", "dbclone", "prepare"), stop, "psycopg, peewee"),
-            Contender("prepare, hot", self.folder, ("-m", "dbclone", "prepare"), start, "psycopg, peewee"),
+            Contender(
+                "prepare, warm", self.folder, ("-m", "dbclone", "prepare"), stop, "psycopg, peewee"
+            ),
+            Contender(
+                "prepare, hot", self.folder, ("-m", "dbclone", "prepare"), start, "psycopg, peewee"
+            ),
         ]
         for workers in (0,) if self.place.quick else (0, 2, 4):
             pytest, control = (*_PYTEST, "-n", str(workers)), f"pytest -n {workers}, not using it"
-            found.append(Contender(control, self.bare, pytest, control="" if workers else "pytest -n 0, plugin off"))
+            found.append(
+                Contender(
+                    control, self.bare, pytest, control="" if workers else "pytest -n 0, plugin off"
+                )
+            )
             if not workers:
-                found.append(Contender("pytest -n 0, plugin off", self.bare, (*pytest, "-p", "no:dbclone")))
+                found.append(
+                    Contender("pytest -n 0, plugin off", self.bare, (*pytest, "-p", "no:dbclone"))
+                )
             found += [
-                Contender(f"pytest -n {workers}, cold", self.folder, pytest, self.wipe, control, dear=True),
+                Contender(
+                    f"pytest -n {workers}, cold", self.folder, pytest, self.wipe, control, dear=True
+                ),
                 Contender(f"pytest -n {workers}, warm", self.folder, pytest, stop, control),
                 Contender(f"pytest -n {workers}, hot", self.folder, pytest, start, control),
             ]
@@ -136,7 +171,8 @@ class Projects:
 
 
 def measure(place: Place) -> dict[str, Any]:
-    """Run all contenders in turns, and return their times and what is beyond their controls, run by run, in milliseconds."""
+    """Run all contenders in turns, and return their times and what is beyond their controls, run by
+    run, in milliseconds."""
     projects = Projects(place)
     projects.write()
     contenders = projects.contenders()

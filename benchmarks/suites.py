@@ -1,9 +1,12 @@
-"""Whole suites: the demo's shop at three sizes, its tests isolated in different ways, as whole pytest processes that take turns.
+"""Whole suites: the demo's shop at three sizes, its tests isolated in different ways, as whole
+pytest processes that take turns.
 
-Control: no isolation, which is the same statements with values that no other test uses, and counts that nobody asserts.
-Factors (do not change): the tests are the same, half of them touch 2 tables, half all 8, and each asserts the rows of all 8 before
-and after; the application keeps its connection between requests (a pool) for everybody but the reference recipe; the server runs
-already; a process that fails, or runs another number of tests than it should, ends the part: an isolation that leaks has no time.
+Control: no isolation, which is the same statements with values that no other test uses, and counts
+that nobody asserts. Factors (do not change): the tests are the same, half of them touch 2 tables,
+half all 8, and each asserts the rows of all 8 before and after; the application keeps its
+connection between requests (a pool) for everybody but the reference recipe; the server runs
+already; a process that fails, or runs another number of tests than it should, ends the part: an
+isolation that leaks has no time.
 """
 
 from __future__ import annotations
@@ -43,11 +46,16 @@ CONTENDERS = {
     FLOOR: "no isolation (floor)",
 }
 RESETS = ("truncate", "rollback", "auto", "clone", "drop")
-# By whether the server is the durable one: what is measured at every size and number of workers, and what again and again.
-_ASKED = (("recipe", "kept", "truncate_all", "truncate", "rollback", "auto", FLOOR), ("recipe", "truncate_all", "auto", FLOOR))
+# By whether the server is the durable one: what is measured at every size and number of workers,
+# and what again and again.
+_ASKED = (
+    ("recipe", "kept", "truncate_all", "truncate", "rollback", "auto", FLOOR),
+    ("recipe", "truncate_all", "auto", FLOOR),
+)
 _AGAIN = (("truncate", "rollback", "auto", FLOOR), ("recipe", "auto", FLOOR))
 _SELDOM = 3  # rounds, of which the durable server takes part in one: there the differences are larger, and take longer
-# Seconds in series of 139, 199 and 316 tests, and with 4 workers, as the reference's author gives them.
+# Seconds in series of 139, 199 and 316 tests, and with 4 workers, as the reference's author gives
+# them.
 PUBLISHED = {"0": (15.0, 20.0, 53.0), "4": (4.5, 7.0, 15.5)}
 _HEAD = """from harness import add_product, expect, order, with_test_db
 from shop.models import MODELS, Category, Product
@@ -71,23 +79,42 @@ def test_order_{0}(client, names):
 
 
 def generate(folder: Path, size: int) -> None:
-    """Write a project with so many tests into a new folder: the demo's shop, with a pool of connections."""
-    shutil.copytree(Path(dbclone.__file__).parent / "demo" / "shop", folder / "shop", ignore=shutil.ignore_patterns("__pycache__"))
+    """Write a project with so many tests into a new folder: the demo's shop, with a pool of
+    connections."""
+    shutil.copytree(
+        Path(dbclone.__file__).parent / "demo" / "shop",
+        folder / "shop",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     models = folder / "shop" / "models.py"
-    text = models.read_text().replace("PostgresqlDatabase(None, prefer", "PooledPostgresqlDatabase(None, max_connections=8, prefer")
-    models.write_text(text.replace("    PostgresqlDatabase,\n)\n", ")\nfrom playhouse.pool import PooledPostgresqlDatabase\n"))
+    text = models.read_text().replace(
+        "PostgresqlDatabase(None, prefer",
+        "PooledPostgresqlDatabase(None, max_connections=8, prefer",
+    )
+    models.write_text(
+        text.replace(
+            "    PostgresqlDatabase,\n)\n",
+            ")\nfrom playhouse.pool import PooledPostgresqlDatabase\n",
+        )
+    )
     for name in ("conftest.py", "harness.py"):
         shutil.copy(Path(__file__).parent / "project" / name, folder / name)
-    (folder / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\ntestpaths = ["tests"]\n')
+    (folder / "pyproject.toml").write_text(
+        '[tool.pytest.ini_options]\npythonpath = ["."]\ntestpaths = ["tests"]\n'
+    )
     (folder / "tests").mkdir()
     for start in range(0, size, 20):
-        tests = [(_ORDER if number % 2 else _PRODUCT).format(number) for number in range(start, min(start + 20, size))]
+        tests = [
+            (_ORDER if number % 2 else _PRODUCT).format(number)
+            for number in range(start, min(start + 20, size))
+        ]
         (folder / "tests" / f"test_{start:03}.py").write_text(_HEAD + "".join(tests))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured as one process: a project of `size` tests, on a server, with so many workers, isolated in one way."""
+    """What is measured as one process: a project of `size` tests, on a server, with so many
+    workers, isolated in one way."""
 
     server: str
     size: int
@@ -101,10 +128,22 @@ class Cell:
     def run(self, folder: Path, server: Server, place: Place) -> dict[str, float]:
         """Run the project in `folder` once. Raises Broken if not all tests passed."""
         results = place.folder / "results.xml"
-        command = ["pytest", "-q", "-p", "no:cacheprovider", "-n", str(self.workers), f"--junitxml={results}"]
+        command = [
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-n",
+            str(self.workers),
+            f"--junitxml={results}",
+        ]
         environ = {"BENCHMARK_CONTENDER": self.contender, "BENCHMARK_URL": server.dsn.url}
         if self.contender in RESETS:
-            options = {"schema": "shop.models:MODELS", "bind": "shop.models:db", "name": f"{server.settings.project}suite"}
+            options = {
+                "schema": "shop.models:MODELS",
+                "bind": "shop.models:db",
+                "name": f"{server.settings.project}suite",
+            }
             options |= {"reset": self.contender, "autouse": "true", "strict": "true"}
             # As users have it: found in the cache if it is private, named by a URL if it is not.
             options |= {"url": server.dsn.url} if server.embedded is None else {}
@@ -123,7 +162,10 @@ class Cell:
         wall = time.perf_counter() - started
         times = _times(results)
         if done.returncode or len(times) != self.size:
-            raise Broken(f"{self}: {len(times)} tests, exit status {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
+            raise Broken(
+                f"{self}: {len(times)} tests, exit status"
+                f" {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}"
+            )
         return {
             "wall_s": wall,
             "tests_s": sum(times),
@@ -145,7 +187,8 @@ def _times(results: Path) -> list[float]:
 def cells(servers: Sequence[str], quick: bool) -> list[Cell]:
     """Return what is measured, in the order of one round.
 
-    What takes long and decides no goal is measured at the smallest size, and on the durable server without workers.
+    What takes long and decides no goal is measured at the smallest size, and on the durable server
+    without workers.
     """
     sizes, workers = ((24,), (0, 2)) if quick else (SIZES, WORKERS)
     found = []
@@ -170,7 +213,8 @@ class Suites:
     failed: dict[Cell, str] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Write the projects, and run each once, so that byte code is cached and templates are built."""
+        """Write the projects, and run each once, so that byte code is cached and templates are
+        built."""
         for size in dict.fromkeys(cell.size for cell in self.runs):
             self.folders[size] = self.place.folder / f"shop{size}"
             generate(self.folders[size], size)
@@ -181,8 +225,9 @@ class Suites:
         return cell.run(self.folders[cell.size], self.servers[cell.server], self.place)
 
     def rounds(self) -> None:
-        """Run what the goals need, then everything else once, then the former again and again, as long as there is time: contenders
-        for the same take turns, and the floor is among them each time."""
+        """Run what the goals need, then everything else once, then the former again and again, as
+        long as there is time: contenders for the same take turns, and the floor is among them each
+        time."""
         groups: dict[tuple[str, int, int], list[Cell]] = {}
         for cell in self.runs:
             groups.setdefault((cell.server, cell.size, cell.workers), []).append(cell)
@@ -192,9 +237,15 @@ class Suites:
             for (server, size, workers), group in groups.items():
                 again = [c for c in group if c.contender in _AGAIN[server == DURABLE]]
                 rest = [c for c in group if c not in again]
-                chosen = again if number != 1 else rest and [*rest, *(c for c in again if c.contender == FLOOR)]
+                chosen = (
+                    again
+                    if number != 1
+                    else rest and [*rest, *(c for c in again if c.contender == FLOOR)]
+                )
                 chosen = [c for c in chosen if c not in self.failed]
-                if not chosen or (number > 1 and (self.place.quick or (server == DURABLE and number % _SELDOM))):
+                if not chosen or (
+                    number > 1 and (self.place.quick or (server == DURABLE and number % _SELDOM))
+                ):
                     continue
                 if number and self.place.left < sum(self.expected(c) for c in chosen):
                     self.failed |= {c: "there was no time left" for c in rest if number == 1}
@@ -204,7 +255,9 @@ class Suites:
                     say(f"    {cell.contender}", passing=True)
                     try:
                         self.runs[cell].append({"round": number, **self.once(cell)})
-                    except Broken as error:  # it has no time, not even the one it may have had before
+                    except (
+                        Broken
+                    ) as error:  # it has no time, not even the one it may have had before
                         say(str(error))
                         self.failed[cell] = str(error)
                         self.runs[cell].clear()
@@ -213,26 +266,42 @@ class Suites:
             number += 1
 
     def expected(self, cell: Cell) -> float:
-        """Return how many seconds a cell will take, about: what it took, or somewhat more than the others of its size."""
-        known = self.runs[cell] or [run for other, runs in self.runs.items() if other.size == cell.size for run in runs]
+        """Return how many seconds a cell will take, about: what it took, or somewhat more than the
+        others of its size."""
+        known = self.runs[cell] or [
+            run for other, runs in self.runs.items() if other.size == cell.size for run in runs
+        ]
         return 1.2 * max((run["wall_s"] for run in known), default=0.0)
 
     def data(self) -> dict[str, Any]:
         """Return everything as plain data."""
         return {
-            "servers": {name: {**settings(server), "file_system": _file_system(server)} for name, server in self.servers.items()},
+            "servers": {
+                name: {**settings(server), "file_system": _file_system(server)}
+                for name, server in self.servers.items()
+            },
             "published": PUBLISHED,
             "contenders": CONTENDERS,
             "cells": [
-                {"server": c.server, "size": c.size, "workers": c.workers, "contender": c.contender, "runs": list(found)}
+                {
+                    "server": c.server,
+                    "size": c.size,
+                    "workers": c.workers,
+                    "contender": c.contender,
+                    "runs": list(found),
+                }
                 for c, found in self.runs.items()
             ],
-            "left_out": [f"{cell.shown}: {text.strip().splitlines()[-1]}" for cell, text in self.failed.items()],
+            "left_out": [
+                f"{cell.shown}: {text.strip().splitlines()[-1]}"
+                for cell, text in self.failed.items()
+            ],
         }
 
 
 def measure(place: Place) -> dict[str, Any]:
-    """Run all cells in turns, the goals' ones again as long as there is time, and return everything as plain data."""
+    """Run all cells in turns, the goals' ones again as long as there is time, and return everything
+    as plain data."""
     with place.servers() as servers:
         suites = Suites(place, servers, {cell: [] for cell in cells(list(servers), place.quick)})
         suites.prepare()

@@ -27,7 +27,8 @@ def spread(figures: Mapping[str, float]) -> str:
 
 
 def goals(found: Sequence[Verdict]) -> list[str]:
-    """Return the table of goals: what was wanted, the worst that was measured, in how many cases it was reached, how surely."""
+    """Return the table of goals: what was wanted, the worst that was measured, in how many cases it
+    was reached, how surely."""
     rows = []
     for one in found:
         limit = f"{'≤' if one.at_most else '≥'} {one.limit:g}"
@@ -42,11 +43,15 @@ def goals(found: Sequence[Verdict]) -> list[str]:
                 limit,
                 f"{medians:.2f}",
                 f"{one.worst.ratio:.2f} ({one.worst.where})",
-                f"{word} in {one.reached} of {len(one.measured)}" if one.reached not in (0, len(one.measured)) else word,
+                f"{word} in {one.reached} of {len(one.measured)}"
+                if one.reached not in (0, len(one.measured))
+                else word,
                 f"{one.pooled:.0%}" if one.pooled is not None else "",
             ]
         )
-    return table(["figure", "goal", "median of all cases", "worst case", "verdict", "confidence"], rows)
+    return table(
+        ["figure", "goal", "median of all cases", "worst case", "verdict", "confidence"], rows
+    )
 
 
 def goal_cases(found: Sequence[Verdict]) -> list[str]:
@@ -56,7 +61,16 @@ def goal_cases(found: Sequence[Verdict]) -> list[str]:
         for measured in one.measured if len(one.measured) > 1 else ():
             sure = f"{measured.sure:.0%}" if measured.sure is not None else ""
             figures = spread(summary(measured.values))
-            rows.append([one.goal, measured.where, figures, str(len(measured.values)), "yes" if measured.reached else "no", sure])
+            rows.append(
+                [
+                    one.goal,
+                    measured.where,
+                    figures,
+                    str(len(measured.values)),
+                    "yes" if measured.reached else "no",
+                    sure,
+                ]
+            )
     return table(["figure", "where", "ratio", "pairs", "reached", "confidence"], rows)
 
 
@@ -64,7 +78,11 @@ def suites(found: Found) -> Iterator[str]:
     """Yield a table per server and size: whole processes, over the floor, and one test."""
     cells = [cell for cell in found.get("cells", ()) if cell["runs"]]
     for server, size in dict.fromkeys((cell["server"], cell["size"]) for cell in cells):
-        here = {(c["contender"], c["workers"]): c["runs"] for c in cells if (c["server"], c["size"]) == (server, size)}
+        here = {
+            (c["contender"], c["workers"]): c["runs"]
+            for c in cells
+            if (c["server"], c["size"]) == (server, size)
+        }
         workers = sorted({number for _, number in here})
         yield f"**{size} tests, {server} server**"
         yield ""
@@ -76,7 +94,12 @@ def suites(found: Found) -> Iterator[str]:
             for number in workers:
                 row += _cell(here.get((contender, number), ()), here.get(("none", number), ()))
             serial = here.get((contender, workers[0]), ())
-            rows.append([*row, shown(statistics.median(run["median_ms"] for run in serial)) if serial else "–"])
+            rows.append(
+                [
+                    *row,
+                    shown(statistics.median(run["median_ms"] for run in serial)) if serial else "–",
+                ]
+            )
         heads = [text for number in workers for text in (f"{number} workers, s", "× floor")]
         yield from table(["", *heads, "one test, ms"], rows)
 
@@ -92,7 +115,10 @@ def _cell(runs: Sequence[Found], floor: Sequence[Found]) -> list[str]:
 def published(found: Found) -> Iterator[str]:
     """Yield the reference's own figures, as context."""
     if found.get("published"):
-        rows = [[f"{workers} workers", *(shown(value) for value in values)] for workers, values in found["published"].items()]
+        rows = [
+            [f"{workers} workers", *(shown(value) for value in values)]
+            for workers, values in found["published"].items()
+        ]
         yield from table(["seconds, as published", "139 tests", "199 tests", "316 tests"], rows)
 
 
@@ -105,7 +131,9 @@ def resets(points: Sequence[Found]) -> Iterator[str]:
         for reset in dict.fromkeys(point["reset"] for point in here):
             own = {point["value"]: point for point in here if point["reset"] == reset}
             rows.append([reset, *(_reset(own.get(number)) for number in values)])
-        yield from table([f"{axis}: median / p95 / p99 ms (pings)", *(f"{number:,}" for number in values)], rows)
+        yield from table(
+            [f"{axis}: median / p95 / p99 ms (pings)", *(f"{number:,}" for number in values)], rows
+        )
 
 
 def _reset(point: Found | None) -> str:
@@ -123,11 +151,17 @@ def clones(rows: Sequence[Found]) -> Iterator[str]:
         sizes = list(dict.fromkeys((row["wanted_mb"], row["megabytes"]) for row in here))
         lines = []
         for contender, count in dict.fromkeys((row["contender"], row["at_once"]) for row in here):
-            own = {row["wanted_mb"]: row for row in here if (row["contender"], row["at_once"]) == (contender, count)}
+            own = {
+                row["wanted_mb"]: row
+                for row in here
+                if (row["contender"], row["at_once"]) == (contender, count)
+            }
             name = contender if count == 1 else f"{contender}, {count} at once, each"
             lines.append([name, *(spread(own[size]) if size in own else "–" for size, _ in sizes)])
         lines.sort(key=lambda line: line[0].split(",")[0])
-        yield from table([f"{server}, ms", *(f"{megabytes:,.0f} MB" for _, megabytes in sizes)], lines)
+        yield from table(
+            [f"{server}, ms", *(f"{megabytes:,.0f} MB" for _, megabytes in sizes)], lines
+        )
 
 
 def start_up(rows: Sequence[Found]) -> list[str]:
@@ -150,7 +184,9 @@ def peers(rows: Sequence[Found]) -> Iterator[str]:
         suite, over = {"n": 2, **row["suite_s"]}, row.get("over_auto")
         times = [shown(row["per_test_ms"][key]) for key in ("median", "p95", "p99")]
         lines.append([name, *times, spread(suite), spread({"n": 2, **over}) if over else ""])
-    yield from table(["", "a test, ms", "p95", "p99", "whole suite, s", "× dbclone auto, a test"], lines)
+    yield from table(
+        ["", "a test, ms", "p95", "p99", "whole suite, s", "× dbclone auto, a test"], lines
+    )
     told = {row["name"]: {**row.get("undoes", {}), **row.get("allows", {})} for row in rows}
     words = {True: "yes", False: "**no**", None: "?"}
     probes = list(dict.fromkeys(name for found in told.values() for name in found))
@@ -168,9 +204,33 @@ def scale(rows: Sequence[Found]) -> list[str]:
     for reset, workers in dict.fromkeys((row["reset"], row["workers"]) for row in rows):
         own = [row for row in rows if (row["reset"], row["workers"]) == (reset, workers)]
         rates = spread(summary([row["tests_per_s"] for row in own]))
-        times = [shown(statistics.median(row[key] for row in own)) for key in ("median_ms", "p95_ms", "p99_ms")]
-        lines.append([reset, str(workers), rates, *times, shown(own[0]["ready_s"]), shown(own[0]["clone_median_ms"])])
-    return table(["reset", "workers", "tests/s, all together", "a test, ms", "p95", "p99", "all ready, s", "a clone, ms"], lines)
+        times = [
+            shown(statistics.median(row[key] for row in own))
+            for key in ("median_ms", "p95_ms", "p99_ms")
+        ]
+        lines.append(
+            [
+                reset,
+                str(workers),
+                rates,
+                *times,
+                shown(own[0]["ready_s"]),
+                shown(own[0]["clone_median_ms"]),
+            ]
+        )
+    return table(
+        [
+            "reset",
+            "workers",
+            "tests/s, all together",
+            "a test, ms",
+            "p95",
+            "p99",
+            "all ready, s",
+            "a clone, ms",
+        ],
+        lines,
+    )
 
 
 def wear(rows: Sequence[Found]) -> list[str]:
@@ -178,5 +238,21 @@ def wear(rows: Sequence[Found]) -> list[str]:
     lines = []
     for row in rows:
         plan = "the same" if row["same_plan"] else "another"
-        lines.append([row["name"], *(shown(row[key]) for key in ("first_ms", "last_ms", "ratio", "worst_ms")), plan])
-    return table(["", "in a fresh clone, ms", "the last ones, ms", "ratio", "worst, ms", "plan of a join afterwards"], lines)
+        lines.append(
+            [
+                row["name"],
+                *(shown(row[key]) for key in ("first_ms", "last_ms", "ratio", "worst_ms")),
+                plan,
+            ]
+        )
+    return table(
+        [
+            "",
+            "in a fresh clone, ms",
+            "the last ones, ms",
+            "ratio",
+            "worst, ms",
+            "plan of a join afterwards",
+        ],
+        lines,
+    )

@@ -1,4 +1,5 @@
-"""Whether thousands of resets wear a database out: how long they take at the start and in the end, and a query over the tables."""
+"""Whether thousands of resets wear a database out: how long they take at the start and in the end,
+and a query over the tables."""
 
 from __future__ import annotations
 
@@ -24,12 +25,21 @@ _TIMES = 10  # that both get new sessions
 _WARM = 30  # tests before a clone's resets are what they stay: statements are prepared, caches are filled
 
 
-def worn(server: Server, template: Template, shop: Shop, reset: str, count: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Reset a clone `count` times after tests that write to three tables, and return what that changed, as plain data.
+def worn(
+    server: Server,
+    template: Template,
+    shop: Shop,
+    reset: str,
+    count: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Reset a clone `count` times after tests that write to three tables, and return what that
+    changed, as plain data.
 
-    The last resets take turns with those of a fresh clone: the machine's pace changes more in the meantime than anything else.
-    Before and after, a query joins the three tables with 100 rows in each, in a test of its own: its time and its plan tell
-    whether dead rows and stale statistics reach the tests.
+    The last resets take turns with those of a fresh clone: the machine's pace changes more in the
+    meantime than anything else. Before and after, a query joins the three tables with 100 rows in
+    each, in a test of its own: its time and its plan tell whether dead rows and stale statistics
+    reach the tests.
     """
     case = Case(f"{count:,} x {reset}, 3 of {shop.tables} tables written", shop, reset, inserts)
     run = Run()
@@ -46,7 +56,11 @@ def worn(server: Server, template: Template, shop: Shop, reset: str, count: int,
         # And in a clone that nothing has worn out, at the same time of day.
         head = min(200, count // 3)
         with case.opened(server, template) as unworn:
-            pairs = [pair for _ in range(_TIMES) for pair in _side_by_side(contender, unworn, max(1, head // _TIMES))]
+            pairs = [
+                pair
+                for _ in range(_TIMES)
+                for pair in _side_by_side(contender, unworn, max(1, head // _TIMES))
+            ]
         fresh, after = _probe(shop, other, reset), _probe(shop, clone, reset)
     first, last = (statistics.median(pair[one] for pair in pairs) * 1000 for one in (1, 0))
     return {
@@ -67,8 +81,8 @@ def worn(server: Server, template: Template, shop: Shop, reset: str, count: int,
 
 
 def _side_by_side(worn: Contender, new: Contender, count: int) -> list[tuple[float, float]]:
-    """Reset both by turns. With sessions of their own each time: on which core a server process happens to run makes up to half of
-    a rollback's cost, and stays so for thousands of them."""
+    """Reset both by turns. With sessions of their own each time: on which core a server process
+    happens to run makes up to half of a rollback's cost, and stays so for thousands of them."""
     for contender in (worn, new):
         assert contender.clone is not None
         contender.clone.state.disconnect()
@@ -78,16 +92,23 @@ def _side_by_side(worn: Contender, new: Contender, count: int) -> list[tuple[flo
 
 
 def _probe(shop: Shop, clone: Clone, reset: str) -> dict[str, Any]:
-    """Return plan and time of a join of the three tables with rows in them, and how many pages they have."""
+    """Return plan and time of a join of the three tables with rows in them, and how many pages they
+    have."""
     customer, purchase, item = shop.family
     query = sql.SQL(
-        "SELECT count(*) FROM {} AS c JOIN {} AS p ON p.parent = c.id JOIN {} AS i ON i.parent = p.id WHERE i.note > 'note 5'"
+        "SELECT count(*) FROM {} AS c JOIN {} AS p ON p.parent = c.id JOIN {} AS i ON"
+        " i.parent = p.id WHERE i.note > 'note 5'"
     ).format(customer, purchase, item)
     with clone.isolated(reset, "probe") as isolation:
         connection = isolation.connect(autocommit=True)
         _fill(connection, shop)
         plan, costs = (
-            "\n".join(line for (line,) in connection.execute(sql.SQL("EXPLAIN ({}) {}").format(sql.SQL(option), query)))
+            "\n".join(
+                line
+                for (line,) in connection.execute(
+                    sql.SQL("EXPLAIN ({}) {}").format(sql.SQL(option), query)
+                )
+            )
             for option in ("COSTS OFF", "COSTS ON")
         )
         times = []
@@ -95,15 +116,24 @@ def _probe(shop: Shop, clone: Clone, reset: str) -> dict[str, Any]:
             started = time.perf_counter()
             connection.execute(query, prepare=False).fetchall()
             times.append(time.perf_counter() - started)
-        pages = [connection.execute(_PAGES, [name.as_string(connection)]).fetchall()[0][0] for name in shop.family]
-    return {"plan": plan, "plan_with_costs": costs, "query_ms": statistics.median(times) * 1000, "pages": pages}
+        pages = [
+            connection.execute(_PAGES, [name.as_string(connection)]).fetchall()[0][0]
+            for name in shop.family
+        ]
+    return {
+        "plan": plan,
+        "plan_with_costs": costs,
+        "query_ms": statistics.median(times) * 1000,
+        "pages": pages,
+    }
 
 
 _PAGES = "SELECT pg_relation_size(%s::regclass) / current_setting('block_size')::int"
 
 
 def _fill(connection: psycopg.Connection[Any], shop: Shop) -> None:
-    """Put a hundred rows into each of the three tables, each referencing one of the table before it."""
+    """Put a hundred rows into each of the three tables, each referencing one of the table before
+    it."""
     customer, *others = shop.family
     filled = "INSERT INTO {} (note) SELECT 'note ' || n FROM generate_series(1, {}) AS n"
     connection.execute(sql.SQL(filled).format(customer, sql.Literal(_ROWS)))

@@ -17,8 +17,9 @@ Error
     ├── SandboxLimit              a statement or an order of transactions that savepoints cannot imitate
     └── KeptTableReferenced       a table to keep references one to empty
 
-The wording follows the Error Message Style Guide of the PostgreSQL documentation: the message is one line in lower case with
-names first, DETAIL says why and where a value came from, HINT says literally what to do.
+The wording follows the Error Message Style Guide of the PostgreSQL documentation: the message is
+one line in lower case with names first, DETAIL says why and where a value came from, HINT says
+literally what to do.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from collections.abc import Callable
 class Error(Exception):
     """Base of every dbclone error.
 
-    Arguments: `message`, one line saying what happened; `detail`, whole sentences saying why; `hint`, what to do next. All three
-    survive pickling, because pytest-xdist sends errors between processes.
+    Arguments: `message`, one line saying what happened; `detail`, whole sentences saying why;
+    `hint`, what to do next. All three survive pickling, because pytest-xdist sends errors between
+    processes.
     """
 
     __module__ = "dbclone"
@@ -88,9 +90,11 @@ class TemplateError(Error):
 
 
 class BuildFailed(TemplateError):
-    """The project's own schema or seed raised; its exception is `__cause__`. No template is left behind.
+    """The project's own schema or seed raised; its exception is `__cause__`. No template is left
+    behind.
 
-    Where there is a password that it could show, its traceback is text in the DETAIL instead, with the password masked.
+    Where there is a password that it could show, its traceback is text in the DETAIL instead, with
+    the password masked.
     """
 
     __module__ = "dbclone"
@@ -127,7 +131,8 @@ class WriteEscaped(ResetError):
 
 
 class NotIsolated(ResetError):
-    """The application's database handle was used where nothing isolates it. It has not been connected."""
+    """The application's database handle was used where nothing isolates it. It has not been
+    connected."""
 
     __module__ = "dbclone"
 
@@ -148,17 +153,22 @@ class KeptTableReferenced(ResetError):
 
 
 def printable(text: str) -> str:
-    """Return `text` with every character that a terminal would obey, or could not print, written as an escape; line ends stay.
+    """Return `text` with every character that a terminal would obey, or could not print, written as
+    an escape; line ends stay.
 
-    Names come from a project, a server or whoever uses that server; ESC in one of them could rewrite what a person reads.
+    Names come from a project, a server or whoever uses that server; ESC in one of them could
+    rewrite what a person reads.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def encodable(text: str) -> str:
-    """Return `text` with what no encoding has, such as a byte of a path that is no text, written as an escape."""
+    """Return `text` with what no encoding has, such as a byte of a path that is no text, written as
+    an escape."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -171,10 +181,12 @@ def safe_str(error: BaseException) -> str:
 
 
 def redacted(error: BaseException, mask: Callable[[str], str]) -> BaseException:
-    """Return `error` as it may be shown: itself if there is nothing to hide (`mask` is `str`), else an error of ours in its place.
+    """Return `error` as it may be shown: itself if there is nothing to hide (`mask` is `str`), else
+    an error of ours in its place.
 
-    That one has the masked parts of an error of ours, or the traceback of any other as masked text, and no frames: pytest prints
-    their variables on demand, and in those a secret may be, which nobody can find without printing all of them.
+    That one has the masked parts of an error of ours, or the traceback of any other as masked text,
+    and no frames: pytest prints their variables on demand, and in those a secret may be, which
+    nobody can find without printing all of them.
     """
     if mask is str:
         return error
@@ -182,10 +194,15 @@ def redacted(error: BaseException, mask: Callable[[str], str]) -> BaseException:
         return type(error)(mask(error.message), mask(error.detail), mask(error.hint))
     first = (mask(safe_str(error)).splitlines() or [""])[0]
     trace = mask("".join(traceback.format_exception(error))).strip()
-    return BuildFailed(f"{type(error).__name__}: {first}", trace, "Correct what raised it; no template was left behind.")
+    return BuildFailed(
+        f"{type(error).__name__}: {first}",
+        trace,
+        "Correct what raised it; no template was left behind.",
+    )
 
 
 def shown_cause(error: BaseException, mask: Callable[[str], str]) -> BaseException | None:
-    """Return `error` as the cause of one of ours, or None if what is printed of it would show what `mask` hides."""
+    """Return `error` as the cause of one of ours, or None if what is printed of it would show what
+    `mask` hides."""
     text = "".join(traceback.format_exception(error))
     return error if mask(text) == text else None

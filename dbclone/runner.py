@@ -40,12 +40,15 @@ def target(settings: Settings) -> str:
         return "private server"
     if not settings.url:
         dsn = with_libpq_defaults(dsn)
-    place = ", ".join(f"{key} {dsn.get(key)}" for key in ("host", "hostaddr", "port", "user") if dsn.get(key))
+    place = ", ".join(
+        f"{key} {dsn.get(key)}" for key in ("host", "hostaddr", "port", "user") if dsn.get(key)
+    )
     return f"server at {place or 'the usual place'} (from {settings.source('url') if settings.url else 'PG variables'})"
 
 
 def remarks(settings: Settings) -> list[str]:
-    """Return what a person should know of where the private server's data are, one line each; nothing if all is as usual."""
+    """Return what a person should know of where the private server's data are, one line each;
+    nothing if all is as usual."""
     try:
         return list(Embedded.locate(settings).notes) if external(settings) is None else []
     except Error:  # which is said when a test needs the server
@@ -58,13 +61,19 @@ def _silent(text: str) -> None:
 
 @contextlib.contextmanager
 def controller(
-    settings: Settings, schema: Any = None, rebuild: bool = False, progress: Progress = _silent, note: Progress = _silent
+    settings: Settings,
+    schema: Any = None,
+    rebuild: bool = False,
+    progress: Progress = _silent,
+    note: Progress = _silent,
 ) -> Iterator[Template]:
-    """Ensure server and template, clear away what dead runs left, and hold the server for the block.
+    """Ensure server and template, clear away what dead runs left, and hold the server for the
+    block.
 
-    Arguments: `schema`, an object instead of the setting; `rebuild`, build the template even if it is there; `progress`, told the
-    steps of a build; `note`, told what the build left out, and at the end what has appeared outside all databases. What died in
-    this run is then cleared away too, or left to the next one. Raises any dbclone.Error.
+    Arguments: `schema`, an object instead of the setting; `rebuild`, build the template even if it
+    is there; `progress`, told the steps of a build; `note`, told what the build left out, and at
+    the end what has appeared outside all databases. What died in this run is then cleared away too,
+    or left to the next one. Raises any dbclone.Error.
     """
     parts, handle = handles.load(settings, schema)
     with Server.open(settings) as server:
@@ -80,7 +89,8 @@ def controller(
 
 
 def _tidy(server: Server, template: Template, before: Any, note: Any) -> None:
-    """Say what has appeared outside all databases, and clear away what died in a run that ends. Failing never fails the run."""
+    """Say what has appeared outside all databases, and clear away what died in a run that ends.
+    Failing never fails the run."""
 
     def attempt() -> None:
         if line := appeared(server, before):
@@ -94,14 +104,19 @@ def _tidy(server: Server, template: Template, before: Any, note: Any) -> None:
 
 
 @contextlib.contextmanager
-def worker(settings: Settings, name: str, run: str, schema: Any = None, progress: Progress = _silent) -> Iterator[Clone]:
+def worker(
+    settings: Settings, name: str, run: str, schema: Any = None, progress: Progress = _silent
+) -> Iterator[Clone]:
     """One worker's life; each of its tests is a `with clone.isolated(...)` inside.
 
-    Arguments: `name`, the worker's, such as gw0; `run`, what tells this run from others; `schema`, `progress` as for `controller`.
+    Arguments: `name`, the worker's, such as gw0; `run`, what tells this run from others; `schema`,
+    `progress` as for `controller`.
     """
     parts, handle = handles.load(settings, schema)  # what
     with Server.open(settings) as server:  # where
-        template = Template.ensure(server, parts, handle, progress=progress)  # built once, found again
+        template = Template.ensure(
+            server, parts, handle, progress=progress
+        )  # built once, found again
         with template.clone(owner=name, run=run) as clone:
             _announce(settings, clone)
             yield clone
@@ -117,8 +132,12 @@ def alone(
     progress: Progress = _silent,
     note: Progress = _silent,
 ) -> Iterator[tuple[Template, Clone]]:
-    """Both halves in one process, for a run without workers of its own: prepare, clone, and hold the clone for the block."""
-    with controller(settings, schema, rebuild, progress, note) as template, template.clone(owner=name, run=run) as clone:
+    """Both halves in one process, for a run without workers of its own: prepare, clone, and hold
+    the clone for the block."""
+    with (
+        controller(settings, schema, rebuild, progress, note) as template,
+        template.clone(owner=name, run=run) as clone,
+    ):
         _announce(settings, clone)
         yield template, clone
 
@@ -133,8 +152,9 @@ def _announce(settings: Settings, clone: Clone) -> None:
 
 
 def lead(variables: Mapping[str, str]) -> None:
-    """Set the variables that lead the application to its database, and take away those that libpq would follow instead: a
-    service's database wins over PGDATABASE, an address over the host in a URL."""
+    """Set the variables that lead the application to its database, and take away those that libpq
+    would follow instead: a service's database wins over PGDATABASE, an address over the host in a
+    URL."""
     os.environ.pop("PGSERVICE", None)
     if "PGHOST" not in variables and not os.environ.get("PGHOST"):
         os.environ.pop("PGHOSTADDR", None)
@@ -142,9 +162,11 @@ def lead(variables: Mapping[str, str]) -> None:
 
 
 def announced(settings: Settings, name: str, run: str) -> dict[str, str]:
-    """Return the environment variables that will lead to a worker's clone, before the clone or even the server is there.
+    """Return the environment variables that will lead to a worker's clone, before the clone or even
+    the server is there.
 
-    Names are known early on purpose: an application that reads DATABASE_URL when it is imported must read the right one.
+    Names are known early on purpose: an application that reads DATABASE_URL when it is imported
+    must read the right one.
     """
     dsn = external(settings)
     base = dsn if dsn is not None else Embedded.locate(settings).dsn
@@ -153,8 +175,9 @@ def announced(settings: Settings, name: str, run: str) -> dict[str, str]:
 
 
 def environment(settings: Settings, dsn: Dsn, user: str = "") -> dict[str, str]:
-    """Return the variables that bind the application to a database: those of the setting `env`, and PGDATABASE where libpq's own
-    variables name the server, with PGUSER if the application has a role of its own, `user`.
+    """Return the variables that bind the application to a database: those of the setting `env`, and
+    PGDATABASE where libpq's own variables name the server, with PGUSER if the application has a
+    role of its own, `user`.
 
     Not before a clone is there: until then PGUSER says who builds.
     """
@@ -173,13 +196,16 @@ def _environment(settings: Settings, dsn: Dsn) -> dict[str, str]:
     return bound_environment([*settings.env, "PGDATABASE"], dsn, os.environ)
 
 
-def prepare(schema: Any = None, *, rebuild: bool = False, progress: Progress = _silent, **options: Any) -> Template:
+def prepare(
+    schema: Any = None, *, rebuild: bool = False, progress: Progress = _silent, **options: Any
+) -> Template:
     """Return the template of this project, built if it is not there.
 
-    Arguments: `schema`, a string as in the settings, or models, or a callable taking a URL (default: the setting); `rebuild`, build
-    it even if it is there; `options`, any settings by name. What dead runs left is cleared away, now and with each clone. The
-    template's `server` stays connected until it is closed, which also stops a private server that nobody else uses. Raises any
-    dbclone.Error.
+    Arguments: `schema`, a string as in the settings, or models, or a callable taking a URL
+    (default: the setting); `rebuild`, build it even if it is there; `options`, any settings by
+    name. What dead runs left is cleared away, now and with each clone. The template's `server`
+    stays connected until it is closed, which also stops a private server that nobody else uses.
+    Raises any dbclone.Error.
     """
     if isinstance(schema, str):
         options["schema"], schema = schema, None
@@ -200,18 +226,23 @@ def prepare(schema: Any = None, *, rebuild: bool = False, progress: Progress = _
 
 
 def _close(template: Template, pid: int) -> None:
-    """Close at exit what nobody closed; never in a forked child, whose exit must not end its parent's session."""
+    """Close at exit what nobody closed; never in a forked child, whose exit must not end its
+    parent's session."""
     if os.getpid() == pid and not template.server.connection.closed:
         template.close()
 
 
 def identity() -> tuple[str, str]:
-    """Return (run, worker) of this process as pytest-xdist tells it, before pytest has read any configuration.
+    """Return (run, worker) of this process as pytest-xdist tells it, before pytest has read any
+    configuration.
 
-    A process started by a test of an xdist worker inherits the worker's variables without being the worker, so whoever took an
-    identity says so in DBCLONE_RUN, and nobody takes it twice.
+    A process started by a test of an xdist worker inherits the worker's variables without being the
+    worker, so whoever took an identity says so in DBCLONE_RUN, and nobody takes it twice.
     """
-    run, worker_name = os.environ.get("PYTEST_XDIST_TESTRUNUID", ""), os.environ.get("PYTEST_XDIST_WORKER", "")
+    run, worker_name = (
+        os.environ.get("PYTEST_XDIST_TESTRUNUID", ""),
+        os.environ.get("PYTEST_XDIST_WORKER", ""),
+    )
     claim = f"{run}/{worker_name}"
     if run and worker_name and os.environ.get("DBCLONE_RUN") != claim:
         os.environ["DBCLONE_RUN"] = claim

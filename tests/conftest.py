@@ -1,7 +1,8 @@
-"""What all tests share: a real private server per test process, in a cache of its own, and sample projects run as a user would.
+"""What all tests share: a real private server per test process, in a cache of its own, and sample
+projects run as a user would.
 
-The binaries are the newest that dbclone finds, or those in the folder TEST_BINARIES, so that the same tests run on another
-version of PostgreSQL.
+The binaries are the newest that dbclone finds, or those in the folder TEST_BINARIES, so that the
+same tests run on another version of PostgreSQL.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from .private import clear
 
 pytest_plugins = ["pytester"]
 
-# Without TEST_EXAMPLES every run tries the same programs and texts, so that a failure tells of the last change and not of luck;
-# with it others each time, so many times as many.
+# Without TEST_EXAMPLES every run tries the same programs and texts, so that a failure tells of the
+# last change and not of luck; with it others each time, so many times as many.
 hypothesis.settings.register_profile("the same", derandomize=True)
 if "TEST_EXAMPLES" not in os.environ:
     hypothesis.settings.load_profile("the same")
 
-# Their own database is a developer's, on the same server: whoever is not led to a clone writes there, and that is noticed.
+# Their own database is a developer's, on the same server: whoever is not led to a clone writes
+# there, and that is noticed.
 MODELS = """
 import os
 from peewee import CharField, ForeignKeyField, Model, PostgresqlDatabase, TextField
@@ -62,16 +64,20 @@ MODELS = [Post, User]
 """
 
 
-# What a pytest process of a test does not load: plugins of our own tests, which would cost as much as all the rest of its start.
+# What a pytest process of a test does not load: plugins of our own tests, which would cost as much
+# as all the rest of its start.
 LEAN = "-p no:fakefs -p no:hypothesispytest -p no:time_machine"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _neutral_environment() -> Iterator[None]:
-    """Nothing of the machine's own configuration, nor of the run that these tests are in, reaches the code under test."""
+    """Nothing of the machine's own configuration, nor of the run that these tests are in, reaches
+    the code under test."""
     patch = pytest.MonkeyPatch()
     for name in list(os.environ):
-        if (name.startswith(("DBCLONE_", "PG", "PYTEST_XDIST_")) and name != "TEST_BINARIES") or name in (
+        if (
+            name.startswith(("DBCLONE_", "PG", "PYTEST_XDIST_")) and name != "TEST_BINARIES"
+        ) or name in (
             "DATABASE_URL",
             "PYTEST_ADDOPTS",
         ):
@@ -84,12 +90,32 @@ def _neutral_environment() -> Iterator[None]:
 
 _BINARIES = os.environ.get("TEST_BINARIES", "")
 
-# Run once, on the embedded server: they are about no server, so that another version of it would find nothing more.
+# Run once, on the embedded server: they are about no server, so that another version of it would
+# find nothing more.
 collect_ignore = (
     [
-        *("test_benchmarks.py", "test_benchmarks_report.py", "test_benchmarks_suites.py", "test_binaries.py", "test_dsn.py"),
-        *("test_errors.py", "test_floors.py", "test_frozen_clocks.py", "test_peers.py", "test_plan.py", "test_promises.py"),
-        *("test_reach.py", "test_readme.py", "test_report.py", "test_settings.py", "test_statements.py"),
+        *(
+            "test_benchmarks.py",
+            "test_benchmarks_report.py",
+            "test_benchmarks_suites.py",
+            "test_binaries.py",
+            "test_dsn.py",
+        ),
+        *(
+            "test_errors.py",
+            "test_floors.py",
+            "test_frozen_clocks.py",
+            "test_peers.py",
+            "test_plan.py",
+            "test_promises.py",
+        ),
+        *(
+            "test_reach.py",
+            "test_readme.py",
+            "test_report.py",
+            "test_settings.py",
+            "test_statements.py",
+        ),
         "acceptance/test_unasked.py",
     ]
     if _BINARIES
@@ -99,7 +125,8 @@ collect_ignore = (
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cache folder of this test process: its private server is nobody else's. A user's files are beside it."""
+    """The cache folder of this test process: its private server is nobody else's. A user's files
+    are beside it."""
     place = tmp_path_factory.mktemp("cache")
     with developer.files(place):
         yield place / "dbclone"
@@ -121,7 +148,8 @@ def settings(options: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 def server(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The private server of this test process, as a superuser; stopped and removed at the end.
 
-    A developer has databases on it and files near its folders, which are compared with what they were: see `developer`.
+    A developer has databases on it and files near its folders, which are compared with what they
+    were: see `developer`.
     """
     with Server.open(settings) as opened, pytest.MonkeyPatch.context() as patch:
         assert opened.embedded is not None
@@ -129,7 +157,9 @@ def server(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.setenv(developer.HOST, str(opened.dsn.get("host")))
         try:
             with developer.neighbourhood(tmp_path_factory.getbasetemp()):
-                with developer.databases(opened.dsn.url, _comment_of_a_clone(settings, tmp_path_factory.mktemp("copied"))):
+                with developer.databases(
+                    opened.dsn.url, _comment_of_a_clone(settings, tmp_path_factory.mktemp("copied"))
+                ):
                     yield opened
         finally:
             opened.embedded.cluster.stop()
@@ -143,7 +173,8 @@ def _comment_of_a_clone(settings: Settings, folder: Path) -> str:
     with Server.open(own) as server:
         with Template.ensure(server, handles.load(own)[0]).clone("gw0") as clone:
             ((comment,),) = server.fetch(
-                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [clone.name]
+                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s",
+                [clone.name],
             )
         prune(server, everything=True)
     return str(comment)
@@ -160,22 +191,32 @@ if developer.EACH in os.environ:
 
 @pytest.fixture
 def role(server: Server) -> Iterator[Dsn]:
-    """A role with CREATEDB and nothing else, as the Dsn that connects as it; what it made is dropped afterwards."""
+    """A role with CREATEDB and nothing else, as the Dsn that connects as it; what it made is
+    dropped afterwards."""
     name = f"plain_{uuid.uuid4().hex[:8]}"
-    server.connection.execute(psycopg.sql.SQL("CREATE ROLE {} LOGIN CREATEDB").format(psycopg.sql.Identifier(name)))
+    server.connection.execute(
+        psycopg.sql.SQL("CREATE ROLE {} LOGIN CREATEDB").format(psycopg.sql.Identifier(name))
+    )
     yield server.dsn.replace(user=name)
     for (database,) in server.fetch(
-        "SELECT datname::text FROM pg_database WHERE datdba = (SELECT oid FROM pg_roles WHERE rolname = %s)", [name]
+        "SELECT datname::text FROM pg_database WHERE datdba = (SELECT oid FROM pg_roles"
+        " WHERE rolname = %s)",
+        [name],
     ):
         identifier = psycopg.sql.Identifier(database)
-        server.connection.execute(psycopg.sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(identifier))
-        server.connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+        server.connection.execute(
+            psycopg.sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(identifier)
+        )
+        server.connection.execute(
+            psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier)
+        )
     server.connection.execute(psycopg.sql.SQL("DROP ROLE {}").format(psycopg.sql.Identifier(name)))
 
 
 @pytest.fixture
 def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
-    """Settings with a cache of their own, and so a server of their own; whatever it left is removed."""
+    """Settings with a cache of their own, and so a server of their own; whatever it left is
+    removed."""
     found = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache")}, {})
     with developer.files(tmp_path):
         yield found
@@ -184,7 +225,8 @@ def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
 
 @dataclass
 class Project:
-    """A sample project in a folder of its own, run in processes of its own. `name` is unique, so tests never share templates."""
+    """A sample project in a folder of its own, run in processes of its own. `name` is unique, so
+    tests never share templates."""
 
     folder: Path
     name: str
@@ -203,7 +245,9 @@ class Project:
         lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
         self.write(pyproject="[tool.dbclone]\n" + "\n".join(lines) + "\n")
 
-    def run(self, *command: str, timeout: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, timeout: float = 120, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run `python -m …` in the project and return what it did."""
         return subprocess.run(
             [sys.executable, "-m", *command],
@@ -226,7 +270,9 @@ class Project:
             start_new_session=True,
         )
 
-    def pytest(self, *arguments: str, timeout: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
+    def pytest(
+        self, *arguments: str, timeout: float = 120, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run the project's tests."""
         return self.run("pytest", "-p", "no:cacheprovider", *arguments, timeout=timeout, **environ)
 
@@ -235,7 +281,8 @@ class Project:
         return [
             name
             for (name,) in server.fetch(
-                "SELECT datname::text FROM pg_database WHERE datname ~ %s ORDER BY 1", [f"^dbclone_{self.name}_"]
+                "SELECT datname::text FROM pg_database WHERE datname ~ %s ORDER BY 1",
+                [f"^dbclone_{self.name}_"],
             )
         ]
 
@@ -249,16 +296,27 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return str(value) if isinstance(value, (int, float)) else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return (
+        str(value)
+        if isinstance(value, (int, float))
+        else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    )
 
 
 @pytest.fixture
 def project(tmp_path: Path, server: Server, options: dict[str, str]) -> Iterator[Project]:
-    """A peewee project with two tables on this test process's server, which is running. A user's files are beside it."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"}
+    """A peewee project with two tables on this test process's server, which is running. A user's
+    files are beside it."""
+    environ = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"
+    }
     environ |= {f"DBCLONE_{key.upper()}": value for key, value in options.items()}
     found = Project(
-        tmp_path / "project", f"p{uuid.uuid4().hex[:8]}", {**environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": LEAN}
+        tmp_path / "project",
+        f"p{uuid.uuid4().hex[:8]}",
+        {**environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": LEAN},
     )
     found.configure()
     found.write(models=MODELS)

@@ -1,4 +1,5 @@
-"""A developer's own database beside the one being built: what a project's files name, and what nothing may ever touch."""
+"""A developer's own database beside the one being built: what a project's files name, and what
+nothing may ever touch."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ _STATE = (
     "SELECT oid, relname::text, relfilenode, xmin::text FROM pg_class ORDER BY oid",
     "SELECT oid, nspname::text, xmin::text FROM pg_namespace ORDER BY oid",
     "SELECT oid, proname::text FROM pg_proc WHERE oid >= 16384 ORDER BY oid",
-    "SELECT d.oid, datname::text, d.xmin::text, shobj_description(d.oid, 'pg_database'), datacl::text FROM pg_database d"
+    "SELECT d.oid, datname::text, d.xmin::text, shobj_description(d.oid, 'pg_database'),"
+    " datacl::text FROM pg_database d"
     " WHERE datname = current_database()",
-    "SELECT setdatabase::regclass::text, setconfig FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database"
+    "SELECT setdatabase::regclass::text, setconfig FROM pg_db_role_setting WHERE setdatabase"
+    " = (SELECT oid FROM pg_database"
     " WHERE datname = current_database())",
 )
 
@@ -42,7 +45,8 @@ class Developer:
         return self.dsn.get("dbname")
 
     def state(self) -> list[Any]:
-        """Return all that a change would show in: rows with where they are and who wrote them, objects, settings."""
+        """Return all that a change would show in: rows with where they are and who wrote them,
+        objects, settings."""
         with psycopg.connect(self.dsn.url) as connection:
             return [connection.execute(query.encode()).fetchall() for query in _STATE]
 
@@ -59,9 +63,14 @@ def developer(server: Server) -> Iterator[Developer]:
     server.connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
     try:
         # Analyzed and vacuumed by nobody: what changes, somebody has changed.
-        dsn = server.database(name._obj[0]).replace(user=server.dsn.get("user"), password="d3vel0per")
+        dsn = server.database(name._obj[0]).replace(
+            user=server.dsn.get("user"), password="d3vel0per"
+        )
         with psycopg.connect(dsn.url, autocommit=True) as connection:
-            connection.execute("CREATE TABLE customer (id int PRIMARY KEY, name text) WITH (autovacuum_enabled = false)")
+            connection.execute(
+                "CREATE TABLE customer (id int PRIMARY KEY, name text) WITH"
+                " (autovacuum_enabled = false)"
+            )
             connection.execute("INSERT INTO customer VALUES (1, 'ann'), (2, 'bob'), (3, 'cid')")
         found = Developer(dsn, [])
         found.before = found.state()

@@ -1,8 +1,10 @@
-"""What a developer has on the same server and beside the same folders: planted before the tests, compared when they have ended.
+"""What a developer has on the same server and beside the same folders: planted before the tests,
+compared when they have ended.
 
-Nothing of it is dbclone's, some of it looks as if it were, and not one byte of it may differ afterwards. Every server that tests
-share carries `Databases`, and the sample applications lead there unless dbclone leads them elsewhere; every folder that dbclone is
-given has `files` beside it. `python -m tests.developer` does the same around whole commands, for `.ci/run`.
+Nothing of it is dbclone's, some of it looks as if it were, and not one byte of it may differ
+afterwards. Every server that tests share carries `Databases`, and the sample applications lead
+there unless dbclone leads them elsewhere; every folder that dbclone is given has `files` beside it.
+`python -m tests.developer` does the same around whole commands, for `.ci/run`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ SHOP = "shop_dev"
 LIMIT = NO_LIMIT + 4711  # as a database of ours could have, of another name
 STRANGER = 12345  # the number of a user whom no machine has
 
-# Run as the developer. The first tables are those of the sample projects: what a test writes here by mistake succeeds in silence.
+# Run as the developer. The first tables are those of the sample projects: what a test writes here
+# by mistake succeeds in silence.
 _SCHEMA = """
 CREATE TABLE "user" (id serial PRIMARY KEY, name varchar(255) NOT NULL UNIQUE);
 CREATE TABLE post (id serial PRIMARY KEY, user_id int NOT NULL REFERENCES "user", text text NOT NULL);
@@ -105,14 +108,17 @@ ALTER DATABASE {shop_dev} SET search_path = public, audit;
 ALTER ROLE {developer} IN DATABASE {shop_dev} SET statement_timeout = '59s';
 GRANT CONNECT, TEMPORARY ON DATABASE {shop_dev} TO {reader};
 """
-# Where each row is and which transactions wrote and locked it; a table written anew has another file.
+# Where each row is and which transactions wrote and locked it; a table written anew has another
+# file.
 _PLACES = """
 SELECT format('%I.%I', n.nspname, c.relname), pg_relation_filenode(c.oid)::text, pg_relation_size(c.oid)::text
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname IN ('public', 'audit') AND c.relkind IN ('r', 'm', 'i', 'S')
 """
 _TABLES = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('public', 'audit')"
-_VERSIONS = sql.SQL("SELECT string_agg(concat_ws(' ', ctid, xmin, xmax), ', ' ORDER BY ctid) FROM ONLY {}")
+_VERSIONS = sql.SQL(
+    "SELECT string_agg(concat_ws(' ', ctid, xmin, xmax), ', ' ORDER BY ctid) FROM ONLY {}"
+)
 _DATABASES = """
 SELECT datname::text, concat_ws(' | ', d.oid, datdba::regrole, pg_encoding_to_char(encoding), datcollate, datctype, datistemplate,
        datallowconn, datconnlimit, (SELECT spcname FROM pg_tablespace AS t WHERE t.oid = dattablespace), datacl,
@@ -143,8 +149,8 @@ UNION ALL SELECT 'tablespace ' || spcname, spcowner::regrole::text FROM pg_table
 class Databases:
     """A developer's databases and roles on one server, and what they were when they were made.
 
-    `url` leads to the server as a superuser; `prefix` goes before all names, for a second developer on one server; `names` are the
-    databases, `sealed` those of them that nobody can enter.
+    `url` leads to the server as a superuser; `prefix` goes before all names, for a second developer
+    on one server; `names` are the databases, `sealed` those of them that nobody can enter.
     """
 
     url: str
@@ -164,17 +170,26 @@ class Databases:
     def plant(self, copied: str = "", others: tuple[str, ...] = ()) -> None:
         """Make the databases.
 
-        Arguments: `copied`, a comment that dbclone wrote on a database of its own, which one of these has a copy of; `others`,
-        names of more databases like the first.
+        Arguments: `copied`, a comment that dbclone wrote on a database of its own, which one of
+        these has a copy of; `others`, names of more databases like the first.
         """
         parts = {name: sql.Identifier(self.prefix + name) for name in ("developer", "reader", SHOP)}
         ours = f"dbclone_{self.prefix}shopdev"
         made = {
-            self.prefix + SHOP: ("OWNER {developer} TEMPLATE template0 CONNECTION LIMIT 7", "do not touch"),
-            f"{self.prefix}suite": ("OWNER {developer} TEMPLATE {shop_dev}", ""),  # as a project of the tests is called
+            self.prefix + SHOP: (
+                "OWNER {developer} TEMPLATE template0 CONNECTION LIMIT 7",
+                "do not touch",
+            ),
+            f"{self.prefix}suite": (
+                "OWNER {developer} TEMPLATE {shop_dev}",
+                "",
+            ),  # as a project of the tests is called
             ours: (f"TEMPLATE {{shop_dev}} CONNECTION LIMIT {LIMIT}", ""),
             f"{ours}_c_dead_gw0": (f"TEMPLATE {{shop_dev}} CONNECTION LIMIT {LIMIT}", copied),
-            f"{ours}_t_0123456789ab": ("TEMPLATE {shop_dev} IS_TEMPLATE true ALLOW_CONNECTIONS false", "of our training courses"),
+            f"{ours}_t_0123456789ab": (
+                "TEMPLATE {shop_dev} IS_TEMPLATE true ALLOW_CONNECTIONS false",
+                "of our training courses",
+            ),
             **{name: ("OWNER {developer} TEMPLATE {shop_dev}", "") for name in others},
         }
         self.names, self.sealed = list(made), [f"{ours}_t_0123456789ab"]
@@ -182,12 +197,21 @@ class Databases:
             connection.execute(sql.SQL(_ROLES_OF_HIS).format(**parts))
             for name, (options, comment) in made.items():
                 identifier = sql.Identifier(name)
-                connection.execute(sql.SQL("CREATE DATABASE {} ").format(identifier) + sql.SQL(options).format(**parts))
+                connection.execute(
+                    sql.SQL("CREATE DATABASE {} ").format(identifier)
+                    + sql.SQL(options).format(**parts)
+                )
                 if comment:
-                    connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(identifier, sql.Literal(comment)))
+                    connection.execute(
+                        sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+                            identifier, sql.Literal(comment)
+                        )
+                    )
                 if name == self.prefix + SHOP:
                     with psycopg.connect(self.at(name), autocommit=True) as inside:
-                        inside.execute("SET client_min_messages = error")  # a publication warns of a server that cannot publish
+                        inside.execute(
+                            "SET client_min_messages = error"
+                        )  # a publication warns of a server that cannot publish
                         inside.execute(sql.SQL("SET ROLE {developer}").format(**parts))
                         inside.execute(_SCHEMA.encode())
                         inside.execute(sql.SQL(_GRANTS).format(**parts))
@@ -197,7 +221,8 @@ class Databases:
         self.before = self.state()
 
     def state(self) -> dict[str, str]:
-        """Return all that is the developer's, by name: rows, where they are, objects, settings, comments, the server's files."""
+        """Return all that is the developer's, by name: rows, where they are, objects, settings,
+        comments, the server's files."""
         found: dict[str, str] = {}
         values = {"databases": self.names, "roles": self.roles}
         with psycopg.connect(self.url, autocommit=True) as connection:
@@ -213,11 +238,20 @@ class Databases:
             if name in self.sealed or f"database {name}" not in found:
                 continue
             found |= {f"{name}: {part}": text for part, text in fingerprint(self.at(name)).items()}
-            with psycopg.connect(self.at(name), autocommit=True, options="-c row_security=off -c search_path=pg_catalog") as inside:
+            with psycopg.connect(
+                self.at(name),
+                autocommit=True,
+                options="-c row_security=off -c search_path=pg_catalog",
+            ) as inside:
                 places = inside.execute(_PLACES.encode()).fetchall()
-                found |= {f"{name}: place of {table}": f"file {file}, {size} bytes" for table, file, size in places}
+                found |= {
+                    f"{name}: place of {table}": f"file {file}, {size} bytes"
+                    for table, file, size in places
+                }
                 for schema, table in inside.execute(_TABLES).fetchall():
-                    versions = inside.execute(_VERSIONS.format(sql.Identifier(schema, table))).fetchone()
+                    versions = inside.execute(
+                        _VERSIONS.format(sql.Identifier(schema, table))
+                    ).fetchone()
                     found[f"{name}: versions of {schema}.{table}"] = str(versions)
         return found
 
@@ -225,7 +259,11 @@ class Databases:
         """Return what is no longer as it was made, a line each; an empty string if everything is."""
         now = self.state()
         gone = [name for name in self.names if f"database {name}" not in now]
-        before = {key: text for key, text in self.before.items() if not key.startswith(tuple(f"{name}: " for name in gone))}
+        before = {
+            key: text
+            for key, text in self.before.items()
+            if not key.startswith(tuple(f"{name}: " for name in gone))
+        }
         return differences(before, now)
 
     def remove(self) -> None:
@@ -234,14 +272,17 @@ class Databases:
             for name in self.names:
                 identifier = sql.Identifier(name)
                 with contextlib.suppress(psycopg.errors.InvalidCatalogName):
-                    connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(identifier))
+                    connection.execute(
+                        sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(identifier)
+                    )
                     connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
             for role in map(sql.Identifier, self.roles):
                 connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(role))
 
 
 def application_url(driver: str = "psycopg") -> str:
-    """Return the URL that a sample application of SQLAlchemy leads to by itself: the developer's database on the tests' server."""
+    """Return the URL that a sample application of SQLAlchemy leads to by itself: the developer's
+    database on the tests' server."""
     host = quote(os.environ.get(HOST, "nowhere.invalid"), safe="")
     return f"postgresql+{driver}://postgres@/{SHOP}?host={host}"
 
@@ -259,14 +300,18 @@ def compare() -> None:
     for found in standing:
         if changed := found.changes():
             again = f"Run the tests with {EACH}=1 to be told by the test that does it."
-            raise Touched(f"the developer's databases at {found.url} were touched:\n{changed}\n{again}")
+            raise Touched(
+                f"the developer's databases at {found.url} were touched:\n{changed}\n{again}"
+            )
 
 
 @contextlib.contextmanager
 def databases(url: str, copied: str = "") -> Iterator[Databases]:
-    """Let a developer's databases stand on a server for the block; raise Touched if anything of them has changed in it.
+    """Let a developer's databases stand on a server for the block; raise Touched if anything of
+    them has changed in it.
 
-    They stay: the server will be thrown away. Arguments: `url`, the server's, as a superuser; `copied`, see `Databases.plant`.
+    They stay: the server will be thrown away. Arguments: `url`, the server's, as a superuser;
+    `copied`, see `Databases.plant`.
     """
     found = Databases(url)
     found.plant(copied)
@@ -281,8 +326,8 @@ def databases(url: str, copied: str = "") -> Iterator[Databases]:
 def plant_files(place: Path, name: str = "accounts") -> Path:
     """Put a user's files, as old as they are, into a folder below `place`; return the folder.
 
-    It has all that a private server's folder has, but what says that dbclone made it. No postmaster.pid is where it would save the
-    folder from being swept.
+    It has all that a private server's folder has, but what says that dbclone made it. No
+    postmaster.pid is where it would save the folder from being swept.
     """
     top = place / name
     old = top / "data" / "old"
@@ -322,10 +367,17 @@ def plant_files(place: Path, name: str = "accounts") -> Path:
 
 
 def inventory(top: Path) -> dict[str, str]:
-    """Return what a folder and everything in it is: kind, mode, owner, time, content or target, by path; and mode and owner of each
-    folder above it."""
+    """Return what a folder and everything in it is: kind, mode, owner, time, content or target, by
+    path; and mode and owner of each folder above it."""
     found = {}
-    for path in (top, *(Path(folder) / entry for folder, folders, files in os.walk(top) for entry in (*folders, *files))):
+    for path in (
+        top,
+        *(
+            Path(folder) / entry
+            for folder, folders, files in os.walk(top)
+            for entry in (*folders, *files)
+        ),
+    ):
         try:
             info = path.lstat()
         except FileNotFoundError:
@@ -335,7 +387,10 @@ def inventory(top: Path) -> dict[str, str]:
             content = os.readlink(path)
         elif stat.S_ISREG(info.st_mode):
             content = f"{info.st_size} bytes {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        found[str(path)] = f"{info.st_mode:o} {info.st_uid}:{info.st_gid} {info.st_nlink} {info.st_mtime_ns} {content}"
+        found[str(path)] = (
+            f"{info.st_mode:o} {info.st_uid}:{info.st_gid} {info.st_nlink} {info.st_mtime_ns}"
+            f" {content}"
+        )
     for above in top.parents:
         if above.exists():
             info = above.stat()
@@ -345,7 +400,8 @@ def inventory(top: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def files(*places: Path, name: str = "accounts") -> Iterator[None]:
-    """Let a user's files stand in each place for the block, then remove them; raise Touched if anything of them has changed."""
+    """Let a user's files stand in each place for the block, then remove them; raise Touched if
+    anything of them has changed."""
     planted = []
     try:
         for place in places:
@@ -361,14 +417,20 @@ def files(*places: Path, name: str = "accounts") -> Iterator[None]:
 
 
 def neighbours(user: int) -> list[tuple[Path, str]]:
-    """Return the places where users have the folders of private servers, each with a name there that one of `user` could have."""
+    """Return the places where users have the folders of private servers, each with a name there
+    that one of `user` could have."""
     name = f"dbclone-{user}-{STRANGER}-{uuid.uuid4().hex[:8]}"
-    return [(place, name) for place in map(Path, ("/dev/shm", "/var/tmp", "/tmp")) if os.access(place, os.W_OK | os.X_OK)]
+    return [
+        (place, name)
+        for place in map(Path, ("/dev/shm", "/var/tmp", "/tmp"))
+        if os.access(place, os.W_OK | os.X_OK)
+    ]
 
 
 @contextlib.contextmanager
 def neighbourhood(*places: Path) -> Iterator[None]:
-    """Let a user's files stand in each place, and under names like those of our own folders where all users have theirs."""
+    """Let a user's files stand in each place, and under names like those of our own folders where
+    all users have theirs."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(files(*places))
         for place, name in neighbours(os.getuid()):
@@ -382,16 +444,21 @@ def plant(arguments: argparse.Namespace) -> None:
     if arguments.url:
         planted.plant(others=tuple(arguments.database))
     user = os.getuid() if arguments.owner is None else arguments.owner
-    tops = [plant_files(folder) for folder in arguments.folder] + [plant_files(*neighbour) for neighbour in neighbours(user)]
+    tops = [plant_files(folder) for folder in arguments.folder] + [
+        plant_files(*neighbour) for neighbour in neighbours(user)
+    ]
     if arguments.owner is not None:
         for top in tops:
             for path in (top, *top.rglob("*")):
                 os.lchown(path, user, -1)
-    arguments.record.write_text(json.dumps({**vars(planted), "files": {str(top): inventory(top) for top in tops}}))
+    arguments.record.write_text(
+        json.dumps({**vars(planted), "files": {str(top): inventory(top) for top in tops}})
+    )
 
 
 def changes(record: Path) -> str:
-    """Return what is no longer as it was written down, a line each; and remove what stands where all users have theirs."""
+    """Return what is no longer as it was written down, a line each; and remove what stands where
+    all users have theirs."""
     found = json.loads(record.read_text())
     files = found.pop("files")
     changed = [Databases(**found).changes() if found["url"] else ""]
@@ -408,8 +475,12 @@ def main() -> int:
     parser.add_argument("act", choices=["plant", "compare"])
     parser.add_argument("record", type=Path, help="file for what was planted")
     parser.add_argument("--url", default="", help="plant databases on this server, as a superuser")
-    parser.add_argument("--database", action="append", default=[], metavar="NAME", help="one more database there")
-    parser.add_argument("--folder", action="append", type=Path, default=[], help="plant files in it")
+    parser.add_argument(
+        "--database", action="append", default=[], metavar="NAME", help="one more database there"
+    )
+    parser.add_argument(
+        "--folder", action="append", type=Path, default=[], help="plant files in it"
+    )
     parser.add_argument("--owner", type=int, metavar="UID", help="whose files they are")
     arguments = parser.parse_args()
     if arguments.act == "plant":

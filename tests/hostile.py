@@ -1,4 +1,5 @@
-"""Names and passwords that mean harm, for tests: fragments of SQL, formats, shells, terminals and encodings, in any order."""
+"""Names and passwords that mean harm, for tests: fragments of SQL, formats, shells, terminals and
+encodings, in any order."""
 
 from __future__ import annotations
 
@@ -32,5 +33,7 @@ def examples(count: int) -> settings:
     """Return settings for so many examples; the environment variable TEST_EXAMPLES multiplies them."""
     number = max(1, round(count * float(os.environ.get("TEST_EXAMPLES", "1"))))
     return settings(
-        max_examples=number, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+        max_examples=number,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )

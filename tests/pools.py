@@ -27,13 +27,16 @@ DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = ''7MB''', current_d
 
 
 class Worker:
-    """One worker of one run, who holds the lease of a name and has a pool to swap what is called so."""
+    """One worker of one run, who holds the lease of a name and has a pool to swap what is called
+    so."""
 
     def __init__(self, settings: Settings, limit: int, run: str = "r") -> None:
         self.server = Server.open(settings)
         self.template = Template.ensure(self.server, handles.load(settings)[0])
         self.name = clone_name(settings.project, run, "gw0")
-        self.mark = Mark.make("clone", settings.project, self.server.facts.system, run=run, worker="gw0")
+        self.mark = Mark.make(
+            "clone", settings.project, self.server.facts.system, run=run, worker="gw0"
+        )
         assert self.server.leases.acquire(self.name)
         self.url = self.server.database(self.name).url
         self.pool = Pool(self.server, self.template.database, limit)
@@ -47,7 +50,10 @@ class Worker:
     def oid(self) -> int:
         found = ddl.find(self.server, self.name)
         assert found is not None
-        assert (found.mark, found.problem(self.server.facts.system)) == (self.mark.bound(self.name, found.oid), "")
+        assert (found.mark, found.problem(self.server.facts.system)) == (
+            self.mark.bound(self.name, found.oid),
+            "",
+        )
         return found.oid
 
     def execute(self, statements: str) -> list[tuple[Any, ...]]:
@@ -62,7 +68,7 @@ class Worker:
     def pids(self) -> list[int]:
         """Return the process ids of the pool's sessions, if it has any."""
         return [pid for (pid,) in self.server.fetch(
-            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE %s", [f"dbclone pool %:{os.getpid()}"]
+            "SELECT pid FROM pg_stat_activity WHERE" " application_name LIKE %s", [f"dbclone pool %:{os.getpid()}"]
         )]  # fmt: skip
 
     def close(self) -> None:
@@ -79,7 +85,8 @@ Hire = Callable[..., Worker]
 
 @contextlib.contextmanager
 def hiring(project: Project, options: Mapping[str, str]) -> Iterator[Hire]:
-    """Give a function that gives a worker of the project, whose schema is one SQL file; all are gone at the end.
+    """Give a function that gives a worker of the project, whose schema is one SQL file; all are
+    gone at the end.
 
     The function's arguments: `limit`, of the pool; `run`; what else, settings.
     """

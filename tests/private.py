@@ -1,4 +1,5 @@
-"""What tests of the private server share: a server of a test's own, and other processes, also of other users."""
+"""What tests of the private server share: a server of a test's own, and other processes, also of
+other users."""
 
 from __future__ import annotations
 
@@ -81,16 +82,24 @@ Start = Callable[..., Other]
 def others() -> Iterator[Start]:
     """Give a function that starts processes, none of which lives at the end.
 
-    The function's arguments: `options`, their settings; `setup`, Python to run first; `before`, a command that runs the rest as its
-    arguments; what else, for Popen.
+    The function's arguments: `options`, their settings; `setup`, Python to run first; `before`, a
+    command that runs the rest as its arguments; what else, for Popen.
     """
     started: list[Other] = []
 
     def start(
-        options: Mapping[str, str], setup: str = "", before: tuple[str, ...] = (), python: str = sys.executable, **popen: Any
+        options: Mapping[str, str],
+        setup: str = "",
+        before: tuple[str, ...] = (),
+        python: str = sys.executable,
+        **popen: Any,
     ) -> Other:
         command = [*before, python, "-c", PROGRAM, json.dumps(dict(options)), setup]
-        found = Other(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **popen))
+        found = Other(
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **popen
+            )
+        )
         started.append(found)
         return found
 
@@ -114,10 +123,14 @@ def public_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def own_server(root: Path, options: Mapping[str, str], **more: Any) -> Iterator[Settings]:
-    """Settings that lead to a server of one's own; at the end it does not run, and its data are gone. A user's files are beside its
-    folders, and are as they were."""
+    """Settings that lead to a server of one's own; at the end it does not run, and its data are
+    gone. A user's files are beside its folders, and are as they were."""
     found = load(root, {**options, "cache_dir": str(root / "cache"), **more}, {})
-    with developer.files(root, *([Path(found.data_dir).parent] if Path(found.data_dir).is_absolute() else []), name="papers"):
+    with developer.files(
+        root,
+        *([Path(found.data_dir).parent] if Path(found.data_dir).is_absolute() else []),
+        name="papers",
+    ):
         try:
             yield found
         finally:
@@ -137,4 +150,8 @@ def clear(server: Embedded) -> None:
 
 def settings_of(settings: Settings) -> dict[str, str]:
     """Return the options that lead another process to the same server."""
-    return {key: str(getattr(settings, key)) for key in ("cache_dir", "binaries", "data_dir") if getattr(settings, key)}
+    return {
+        key: str(getattr(settings, key))
+        for key in ("cache_dir", "binaries", "data_dir")
+        if getattr(settings, key)
+    }

@@ -1,7 +1,9 @@
-"""Which test keeps which promise: the failures (A to F) and dangers (S) that dbclone must survive, by their ids.
+"""Which test keeps which promise: the failures (A to F) and dangers (S) that dbclone must survive,
+by their ids.
 
-A test names the ids that it tries in its docstring. What cannot be tried here stands in `untried.toml`, with the reason and with
-what was done instead. `python -m tests.promises` prints the whole table.
+A test names the ids that it tries in its docstring. What cannot be tried here stands in
+`untried.toml`, with the reason and with what was done instead. `python -m tests.promises` prints
+the whole table.
 """
 
 from __future__ import annotations
@@ -30,8 +32,13 @@ def tests() -> Iterator[tuple[str, str]]:
     """Every test function under tests/, as pytest names it, and its docstring."""
     for path in sorted(HERE.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-                yield f"{path.relative_to(HERE).as_posix()}::{node.name}", ast.get_docstring(node) or ""
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith(
+                "test_"
+            ):
+                yield (
+                    f"{path.relative_to(HERE).as_posix()}::{node.name}",
+                    ast.get_docstring(node) or "",
+                )
 
 
 @functools.cache
@@ -46,7 +53,9 @@ def named() -> dict[str, list[str]]:
 
 def untried() -> dict[str, dict[str, str]]:
     """What cannot be tried here: by id, `why`, and what was done `instead`."""
-    table: dict[str, dict[str, str]] = tomllib.loads((HERE / "untried.toml").read_text(encoding="utf-8"))
+    table: dict[str, dict[str, str]] = tomllib.loads(
+        (HERE / "untried.toml").read_text(encoding="utf-8")
+    )
     return table
 
 
@@ -56,7 +65,9 @@ def main() -> None:
     print("| promise | tests |\n|---|---|")
     for name in IDS:
         tests = ", ".join(tried.get(name, []))
-        excuse = "not tried: {why} Instead: {instead}".format(**excused[name]) if name in excused else ""
+        excuse = (
+            "not tried: {why} Instead: {instead}".format(**excused[name]) if name in excused else ""
+        )
         print(f"| {name} | {tests or excuse or '**nothing**'} |")
 
 

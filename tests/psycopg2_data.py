@@ -18,17 +18,35 @@ def cursors(connect: Connect, told: Told) -> None:
     """Every kind of cursor, also on the server's side."""
     connection = connect()
     cursor = connection.cursor()
-    extras.execute_values(cursor, "INSERT INTO t VALUES %s", [(n, str(n)) for n in range(50)], page_size=7)
-    extras.execute_batch(cursor, "UPDATE t SET b = b || %s WHERE a = %s", [("!", n) for n in range(9)])
-    told(extras.execute_values(cursor, "INSERT INTO t VALUES %s RETURNING a", [(60,), (61,)], fetch=True))
+    extras.execute_values(
+        cursor, "INSERT INTO t VALUES %s", [(n, str(n)) for n in range(50)], page_size=7
+    )
+    extras.execute_batch(
+        cursor, "UPDATE t SET b = b || %s WHERE a = %s", [("!", n) for n in range(9)]
+    )
+    told(
+        extras.execute_values(
+            cursor, "INSERT INTO t VALUES %s RETURNING a", [(60,), (61,)], fetch=True
+        )
+    )
     told(cursor.mogrify("SELECT %s", (["it's", None],)))
     for kind in (extras.DictCursor, extras.RealDictCursor, extras.NamedTupleCursor, None):
         for name in (None, "named"):
             with connection.cursor(name, cursor_factory=kind) as found:
                 found.execute("SELECT a, b AS other FROM t ORDER BY a LIMIT 3")
                 told(found.fetchone(), found.fetchmany(1), found.rownumber, found.query)
-                told([dict(row) if kind is extras.RealDictCursor else tuple(row) for row in found.fetchall()])
-                told(found.description, found.name, isinstance(found, kind or extensions.cursor), type(found).__name__)
+                told(
+                    [
+                        dict(row) if kind is extras.RealDictCursor else tuple(row)
+                        for row in found.fetchall()
+                    ]
+                )
+                told(
+                    found.description,
+                    found.name,
+                    isinstance(found, kind or extensions.cursor),
+                    type(found).__name__,
+                )
     scroll = connection.cursor("scrolling", scrollable=True)
     scroll.execute("SELECT a FROM t ORDER BY a")
     scroll.scroll(10)
@@ -88,12 +106,20 @@ def types(connect: Connect, told: Told) -> None:
         extras.Json({"a": 1}),
     ):
         cursor.execute("SELECT %s, %s::text", (value, value))
-        told([bytes(x) if isinstance(x, memoryview) else x for x in cursor.fetchone()], cursor.description[0].type_code)
-    cursor.execute("SELECT '{\"a\": [1]}'::jsonb, '[1,5)'::int4range, now()::date > '2020-01-01', ROW(1, 'z')::pair, 'ok'::mood")
+        told(
+            [bytes(x) if isinstance(x, memoryview) else x for x in cursor.fetchone()],
+            cursor.description[0].type_code,
+        )
+    cursor.execute(
+        "SELECT '{\"a\": [1]}'::jsonb, '[1,5)'::int4range, now()::date > '2020-01-01',"
+        " ROW(1, 'z')::pair, 'ok'::mood"
+    )
     told(cursor.fetchone())
     cursor.execute("SELECT oid FROM pg_type WHERE typname = 'mood'")
     (oid,) = cursor.fetchone()
-    extensions.register_type(extensions.new_type((oid,), "MOOD", lambda text, _: text and text.upper()), connection)
+    extensions.register_type(
+        extensions.new_type((oid,), "MOOD", lambda text, _: text and text.upper()), connection
+    )
     cursor.execute("SELECT 'ok'::mood, ''::text, NULL::mood, repeat('x', 100000)")
     told(cursor.fetchone())
     cursor.execute("SELECT")
@@ -101,10 +127,15 @@ def types(connect: Connect, told: Told) -> None:
     extras.register_default_json(connection, loads=lambda text: ["own", text])
     cursor.execute("SELECT '1'::json; SELECT '2'::json")
     told(cursor.fetchall())
-    cursor.execute("DO $$ BEGIN RAISE NOTICE 'hello'; RAISE WARNING 'again' USING HINT = 'h'; END $$")
+    cursor.execute(
+        "DO $$ BEGIN RAISE NOTICE 'hello'; RAISE WARNING 'again' USING HINT = 'h'; END $$"
+    )
     told(connection.notices)
     with told.error():
-        cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'ZZ001', DETAIL = 'd', HINT = 'h', COLUMN = 'c'; END $$")
+        cursor.execute(
+            "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'ZZ001', DETAIL = 'd', HINT ="
+            " 'h', COLUMN = 'c'; END $$"
+        )
 
 
 def copies(connect: Connect, told: Told) -> None:

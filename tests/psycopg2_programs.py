@@ -1,4 +1,5 @@
-"""Programs over psycopg2 that tell what they saw, to be run sandboxed and for real: see test_psycopg2_sandbox."""
+"""Programs over psycopg2 that tell what they saw, to be run sandboxed and for real: see
+test_psycopg2_sandbox."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ SCHEMA = """
 def database(server: Server) -> str:
     """Make a database with SCHEMA; return its URL."""
     name = f"psycopg2_{uuid.uuid4().hex[:8]}"
-    server.connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    server.connection.execute(
+        psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name))
+    )
     found = server.database(name).url
     with psycopg.connect(found, autocommit=True) as connection:
         connection.execute(SCHEMA)
@@ -51,7 +54,8 @@ def sandbox(url: str) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def connecting(session: Session, url: str) -> Iterator[Connect]:
-    """Yield a function that opens psycopg2 connections into a sandbox; afterwards nothing of it must be left."""
+    """Yield a function that opens psycopg2 connections into a sandbox; afterwards nothing of it
+    must be left."""
     with Connector(session) as gate:
         yield lambda **options: gate.connect(url, **options)
     assert not [thread for thread in threading.enumerate() if thread.name == "dbclone sandbox"]
@@ -89,9 +93,22 @@ class Told:
             yield
         except Exception as error:
             diag = getattr(error, "diag", None)
-            names = ("severity", "message_primary", "message_detail", "statement_position", "constraint_name", "context")
+            names = (
+                "severity",
+                "message_primary",
+                "message_detail",
+                "statement_position",
+                "constraint_name",
+                "context",
+            )
             said = [getattr(diag, name, None) for name in names]
-            self(type(error).__name__, str(error), getattr(error, "pgcode", None), getattr(error, "pgerror", None), said)
+            self(
+                type(error).__name__,
+                str(error),
+                getattr(error, "pgcode", None),
+                getattr(error, "pgerror", None),
+                said,
+            )
         else:
             self("no error")
 
@@ -102,7 +119,12 @@ def blocks(connect: Connect, told: Told) -> None:
     cursor = connection.cursor()
     told(connection.get_transaction_status(), connection.status, connection.autocommit)
     cursor.execute("INSERT INTO t VALUES (%s, %s)", (1, "x"))
-    told(connection.get_transaction_status(), connection.status, cursor.rowcount, cursor.statusmessage)
+    told(
+        connection.get_transaction_status(),
+        connection.status,
+        cursor.rowcount,
+        cursor.statusmessage,
+    )
     connection.commit()
     told(connection.get_transaction_status(), connection.status)
     cursor.execute("INSERT INTO t VALUES (2)")
@@ -187,7 +209,8 @@ def sql_text(connect: Connect, told: Told) -> None:
         "COMMIT",
         "LOCK TABLE t",
         "INSERT INTO t VALUES (20); COMMIT; INSERT INTO t VALUES (21); SELECT nothing",
-        "INSERT INTO t VALUES (22); BEGIN; INSERT INTO t VALUES (23); ROLLBACK; INSERT INTO t VALUES (24)",
+        "INSERT INTO t VALUES (22); BEGIN; INSERT INTO t VALUES (23); ROLLBACK; INSERT INTO"
+        " t VALUES (24)",
         "INSERT INTO t VALUES (25); SAVEPOINT a",
         "BEGIN; INSERT INTO t VALUES (7); SELECT nothing",
         "",
@@ -208,7 +231,13 @@ def settings(connect: Connect, told: Told) -> None:
         cursor.execute("INSERT INTO t VALUES (1)")
     connection.rollback()
     connection.set_session(readonly=True, autocommit=True)
-    for text in ("INSERT INTO t VALUES (1)", "BEGIN", "INSERT INTO t VALUES (1)", "ROLLBACK", "SELECT count(*) FROM t"):
+    for text in (
+        "INSERT INTO t VALUES (1)",
+        "BEGIN",
+        "INSERT INTO t VALUES (1)",
+        "ROLLBACK",
+        "SELECT count(*) FROM t",
+    ):
         with told.error():
             cursor.execute(text)
     other = connect()
@@ -237,7 +266,9 @@ def settings(connect: Connect, told: Told) -> None:
             each.commit()
     cursor = latin.cursor()
     cursor.execute("SELECT b FROM t")
-    told(latin.encoding, rows(cursor), latin.server_version, latin.protocol_version, latin.info.user)
+    told(
+        latin.encoding, rows(cursor), latin.server_version, latin.protocol_version, latin.info.user
+    )
     cursor = connect().cursor()
     cursor.execute("SELECT b, 'ß' FROM t")
     told(rows(cursor))
@@ -257,7 +288,9 @@ def forgotten(connect: Connect, told: Told) -> None:
     look = connect()
     look.autocommit = True
     cursor = look.cursor()
-    for number, (close, commit) in enumerate([(True, True), (True, False), (False, False), (False, True)]):
+    for number, (close, commit) in enumerate(
+        [(True, True), (True, False), (False, False), (False, True)]
+    ):
         write(number, close, commit)
         gc.collect()
         cursor.execute("SELECT a FROM t ORDER BY a")
@@ -269,7 +302,10 @@ def cursors(connect: Connect, told: Told) -> None:
     connection = connect()
     cursor = connection.cursor()
     for end in (connection.commit, connection.rollback):
-        cursor.execute("DECLARE a CURSOR FOR SELECT generate_series(1, 3); DECLARE stays CURSOR WITH HOLD FOR SELECT 1")
+        cursor.execute(
+            "DECLARE a CURSOR FOR SELECT generate_series(1, 3); DECLARE stays CURSOR WITH"
+            " HOLD FOR SELECT 1"
+        )
         named = connection.cursor("named")
         named.execute("SELECT generate_series(1, 5)")
         told(named.fetchmany(2))

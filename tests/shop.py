@@ -65,17 +65,24 @@ SELECT lo_from_bytea(0, 'template');
 
 @contextlib.contextmanager
 def cloned(
-    server: Server, settings: Settings, folder: Path, schema: str = SCHEMA, by_callable: bool = False, **options: Any
+    server: Server,
+    settings: Settings,
+    folder: Path,
+    schema: str = SCHEMA,
+    by_callable: bool = False,
+    **options: Any,
 ) -> Iterator[Clone]:
-    """Yield a clone of a template built from SQL, in a project of its own; `options` are settings; `by_callable`, it is no file,
-    because it has what a file may not have."""
+    """Yield a clone of a template built from SQL, in a project of its own; `options` are settings;
+    `by_callable`, it is no file, because it has what a file may not have."""
 
     def build(url: str) -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(schema.encode())
 
     (folder / "schema.sql").write_text(schema)
-    own = replace(settings, name=f"shop{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",), **options)
+    own = replace(
+        settings, name=f"shop{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",), **options
+    )
     server.settings, before = own, server.settings
     try:
         parts, handle = handles.load(own, build if by_callable else None)
@@ -87,5 +94,7 @@ def cloned(
 
 def identity(clone: Clone) -> int:
     """Return the oid of the clone's database: another one after it was replaced."""
-    ((oid,),) = clone.server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [clone.name])
+    ((oid,),) = clone.server.fetch(
+        "SELECT oid::int8 FROM pg_database WHERE datname = %s", [clone.name]
+    )
     return int(oid)

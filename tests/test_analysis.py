@@ -47,13 +47,28 @@ TEXTS = (
     "ROLLBACK TO s",
     "COMMIT; SELECT 1; BEGIN",
 )
-COMMENTS = ("-- name: q\n", "/* a */", "/* a /* nested ; */ */ ", "--\n--\r\n", " /* ' */ ", "-- $$ VACUUM\n\t")
+COMMENTS = (
+    "-- name: q\n",
+    "/* a */",
+    "/* a /* nested ; */ */ ",
+    "--\n--\r\n",
+    " /* ' */ ",
+    "-- $$ VACUUM\n\t",
+)
 
 
 def told(text: str) -> tuple[object, ...]:
     asked, writers = Analysis(text), frozenset({"place_order"})
-    controls = [(control.verb, control.name, control.modes) if control else None for _, control in asked.controls]
-    return (*(getattr(asked, name) for name in ANSWERS), asked.reads_only(writers), asked.leaves_nothing(writers), controls)
+    controls = [
+        (control.verb, control.name, control.modes) if control else None
+        for _, control in asked.controls
+    ]
+    return (
+        *(getattr(asked, name) for name in ANSWERS),
+        asked.reads_only(writers),
+        asked.leaves_nothing(writers),
+        controls,
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -62,11 +77,20 @@ def test_a_comment_before_a_statement_changes_nothing(text: str) -> None:
         assert told(comment + text) == told(text), comment
 
 
-@given(st.sampled_from(TEXTS), st.lists(st.sampled_from(COMMENTS), min_size=1, max_size=4), st.data())
-def test_comments_in_the_place_of_spaces_change_nothing(text: str, comments: list[str], data: st.DataObject) -> None:
+@given(
+    st.sampled_from(TEXTS), st.lists(st.sampled_from(COMMENTS), min_size=1, max_size=4), st.data()
+)
+def test_comments_in_the_place_of_spaces_change_nothing(
+    text: str, comments: list[str], data: st.DataObject
+) -> None:
     words = text.split(" ")
-    between = [data.draw(st.sampled_from([" ", *(f" {comment} " for comment in comments)])) for _ in words[1:]]
-    assert told(words[0] + "".join(a + b for a, b in zip(between, words[1:], strict=True))) == told(text)
+    between = [
+        data.draw(st.sampled_from([" ", *(f" {comment} " for comment in comments)]))
+        for _ in words[1:]
+    ]
+    assert told(words[0] + "".join(a + b for a, b in zip(between, words[1:], strict=True))) == told(
+        text
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,12 +128,21 @@ def test_what_is_quoted_is_no_comment(text: str) -> None:
 )
 def test_what_reads_and_what_looks(text: str, reads: bool, nothing: bool, looks: bool) -> None:
     asked, writers = analyze(text), frozenset({"place_order"})
-    assert (asked.reads_only(writers), asked.leaves_nothing(writers), asked.takes_snapshot) == (reads, nothing, looks)
+    assert (asked.reads_only(writers), asked.leaves_nothing(writers), asked.takes_snapshot) == (
+        reads,
+        nothing,
+        looks,
+    )
 
 
 def test_of_a_text_that_is_not_known_the_worst_is_believed() -> None:
     asked = analyze(None)
-    assert (asked.reads_only(), asked.leaves_nothing(), asked.takes_snapshot, asked.empty) == (False, False, True, False)
+    assert (asked.reads_only(), asked.leaves_nothing(), asked.takes_snapshot, asked.empty) == (
+        False,
+        False,
+        True,
+        False,
+    )
     assert (asked.only_inside, asked.never_inside, asked.declares) == ("", "", ())
 
 

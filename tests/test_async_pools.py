@@ -56,7 +56,10 @@ def test_an_asynchronous_pool_that_the_application_opens(clone: Clone) -> None:
             states = await asyncio.gather(*map(job, range(10, 20)))
             return states, db.execute("SELECT count(*), sum(a) FROM t").fetchone()
 
-    for options in ({"min_size": 1}, {"min_size": 2, "max_size": 3, "configure": configure, "reset": reset}):
+    for options in (
+        {"min_size": 1},
+        {"min_size": 2, "max_size": 3, "configure": configure, "reset": reset},
+    ):
         results = []
         for test in ("rollback", "rollback", "truncate"):
             pool: Async = psycopg_pool.AsyncConnectionPool(ELSEWHERE, open=False, **options)
@@ -122,7 +125,9 @@ def test_an_asynchronous_pool_that_is_open_in_another_loop_is_refused(clone: Clo
 
 def test_an_asynchronous_pool_that_is_open_in_this_loop_is_opened_anew(clone: Clone) -> None:
     async def program() -> None:
-        async with psycopg_pool.AsyncConnectionPool(ELSEWHERE, open=False, min_size=0, max_size=1) as pool:
+        async with psycopg_pool.AsyncConnectionPool(
+            ELSEWHERE, open=False, min_size=0, max_size=1
+        ) as pool:
             with bound(pool, clone.url):
                 async with pool.connection() as connection:
                     assert connection.info.dbname == clone.name

@@ -1,4 +1,5 @@
-"""Asynchronous connections into the sandbox: the same programs give the same results there and for real."""
+"""Asynchronous connections into the sandbox: the same programs give the same results there and for
+real."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ INSERT = "INSERT INTO t VALUES (%s)"
 
 
 @pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(
+    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clone]:
     with table(server, settings, tmp_path_factory.mktemp("async")) as made:
         yield made
 
@@ -53,7 +56,11 @@ def test_commit_rollback_and_close(both: Callable[[Program], Any]) -> None:
         await first.commit()
         await first.execute(INSERT, [2])
         await first.rollback()
-        seen += [first.info.transaction_status, await values(second), db.execute("SELECT count(*) FROM t").fetchone()]
+        seen += [
+            first.info.transaction_status,
+            await values(second),
+            db.execute("SELECT count(*) FROM t").fetchone(),
+        ]
         await first.execute(INSERT, [3])
         await first.close()
         seen += [first.closed, await arefused(first.execute("SELECT 1")), await values(second)]
@@ -78,7 +85,12 @@ def test_transaction_blocks_nested_named_forced_and_failing(both: Callable[[Prog
             async with connection.transaction() as inner:
                 await connection.execute(INSERT, [4])
                 raise psycopg.Rollback(inner)
-            seen: list[Any] = [outer.status, inner.status, inner.savepoint_name, connection.info.transaction_status]
+            seen: list[Any] = [
+                outer.status,
+                inner.status,
+                inner.savepoint_name,
+                connection.info.transaction_status,
+            ]
             with pytest.raises(psycopg.ProgrammingError):
                 await connection.commit()
         with contextlib.suppress(ZeroDivisionError):
@@ -97,8 +109,16 @@ def test_errors_outside_and_inside_a_block(both: Callable[[Program], Any]) -> No
         alone, inside = await db.aconnect(autocommit=True), await db.aconnect()
         await alone.execute(INSERT, [1])
         seen: list[Any] = [await arefused(alone.execute(INSERT, [1])) for _ in range(2)]
-        seen += [alone.info.transaction_status, await arefused(inside.execute(INSERT, [1])), inside.info.transaction_status]
-        seen += [await values(alone), await arefused(inside.execute("SELECT 1")), alone.info.transaction_status]
+        seen += [
+            alone.info.transaction_status,
+            await arefused(inside.execute(INSERT, [1])),
+            inside.info.transaction_status,
+        ]
+        seen += [
+            await values(alone),
+            await arefused(inside.execute("SELECT 1")),
+            alone.info.transaction_status,
+        ]
         await alone.execute(INSERT, [2])
         seen += [await arefused(inside.execute("SAVEPOINT a")), inside.info.transaction_status]
         await inside.commit()
@@ -119,9 +139,14 @@ def test_every_way_to_send_a_statement(both: Callable[[Program], Any]) -> None:
             for number in range(8):
                 await cursor.execute("SELECT %s::int", [number], prepare=True)
             seen.append([row async for row in cursor.stream("SELECT a FROM t ORDER BY a")])
-            await cursor.execute("BEGIN; INSERT INTO t VALUES (5); ROLLBACK; INSERT INTO t VALUES (6)")
+            await cursor.execute(
+                "BEGIN; INSERT INTO t VALUES (5); ROLLBACK; INSERT INTO t VALUES (6)"
+            )
         async with connection.pipeline():
-            cursors = [await connection.execute("INSERT INTO t VALUES (%s) RETURNING a", [value]) for value in (7, 8)]
+            cursors = [
+                await connection.execute("INSERT INTO t VALUES (%s) RETURNING a", [value])
+                for value in (7, 8)
+            ]
         seen += [await cursor.fetchone() for cursor in cursors]
         async with connection.transaction(), connection.cursor("named") as named:
             await named.execute("SELECT a FROM t ORDER BY a")
@@ -142,11 +167,15 @@ def test_tasks_that_work_at_the_same_time(both: Callable[[Program], Any]) -> Non
             connection = await db.aconnect(autocommit=True)
             for step in range(5):
                 await connection.execute(INSERT, [number * 10 + step])
-            row = await (await connection.execute("SELECT count(*) FROM t WHERE a / 10 = %s", [number])).fetchone()
+            row = await (
+                await connection.execute("SELECT count(*) FROM t WHERE a / 10 = %s", [number])
+            ).fetchone()
             assert row is not None
             return int(row[0])
 
-        return await asyncio.gather(*map(work, range(8))), db.execute("SELECT count(*) FROM t").fetchone()
+        return await asyncio.gather(*map(work, range(8))), db.execute(
+            "SELECT count(*) FROM t"
+        ).fetchone()
 
     assert both(program) == ([5] * 8, (40,))
 
@@ -163,20 +192,28 @@ def test_a_statement_that_is_cancelled_harms_nobody(both: Callable[[Program], An
     assert both(program) == [1, 2]
 
 
-def test_the_test_looks_while_a_task_is_in_the_middle_of_a_statement(both: Callable[[Program], Any]) -> None:
-    """The thread that the event loop needs waits for the session: it finishes the task's statement itself."""
+def test_the_test_looks_while_a_task_is_in_the_middle_of_a_statement(
+    both: Callable[[Program], Any],
+) -> None:
+    """The thread that the event loop needs waits for the session: it finishes the task's statement
+    itself."""
 
     async def program(db: Isolation) -> Any:
         connection = await db.aconnect(autocommit=True)
         await connection.execute(INSERT, [1])
         for _ in range(3):
-            tasks = [asyncio.create_task(connection.execute("SELECT a, pg_sleep(0.02)::text FROM t")) for _ in range(2)]
+            tasks = [
+                asyncio.create_task(connection.execute("SELECT a, pg_sleep(0.02)::text FROM t"))
+                for _ in range(2)
+            ]
             await asyncio.sleep(0.01)
             seen = db.execute("SELECT a FROM t").fetchall()
             db.execute("UPDATE t SET a = a + 1")
             found = [await (await task).fetchall() for task in tasks]
         with pytest.raises(psycopg.errors.DivisionByZero):
-            await asyncio.gather(connection.execute("SELECT 1 / 0"), asyncio.to_thread(db.execute, "SELECT 1"))
+            await asyncio.gather(
+                connection.execute("SELECT 1 / 0"), asyncio.to_thread(db.execute, "SELECT 1")
+            )
         return seen, [len(rows) for rows in found], await values(connection)
 
     assert both(program) == ([(3,)], [1, 1], [4])
@@ -188,16 +225,24 @@ def test_threads_and_tasks_take_turns(both: Callable[[Program], Any]) -> None:
             with db.connect(autocommit=True) as connection:
                 for value in range(start, start + 50):
                     connection.execute(INSERT, [value])
-                return len(connection.execute("SELECT a FROM t WHERE a BETWEEN %s AND %s", [start, start + 49]).fetchall())
+                return len(
+                    connection.execute(
+                        "SELECT a FROM t WHERE a BETWEEN %s AND %s", [start, start + 49]
+                    ).fetchall()
+                )
 
         async def task(start: int) -> int:
             connection = await db.aconnect(autocommit=True)
             for value in range(start, start + 50):
                 await connection.execute(INSERT, [value])
-            cursor = await connection.execute("SELECT a FROM t WHERE a BETWEEN %s AND %s", [start, start + 49])
+            cursor = await connection.execute(
+                "SELECT a FROM t WHERE a BETWEEN %s AND %s", [start, start + 49]
+            )
             return len(await cursor.fetchall())
 
-        counts = await asyncio.gather(task(0), asyncio.to_thread(work, 100), task(200), asyncio.to_thread(work, 300))
+        counts = await asyncio.gather(
+            task(0), asyncio.to_thread(work, 100), task(200), asyncio.to_thread(work, 300)
+        )
         return counts, db.execute("SELECT count(*) FROM t").fetchone()
 
     assert both(program) == ([50, 50, 50, 50], (200,))

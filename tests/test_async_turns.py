@@ -1,4 +1,5 @@
-"""Tasks and threads that need the one session at the same time: they wait, and a deadlock is an error in time."""
+"""Tasks and threads that need the one session at the same time: they wait, and a deadlock is an
+error in time."""
 
 from __future__ import annotations
 
@@ -29,11 +30,17 @@ def sandboxed(clone: Clone, program: Program) -> float:
 
 @pytest.mark.parametrize("who", ["this task", "another task", "a thread", "this thread"])
 @pytest.mark.parametrize("held", ["pipeline", "copy", "stream"])
-def test_who_holds_the_session_too_long_is_an_error_in_time(clone: Clone, held: str, who: str) -> None:
+def test_who_holds_the_session_too_long_is_an_error_in_time(
+    clone: Clone, held: str, who: str
+) -> None:
     """Whatever waits, the event loop goes on, and afterwards the session serves all."""
 
     async def program(db: Isolation) -> None:
-        holder, other, beats = await db.aconnect(autocommit=True), await db.aconnect(autocommit=True), 0
+        holder, other, beats = (
+            await db.aconnect(autocommit=True),
+            await db.aconnect(autocommit=True),
+            0,
+        )
 
         async def beat() -> None:
             nonlocal beats

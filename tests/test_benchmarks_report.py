@@ -1,4 +1,5 @@
-"""The report of the benchmarks says what the JSON says, and nothing else: goals, losing cases, failures, plots and the README."""
+"""The report of the benchmarks says what the JSON says, and nothing else: goals, losing cases,
+failures, plots and the README."""
 
 from __future__ import annotations
 
@@ -30,11 +31,15 @@ def found() -> dict[str, Any]:
     return recorded
 
 
-def _walls(found: dict[str, Any], server: str, workers: int, contender: str, walls: list[float]) -> None:
+def _walls(
+    found: dict[str, Any], server: str, workers: int, contender: str, walls: list[float]
+) -> None:
     """Let a contender's suite have taken so many seconds."""
     for cell in found["parts"]["suites"]["cells"]:
         if (cell["server"], cell["workers"], cell["contender"]) == (server, workers, contender):
-            cell["runs"] = [{**cell["runs"][0], "round": n, "wall_s": wall} for n, wall in enumerate(walls)]
+            cell["runs"] = [
+                {**cell["runs"][0], "round": n, "wall_s": wall} for n, wall in enumerate(walls)
+            ]
 
 
 def _goal(found: dict[str, Any], words: str) -> Verdict:
@@ -59,7 +64,9 @@ def test_a_goal_is_judged_pair_by_pair(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("walls", "reached"), [([30.0], 1), ([9.0], 0)])
-def test_a_goal_of_at_least_so_much(found: dict[str, Any], walls: list[float], reached: int) -> None:
+def test_a_goal_of_at_least_so_much(
+    found: dict[str, Any], walls: list[float], reached: int
+) -> None:
     _walls(found, "embedded", 2, "auto", [2.0])
     _walls(found, "durable", 0, "recipe", walls)
     verdict = _goal(found, "over the default")
@@ -78,7 +85,15 @@ def test_the_best_peer_is_held_against_auto(found: dict[str, Any]) -> None:
         extremes = {"median": 1.0, "min": 1.0, "max": 2.0}
         probed = {"undoes": {"DDL": package == "good", "sequences": None}, "error": None}
         floor = "" if package == "none" else "floor"
-        return {"name": name, "package": package, "floor": floor, "per_test_ms": told, "suite_s": extremes, "runs": runs, **probed}
+        return {
+            "name": name,
+            "package": package,
+            "floor": floor,
+            "per_test_ms": told,
+            "suite_s": extremes,
+            "runs": runs,
+            **probed,
+        }
 
     rows = [
         row("no isolation", "none", [0.1]),
@@ -145,7 +160,11 @@ def test_plots_are_drawn_within_their_frame(found: dict[str, Any]) -> None:
     for text in drawn.values():
         root = ElementTree.fromstring(text)
         _, _, width, height = map(float, root.attrib["viewBox"].split())
-        shapes = [shape for shape in root.iter() if shape.tag.rpartition("}")[2] in ("line", "rect", "circle", "text")]
+        shapes = [
+            shape
+            for shape in root.iter()
+            if shape.tag.rpartition("}")[2] in ("line", "rect", "circle", "text")
+        ]
         for shape in shapes:
             for key, most in (
                 ("x", width),
@@ -158,8 +177,13 @@ def test_plots_are_drawn_within_their_frame(found: dict[str, Any]) -> None:
             ):
                 assert 0 <= float(shape.attrib.get(key, 0)) <= most
             if shape.text and shape.tag.endswith("text"):
-                x, long = float(shape.attrib["x"]), 6.5 * len(shape.text)  # about what a letter is wide
-                begin = {"start": x, "middle": x - long / 2, "end": x - long}[shape.attrib["text-anchor"]]
+                x, long = (
+                    float(shape.attrib["x"]),
+                    6.5 * len(shape.text),
+                )  # about what a letter is wide
+                begin = {"start": x, "middle": x - long / 2, "end": x - long}[
+                    shape.attrib["text-anchor"]
+                ]
                 assert begin >= 0, shape.text
                 assert begin + long <= width, shape.text
         assert "prefers-color-scheme:dark" in text
@@ -175,14 +199,18 @@ def test_a_plot_names_everything_that_it_draws(found: dict[str, Any]) -> None:
 
 def _luminance(colour: str) -> float:
     parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_colours_stand_out_from_their_ground(dark: bool) -> None:
     """By WCAG 2: 3 to 1 for what is drawn, 7 to 1 for text."""
-    (style,) = re.findall(r"<style>(.*)</style>", svg.bars("t", "s", ["one"], [("a", [svg.Value(1, 1, 1)], False)]))
+    (style,) = re.findall(
+        r"<style>(.*)</style>", svg.bars("t", "s", ["one"], [("a", [svg.Value(1, 1, 1)], False)])
+    )
     light, _, night = style.partition("@media (prefers-color-scheme:dark)")
     rules = dict(re.findall(r"\.(\w+)\{fill:(#\w{6})\}", night if dark else light))
     ground = _luminance(rules.pop("paper"))

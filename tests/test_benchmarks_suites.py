@@ -1,4 +1,5 @@
-"""Benchmarks cannot cheat: an isolation that leaks has no time, the floor does the same work, and a part that fails is told."""
+"""Benchmarks cannot cheat: an isolation that leaks has no time, the floor does the same work, and a
+part that fails is told."""
 
 from __future__ import annotations
 
@@ -40,15 +41,22 @@ def shop(tmp_path: Path) -> Path:
 
 
 def _databases(server: Server) -> set[str]:
-    return {name for (name,) in server.fetch("SELECT datname::text FROM pg_database WHERE datname !~ '_t_'")}
+    return {
+        name
+        for (name,) in server.fetch("SELECT datname::text FROM pg_database WHERE datname !~ '_t_'")
+    }
 
 
 @pytest.mark.parametrize("contender", ["recipe", "truncate_all", "truncate", "auto", "none"])
-def test_a_very_small_suite_from_end_to_end(contender: str, shop: Path, place: Place, server: Server) -> None:
+def test_a_very_small_suite_from_end_to_end(
+    contender: str, shop: Path, place: Place, server: Server
+) -> None:
     before = _databases(server)
     found = Cell("embedded", SIZE, 0, contender).run(shop, server, place)
     assert found["wall_s"] > found["tests_s"] > 0
-    assert _databases(server) <= before  # fewer where it has pruned what a killed run of another test had left
+    assert (
+        _databases(server) <= before
+    )  # fewer where it has pruned what a killed run of another test had left
 
 
 def test_it_runs_with_workers(shop: Path, place: Place, server: Server) -> None:
@@ -61,17 +69,26 @@ def test_a_contender_that_leaks_has_no_time(shop: Path, place: Place, server: Se
     assert "3 failed, 1 passed" in str(caught.value)  # the first one finds empty tables
 
 
-@pytest.mark.parametrize("change", [("drop_tables(models)", "is_closed()"), ('"TRUNCATE {}"', '"SELECT 1 FROM {} LIMIT 0"')])
-def test_a_contender_that_forgets_to_undo_has_no_time(change: tuple[str, str], shop: Path, place: Place, server: Server) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [("drop_tables(models)", "is_closed()"), ('"TRUNCATE {}"', '"SELECT 1 FROM {} LIMIT 0"')],
+)
+def test_a_contender_that_forgets_to_undo_has_no_time(
+    change: tuple[str, str], shop: Path, place: Place, server: Server
+) -> None:
     """Not only one that is called leaky: the recipe and TRUNCATE all, broken."""
     harness = shop / "harness.py"
     assert change[0] in harness.read_text()
     harness.write_text(harness.read_text().replace(*change))
     with pytest.raises(Broken):
-        Cell("embedded", SIZE, 0, "recipe" if "drop" in change[0] else "truncate_all").run(shop, server, place)
+        Cell("embedded", SIZE, 0, "recipe" if "drop" in change[0] else "truncate_all").run(
+            shop, server, place
+        )
 
 
-def test_a_contender_that_fails_loses_its_times_and_spoils_nobody_elses(shop: Path, place: Place, server: Server) -> None:
+def test_a_contender_that_fails_loses_its_times_and_spoils_nobody_elses(
+    shop: Path, place: Place, server: Server
+) -> None:
     """In its second round: the time of its first one goes as well."""
     good, bad = Cell("embedded", SIZE, 0, "none"), Cell("embedded", SIZE, 0, "leaky")
     suites = Suites(place, {"embedded": server}, {bad: [], good: []}, {SIZE: shop})
@@ -82,12 +99,24 @@ def test_a_contender_that_fails_loses_its_times_and_spoils_nobody_elses(shop: Pa
     assert [run["round"] for run in suites.runs[good]] == [0, 1]  # once beside it
 
 
-def test_without_time_only_what_the_goals_need_is_measured(shop: Path, place: Place, server: Server) -> None:
+def test_without_time_only_what_the_goals_need_is_measured(
+    shop: Path, place: Place, server: Server
+) -> None:
     place.seconds = -1
-    suites = Suites(place, {"embedded": server}, {Cell("embedded", SIZE, 0, c): [] for c in ("drop", "auto")}, {SIZE: shop})
+    suites = Suites(
+        place,
+        {"embedded": server},
+        {Cell("embedded", SIZE, 0, c): [] for c in ("drop", "auto")},
+        {SIZE: shop},
+    )
     suites.rounds()
-    assert [(cell.contender, len(runs)) for cell, runs in suites.runs.items()] == [("drop", 0), ("auto", 1)]
-    assert [(cell.contender, why) for cell, why in suites.failed.items()] == [("drop", "there was no time left")]
+    assert [(cell.contender, len(runs)) for cell, runs in suites.runs.items()] == [
+        ("drop", 0),
+        ("auto", 1),
+    ]
+    assert [(cell.contender, why) for cell, why in suites.failed.items()] == [
+        ("drop", "there was no time left")
+    ]
 
 
 def test_tests_that_do_not_run_have_no_time(shop: Path, place: Place, server: Server) -> None:
@@ -116,7 +145,10 @@ def _counted(request, monkeypatch):
     for contender in ("none", "auto"):
         Cell("embedded", SIZE, 0, contender).run(shop, server, place)
         texts = {path.name: path.read_text() for path in sorted(shop.glob("said-*"))}
-        told[contender] = {name: re.sub(r'"s?[0-9a-f]{32}"', "savepoint", text).splitlines() for name, text in texts.items()}
+        told[contender] = {
+            name: re.sub(r'"s?[0-9a-f]{32}"', "savepoint", text).splitlines()
+            for name, text in texts.items()
+        }
     assert len(told["none"]) == SIZE
     assert told["none"] == told["auto"]
     assert min(len(lines) for lines in told["none"].values()) > 5
@@ -124,7 +156,11 @@ def _counted(request, monkeypatch):
 
 def test_half_of_the_tests_touch_two_tables_and_half_all_eight(shop: Path) -> None:
     text = "".join(path.read_text() for path in (shop / "tests").iterdir())
-    assert text.count("@with_test_db((Category, Product))") == text.count("@with_test_db(MODELS)") == SIZE // 2
+    assert (
+        text.count("@with_test_db((Category, Product))")
+        == text.count("@with_test_db(MODELS)")
+        == SIZE // 2
+    )
 
 
 def test_all_sizes_workers_and_contenders_are_measured() -> None:
@@ -135,14 +171,20 @@ def test_all_sizes_workers_and_contenders_are_measured() -> None:
         (("recipe", "auto", "none"), DURABLE),
     ):
         for contender in contenders:
-            found = {(cell.size, cell.workers) for cell in chosen if (cell.server, cell.contender) == (server, contender)}
+            found = {
+                (cell.size, cell.workers)
+                for cell in chosen
+                if (cell.server, cell.contender) == (server, contender)
+            }
             assert found == {(size, workers) for size in SIZES for workers in (0, 2, 4)}
 
 
 def test_a_durable_server_has_the_settings_that_postgres_is_shipped_with(place: Place) -> None:
     with place.durable() as server:
         names = ["fsync", "synchronous_commit", "full_page_writes", "autovacuum"]
-        assert server.fetch("SELECT count(*) FROM pg_settings WHERE name = ANY(%s) AND setting = 'on'", [names]) == [(4,)]
+        assert server.fetch(
+            "SELECT count(*) FROM pg_settings WHERE name = ANY(%s) AND setting = 'on'", [names]
+        ) == [(4,)]
         ((folder,),) = server.fetch("SELECT current_setting('data_directory')")
         assert Path(folder).is_dir()
     assert not Path(folder).parent.exists()
@@ -171,7 +213,11 @@ def test_copies_are_made_by_all_contenders_and_dropped(server: Server) -> None:
     sized.handed_over()
     ((folder,),) = server.fetch("SELECT current_setting('data_directory')")
     sized.copied(Path(folder))
-    assert [(contender, len(found)) for (contender, _), found in sized.seconds.items()] == [("file_copy", 1), (POOL, 1), (COPY, 1)]
+    assert [(contender, len(found)) for (contender, _), found in sized.seconds.items()] == [
+        ("file_copy", 1),
+        (POOL, 1),
+        (COPY, 1),
+    ]
     assert not (Path(folder) / "base" / "copied").exists()
     assert all(row["median"] > 0 for row in sized.data("here"))
     ddl.drop(server, sized.template.database)
@@ -206,7 +252,10 @@ def test_parts_are_chosen_by_name_in_their_own_order(capsys: pytest.CaptureFixtu
     assert arguments(["suites", "clone", "--quick"]).parts == ["clone", "suites"]
     with pytest.raises(SystemExit):
         arguments(["suits"])
-    assert "there is no part 'suits'; the parts are start-up, reset, clone, scale, peers, suites" in capsys.readouterr().err
+    assert (
+        "there is no part 'suits'; the parts are start-up, reset, clone, scale, peers, suites"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part != "peers"])
@@ -214,7 +263,9 @@ def test_every_part_has_its_module(part: str) -> None:
     assert callable(importlib.import_module(f"benchmarks.{PARTS[part][0]}").measure)
 
 
-def test_a_part_that_fails_keeps_neither_the_others_nor_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_keeps_neither_the_others_nor_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And whoever reads the file while the next part runs finds what there is."""
     path = tmp_path / "found.json"
     seen: list[list[str]] = []
@@ -230,7 +281,9 @@ def test_a_part_that_fails_keeps_neither_the_others_nor_the_file(tmp_path: Path,
         module = types.ModuleType(f"benchmarks.{name}")
         module.measure = measure  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, f"benchmarks.{name}", module)
-    monkeypatch.setattr("benchmarks.__main__.PARTS", {"first": ("bad", 1, 1), "second": ("good", 1, 1)})
+    monkeypatch.setattr(
+        "benchmarks.__main__.PARTS", {"first": ("bad", 1, 1), "second": ("good", 1, 1)}
+    )
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert main(["--quick", "--json", str(path)]) == 1
     found = json.loads(path.read_text())
@@ -240,7 +293,9 @@ def test_a_part_that_fails_keeps_neither_the_others_nor_the_file(tmp_path: Path,
     assert found["machine"]["cores"] >= 1
 
 
-def test_what_a_part_had_when_it_was_ended_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_part_had_when_it_was_ended_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As by SIGTERM in its last minute."""
 
     def ended(place: Place) -> dict[str, Any]:

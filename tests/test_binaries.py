@@ -1,4 +1,5 @@
-"""Which PostgreSQL is started: the order of the places, the newest within one, and what is not good enough.
+"""Which PostgreSQL is started: the order of the places, the newest within one, and what is not good
+enough.
 
 The programs here only say a version: nothing is started with them.
 """
@@ -74,7 +75,9 @@ def test_a_setting_that_leads_nowhere_is_an_error_even_if_there_are_others(tmp_p
     assert "usual" not in caught.value.detail
 
 
-def test_the_wheel_comes_before_path_and_path_before_the_usual_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_comes_before_path_and_path_before_the_usual_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     postgres(tmp_path / "usual" / "18" / "bin", "18.9")
     assert find(settings(tmp_path)).source == "the usual folders"
     postgres(tmp_path / "path", "17.1")
@@ -124,7 +127,10 @@ def test_what_is_too_old_is_refused_and_named(tmp_path: Path) -> None:
     postgres(tmp_path / "usual" / "13" / "bin", "13.2")
     with pytest.raises(ServerNotFound) as caught:
         find(settings(tmp_path))
-    assert f"{tmp_path / 'usual' / '13' / 'bin'} (the usual folders): version 13.2 is older than 14" in caught.value.detail
+    assert (
+        f"{tmp_path / 'usual' / '13' / 'bin'} (the usual folders): version 13.2 is older than 14"
+        in caught.value.detail
+    )
 
 
 def test_what_is_too_old_in_one_place_does_not_hide_the_next(tmp_path: Path) -> None:
@@ -133,7 +139,9 @@ def test_what_is_too_old_in_one_place_does_not_hide_the_next(tmp_path: Path) -> 
     assert find(settings(tmp_path)).version == "16.4"
 
 
-@pytest.mark.parametrize("flaw", ["no initdb", "not executable", "another program", "bytes", "a folder", "fails"])
+@pytest.mark.parametrize(
+    "flaw", ["no initdb", "not executable", "another program", "bytes", "a folder", "fails"]
+)
 def test_what_is_no_postgres_is_passed_over_and_named(tmp_path: Path, flaw: str) -> None:
     folder = postgres(tmp_path / "usual" / "broken" / "bin", "18.1")
     if flaw == "no initdb":
@@ -148,7 +156,9 @@ def test_what_is_no_postgres_is_passed_over_and_named(tmp_path: Path, flaw: str)
         (folder / "postgres").unlink()
         (folder / "postgres").mkdir()
     else:
-        (folder / "postgres").write_text("#!/bin/sh\necho 'version 18.1 does not run here' >&2; exit 127\n")
+        (folder / "postgres").write_text(
+            "#!/bin/sh\necho 'version 18.1 does not run here' >&2; exit 127\n"
+        )
     with pytest.raises(ServerNotFound) as caught:
         find(settings(tmp_path))
     assert f"{folder} (the usual folders): no postgres and initdb that run" in caught.value.detail
@@ -158,14 +168,19 @@ def test_a_version_is_remembered_until_the_program_changes(tmp_path: Path) -> No
     """Asking costs a process at each start of each test process."""
     folder = postgres(tmp_path / "usual" / "x" / "bin", "16.1")
     asked = tmp_path / "asked"
-    (folder / "postgres").write_text(f"#!/bin/sh\necho asked >> {asked}\necho 'postgres (PostgreSQL) 16.1'\n")
+    (folder / "postgres").write_text(
+        f"#!/bin/sh\necho asked >> {asked}\necho 'postgres (PostgreSQL) 16.1'\n"
+    )
     assert [find(settings(tmp_path)).version for _ in range(3)] == ["16.1"] * 3
     assert asked.read_text().split() == ["asked"]
     postgres(folder, "16.20")
     assert find(settings(tmp_path)).version == "16.20"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "[1]", "5", "null", "\x00", '{"PROGRAM": 5}', '{"PROGRAM": [1, 2, "99.9"]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "[1]", "5", "null", "\x00", '{"PROGRAM": 5}', '{"PROGRAM": [1, 2, "99.9"]}'],
+)
 def test_a_broken_memory_of_versions_is_asked_anew(tmp_path: Path, content: str) -> None:
     folder = postgres(tmp_path / "usual" / "x" / "bin", "16.1")
     found = settings(tmp_path)
@@ -177,15 +192,22 @@ def test_a_broken_memory_of_versions_is_asked_anew(tmp_path: Path, content: str)
 
 
 def test_data_of_one_installation_never_meet_those_of_another(tmp_path: Path) -> None:
-    keys = {Binaries(Path(folder), version, "").key for folder in ("/a", "/b") for version in ("18.1", "18.2")}
+    keys = {
+        Binaries(Path(folder), version, "").key
+        for folder in ("/a", "/b")
+        for version in ("18.1", "18.2")
+    }
     assert len(keys) == 4
     assert Binaries(Path("/a"), "18.1", "").key == Binaries(Path("/a"), "18.1", "elsewhere").key
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root runs the server as another account")
 @pytest.mark.parametrize("complete", [True, False])
-def test_what_the_account_cannot_run_is_copied_or_the_error_says_what_to_do(tmp_path: Path, complete: bool) -> None:
-    """S10: nothing of the original is opened up for it. A library that is no file to copy stands for a full disk."""
+def test_what_the_account_cannot_run_is_copied_or_the_error_says_what_to_do(
+    tmp_path: Path, complete: bool
+) -> None:
+    """S10: nothing of the original is opened up for it. A library that is no file to copy stands
+    for a full disk."""
     account = server_account()
     original = Binaries(postgres(tmp_path / "closed" / "install" / "bin", "16.1"), "16.1", "here")
     (tmp_path / "closed").chmod(0o700)
@@ -201,7 +223,9 @@ def test_what_the_account_cannot_run_is_copied_or_the_error_says_what_to_do(tmp_
             assert copy.readable_by(account, home) == copy
             assert original.readable_by(account, home) == copy
         else:
-            with pytest.raises(ServerError, match=f"the account '{account.name}' cannot run") as caught:
+            with pytest.raises(
+                ServerError, match=f"the account '{account.name}' cannot run"
+            ) as caught:
                 original.readable_by(account, home)
             assert "set binaries to a folder that it can" in caught.value.hint
             assert list(public.iterdir()) == []

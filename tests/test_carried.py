@@ -37,7 +37,8 @@ CREATE EVENT TRIGGER frozen ON ddl_command_start EXECUTE FUNCTION frozen();
 def test_what_people_forget_is_copied_and_no_reset_makes_objects(
     reset: str, server: Server, settings: Settings, tmp_path: Path
 ) -> None:
-    """B16: publication, large object, sequence position, materialized rows, and an event trigger that forbids all DDL."""
+    """B16: publication, large object, sequence position, materialized rows, and an event trigger
+    that forbids all DDL."""
     with cloned(server, settings, tmp_path, FORGOTTEN) as clone:
         with clone.connect() as connection:
             for query, expected in {
@@ -90,16 +91,25 @@ def test_a_login_trigger_that_refuses_everybody_does_not_refuse_dbclone(
                 isolation.execute("INSERT INTO item VALUES (1)")
 
 
-def test_a_role_that_a_login_trigger_refuses_is_told_what_would_let_it_in(modern: Server, role: Dsn, tmp_path: Path) -> None:
+def test_a_role_that_a_login_trigger_refuses_is_told_what_would_let_it_in(
+    modern: Server, role: Dsn, tmp_path: Path
+) -> None:
     """B17: the trigger is in the maintenance database, and so not one of the project's."""
     ours = str(role.get("user"))
     run = modern.connection.execute
     body = f"BEGIN IF session_user = '{ours}' THEN RAISE EXCEPTION 'no entry'; END IF; END"
-    run(f"CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS '{body.replace(chr(39), chr(39) * 2)}'".encode())
+    run(
+        (
+            f"CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS"
+            f" '{body.replace(chr(39), chr(39) * 2)}'"
+        ).encode()
+    )
     run("CREATE EVENT TRIGGER refuse ON login EXECUTE FUNCTION refuse()")
     try:
         plain = load(tmp_path, {"url": role.url}, {})
-        with pytest.raises(PermissionMissing, match="a login event trigger refuses us in database 'postgres'") as caught:
+        with pytest.raises(
+            PermissionMissing, match="a login event trigger refuses us in database 'postgres'"
+        ) as caught:
             Server.open(plain)
         assert "no entry" in caught.value.detail
         statement = f'GRANT SET ON PARAMETER event_triggers TO "{ours}";'

@@ -33,11 +33,14 @@ INSERT INTO item (name) SELECT 'item ' || n FROM generate_series(1, 100) n;
 
 @pytest.fixture
 def shop(project: Project, options: dict[str, str]) -> Iterator[Open]:
-    """A function that opens the server with the settings of a project whose schema is one SQL file, and further settings."""
+    """A function that opens the server with the settings of a project whose schema is one SQL file,
+    and further settings."""
     project.configure(schema="schema.sql", bind=None)
     (project.folder / "schema.sql").write_text(SCHEMA)
     with ExitStack() as stack:
-        yield lambda **more: stack.enter_context(Server.open(load(project.folder, {**options, **more}, {})))
+        yield lambda **more: stack.enter_context(
+            Server.open(load(project.folder, {**options, **more}, {}))
+        )
 
 
 def ensure(server: Server) -> Template:
@@ -57,7 +60,9 @@ def items(url: str) -> int:
     return int(found[0])
 
 
-def test_a_clone_has_the_name_that_everybody_computes_from_run_and_owner(project: Project, shop: Open) -> None:
+def test_a_clone_has_the_name_that_everybody_computes_from_run_and_owner(
+    project: Project, shop: Open
+) -> None:
     template = ensure(shop())
     with template.clone("gw3", "run 1") as clone:
         assert clone.name == clone_name(project.name, "run 1", "gw3")
@@ -76,8 +81,11 @@ def test_a_run_without_a_name_gets_one_of_its_own(shop: Open) -> None:
 
 
 @pytest.mark.parametrize("same_process", [False, True], ids=["another session", "the same session"])
-def test_a_second_owner_of_the_same_name_is_refused_and_the_first_one_keeps_its_database(same_process: bool, shop: Open) -> None:
-    """A session gets an advisory lock twice; the second clone must not drop the first one's database for that."""
+def test_a_second_owner_of_the_same_name_is_refused_and_the_first_one_keeps_its_database(
+    same_process: bool, shop: Open
+) -> None:
+    """A session gets an advisory lock twice; the second clone must not drop the first one's
+    database for that."""
     template = ensure(shop())
     other = template if same_process else ensure(shop())
     with template.clone("gw0", "r") as clone:
@@ -85,7 +93,9 @@ def test_a_second_owner_of_the_same_name_is_refused_and_the_first_one_keeps_its_
             connection.execute("DELETE FROM item WHERE id > 7")
         with pytest.raises(TemplateError, match="in use by another process") as caught:
             other.clone("gw0", "r")
-        assert f"server process {template.server.connection.info.backend_pid}" in caught.value.detail
+        assert (
+            f"server process {template.server.connection.info.backend_pid}" in caught.value.detail
+        )
         assert items(clone.url) == 7
     with other.clone("gw0", "r") as clone:
         assert items(clone.url) == 100
@@ -123,7 +133,8 @@ def test_a_clone_is_dropped_although_sessions_are_open_in_it(project: Project, s
 def test_a_clone_that_lost_its_mark_is_left_alone_with_a_warning(
     project: Project, shop: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A test wrote COMMENT ON DATABASE: that must not fail the run at its end, nor be a licence to drop."""
+    """A test wrote COMMENT ON DATABASE: that must not fail the run at its end, nor be a licence to
+    drop."""
     template = ensure(shop())
     with template.clone() as clone:
         statement = sql.SQL("COMMENT ON DATABASE {} IS 'shop'").format(sql.Identifier(clone.name))
@@ -131,13 +142,16 @@ def test_a_clone_that_lost_its_mark_is_left_alone_with_a_warning(
     assert project.clones(template.server) == [clone.name]
     assert "its comment is not dbclone's" in caplog.text
     assert template.server.leases.acquire(clone.name)
-    template.server.connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(clone.name)))
+    template.server.connection.execute(
+        sql.SQL("DROP DATABASE {}").format(sql.Identifier(clone.name))
+    )
 
 
 def test_a_warm_clone_is_taken_and_equal_to_a_cold_one(project: Project, shop: Open) -> None:
     server = shop()
     (project.folder / "schema.sql").write_text(
-        f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET my.setting = 7', current_database()); END $$; {SCHEMA}"
+        f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET my.setting = 7',"
+        f" current_database()); END $$; {SCHEMA}"
     )
     template = ensure(server)
     assert copying.warm(server, template.database, 1) == 1
@@ -157,7 +171,9 @@ def test_a_warm_clone_is_taken_and_equal_to_a_cold_one(project: Project, shop: O
         assert (mark.kind, mark.worker) == ("clone", "gw0")
 
 
-def test_a_warm_clone_that_is_still_being_made_is_not_taken(project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_clone_that_is_still_being_made_is_not_taken(
+    project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It has its mark before it has the template's settings; its lease says that it is not ready."""
     maker, taker = ensure(shop()), ensure(shop())
     real, claims = ddl.carry_over, []
@@ -166,7 +182,11 @@ def test_a_warm_clone_that_is_still_being_made_is_not_taken(project: Project, sh
         if server is maker.server:
             mark = ddl.listed(server, target)[0].mark
             assert mark is not None
-            claims.append(copying.claim_warm_clone(taker.server, taker.database, clone_name(project.name, "r", "gw0"), mark))
+            claims.append(
+                copying.claim_warm_clone(
+                    taker.server, taker.database, clone_name(project.name, "r", "gw0"), mark
+                )
+            )
         real(server, source, target)
 
     monkeypatch.setattr(ddl, "carry_over", carry_over)
@@ -178,7 +198,9 @@ def test_a_warm_clone_that_is_still_being_made_is_not_taken(project: Project, sh
         assert oid(taker.server, clone.name) == before
 
 
-def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_clone_limit_are_copied_at_once(
+    project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B4: six want a clone, two may copy at a time; the copies cannot end before all six are there."""
     templates = [ensure(shop(clone_limit="2")) for _ in range(6)]
     arrived, everybody = threading.Semaphore(0), threading.Event()
@@ -207,7 +229,9 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
 
     def trying(self: Leases, key: int, shared: bool = False) -> bool:
         tries[id(self)] = tries.get(id(self), 0) + 1
-        if len(tries) == 6 and sorted(tries.values())[2] > 6:  # four of the six were refused both places, three times over
+        if (
+            len(tries) == 6 and sorted(tries.values())[2] > 6
+        ):  # four of the six were refused both places, three times over
             everybody.set()
         return attempt(self, key, shared)
 
@@ -226,8 +250,11 @@ def test_no_more_than_clone_limit_are_copied_at_once(project: Project, shop: Ope
     assert most == 2
 
 
-def test_a_warm_clone_of_a_template_that_was_rebuilt_is_not_taken_but_pruned(project: Project, shop: Open) -> None:
-    """A rebuilt template has the same fingerprint; what was copied before may lack what made somebody ask for the rebuild."""
+def test_a_warm_clone_of_a_template_that_was_rebuilt_is_not_taken_but_pruned(
+    project: Project, shop: Open
+) -> None:
+    """A rebuilt template has the same fingerprint; what was copied before may lack what made
+    somebody ask for the rebuild."""
     server = shop()
     template = ensure(server)
     copying.warm(server, template.database, 1)

@@ -25,12 +25,20 @@ def facts(project: Project, *words: str, **environ: str) -> dict[str, object]:
     return dict(json.loads(done.stdout))
 
 
-def test_prepare_builds_once_says_why_it_builds_again_and_rebuilds_on_demand(project: Project, server: Server) -> None:
-    first, second, third = facts(project, "prepare"), facts(project, "prepare"), facts(project, "prepare", "--rebuild")
+def test_prepare_builds_once_says_why_it_builds_again_and_rebuilds_on_demand(
+    project: Project, server: Server
+) -> None:
+    first, second, third = (
+        facts(project, "prepare"),
+        facts(project, "prepare"),
+        facts(project, "prepare", "--rebuild"),
+    )
     assert [first["built"], second["built"], third["built"]] == [True, False, True]
     assert first["template"] == second["template"] == third["template"]
     models = (project.folder / "models.py").read_text()
-    (project.folder / "models.py").write_text(models.replace("text = TextField()", "text = TextField(null=True)"))
+    (project.folder / "models.py").write_text(
+        models.replace("text = TextField()", "text = TextField(null=True)")
+    )
     fourth = facts(project, "prepare")
     assert (fourth["built"], fourth["why"]) == (True, ["model models.Post changed"])
     assert len(project.databases(server)) == 2
@@ -42,7 +50,10 @@ def test_workers_claim_the_warm_clones_that_prepare_left(project: Project, serve
     assert facts(project, "prepare", "--workers", "2")["warm_clones_made"] == 2
     assert facts(project, "prepare", "--workers", "2")["warm_clones_made"] == 0
     assert len(project.clones(server)) == 2
-    project.write(test_a="import pytest\n@pytest.mark.parametrize('i', range(8))\ndef test_it(dbclone, i): pass\n")
+    project.write(
+        test_a="import pytest\n@pytest.mark.parametrize('i', range(8))\ndef test_it(dbclone, i):"
+        " pass\n"
+    )
     done = project.pytest("-n", "1", "-o", "log_cli=true", "--log-cli-level=INFO")
     assert "8 passed" in done.stdout
     assert len(project.clones(server)) == 1
@@ -58,7 +69,9 @@ def test_a_long_build_says_what_it_does_also_within_one_step(project: Project) -
     project.write(test_a="def test_it(dbclone): pass\n")
     for workers in ("0", "2"):
         run = project.pytest("--dbclone-rebuild", "-n", workers)
-        assert "dbclone: slow.sql:2: SELECT pg_sleep(3.2) (2 s)" in run.stdout, run.stdout + run.stderr
+        assert "dbclone: slow.sql:2: SELECT pg_sleep(3.2) (2 s)" in run.stdout, (
+            run.stdout + run.stderr
+        )
 
 
 def test_status_shows_templates_and_what_they_were_built_from(project: Project) -> None:
@@ -74,7 +87,9 @@ def test_status_shows_templates_and_what_they_were_built_from(project: Project) 
     assert "model models.User: " in shown
 
 
-def test_prune_only_says_on_a_dry_run_and_spares_what_is_in_use(project: Project, server: Server) -> None:
+def test_prune_only_says_on_a_dry_run_and_spares_what_is_in_use(
+    project: Project, server: Server
+) -> None:
     made = str(facts(project, "prepare")["template"])
     assert made in project.run("dbclone", "prune", "--all", "--dry-run").stdout
     assert project.databases(server) == [made]
@@ -99,13 +114,20 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize("words", [("status",), ("doctor", "--no-measures"), ("url",), ("url", "postgres")])
-def test_who_only_looks_runs_no_program_that_a_repository_names(project: Project, words: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [("status",), ("doctor", "--no-measures"), ("url",), ("url", "postgres")]
+)
+def test_who_only_looks_runs_no_program_that_a_repository_names(
+    project: Project, words: tuple[str, ...], tmp_path: Path
+) -> None:
     """Somebody may look at what they have just cloned. What they say themselves is their own."""
     ran = tmp_path / "ran"
     own: dict[str, Any] = {"DBCLONE_CACHE_DIR": str(tmp_path / "cache")}
     for name in ("postgres", "initdb", "pg_config", "psql"):
-        program(project.folder / "bin" / name, f"echo {name} >> {ran}; echo 'postgres (PostgreSQL) 18.1'")
+        program(
+            project.folder / "bin" / name,
+            f"echo {name} >> {ran}; echo 'postgres (PostgreSQL) 18.1'",
+        )
     project.environ.pop("DBCLONE_BINARIES", None)
     project.configure(schema=f"touch {ran}", bind=None, inputs=[], binaries="bin")
     done = project.run("dbclone", *words, **own)
@@ -119,7 +141,9 @@ def test_who_only_looks_runs_no_program_that_a_repository_names(project: Project
     assert "postgres" in ran.read_text()
 
 
-def test_url_does_not_build_with_a_command_that_a_repository_names(project: Project, server: Server, tmp_path: Path) -> None:
+def test_url_does_not_build_with_a_command_that_a_repository_names(
+    project: Project, server: Server, tmp_path: Path
+) -> None:
     program(project.folder / "bin" / "build", f"echo build >> {tmp_path}/ran")
     project.configure(schema="bin/build", bind=None, inputs=[])
     done = project.run("dbclone", "url")
@@ -170,15 +194,31 @@ def test_the_private_server_starts_stays_and_stops(project: Project, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "status", "texts"),
     [
-        (["prepare", "--schema", "nowhere.models:X"], 2, ["there is no module 'nowhere'", "DETAIL:", "HINT:"]),
+        (
+            ["prepare", "--schema", "nowhere.models:X"],
+            2,
+            ["there is no module 'nowhere'", "DETAIL:", "HINT:"],
+        ),
         (["prepare", "--schema", "models:MODLS"], 2, ["Did you mean models:MODELS?"]),
         (["prepare", "--reset", "rolback"], 2, ["invalid choice"]),
-        (["prepare", "--clone-limit", "many"], 2, ["clone_limit = 'many' is not a whole number", "the option --clone-limit"]),
+        (
+            ["prepare", "--clone-limit", "many"],
+            2,
+            ["clone_limit = 'many' is not a whole number", "the option --clone-limit"],
+        ),
         (["prepare", "--workers", "-1"], 2, ["not a number from 0 to 1000"]),
-        (["prepare", "--url", "postgresql://u:s3cr3t@127.0.0.1:1/x"], 2, ["no server answers at postgresql://u:***@127.0.0.1:1"]),
+        (
+            ["prepare", "--url", "postgresql://u:s3cr3t@127.0.0.1:1/x"],
+            2,
+            ["no server answers at postgresql://u:***@127.0.0.1:1"],
+        ),
         (["prepare", "--url", "postgresql://u:s3cr3t@h@x/y"], 2, ["not a usable PostgreSQL URL"]),
         (["prepare", "--schema", "*.sql"], 2, ["no file matches '*.sql'"]),
-        (["prepare", "--schema", "no-such-program --now", "--inputs", "models.py"], 2, ["cannot be started"]),
+        (
+            ["prepare", "--schema", "no-such-program --now", "--inputs", "models.py"],
+            2,
+            ["cannot be started"],
+        ),
         (["prepare", "--binaries", "/nonexistent"], 2, ["none was found to start", "/nonexistent"]),
         (["server", "start", "--url", "postgresql://h/x"], 2, ["uses a running server"]),
         (["status", "--", "x"], 2, ["takes nothing after --"]),

@@ -1,4 +1,5 @@
-"""Commands that lead elsewhere: each variable that names a database names the build, and what made nothing there is no template."""
+"""Commands that lead elsewhere: each variable that names a database names the build, and what made
+nothing there is no template."""
 
 from __future__ import annotations
 
@@ -30,11 +31,31 @@ SOCKET = parse("postgresql://builder@/built?host=/run/build&port=5433")
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("ANYTHING", "postgres://dev:secret@localhost/devdb", "postgres://builder:b%40d@build.example:5433/built"),
-        ("X", "postgresql+asyncpg://dev:secret@localhost/devdb", "postgresql+asyncpg://builder:b%40d@build.example:5433/built"),
-        ("X", "postgis://dev:secret@localhost/devdb", "postgis://builder:b%40d@build.example:5433/built"),
-        ("X", "jdbc:postgresql://localhost/devdb", "jdbc:postgresql://build.example:5433/built?user=builder&password=b%40d"),
-        ("GOOSE_DBSTRING", "host=localhost dbname=devdb", "user=builder password=b@d dbname=built host=build.example port=5433"),
+        (
+            "ANYTHING",
+            "postgres://dev:secret@localhost/devdb",
+            "postgres://builder:b%40d@build.example:5433/built",
+        ),
+        (
+            "X",
+            "postgresql+asyncpg://dev:secret@localhost/devdb",
+            "postgresql+asyncpg://builder:b%40d@build.example:5433/built",
+        ),
+        (
+            "X",
+            "postgis://dev:secret@localhost/devdb",
+            "postgis://builder:b%40d@build.example:5433/built",
+        ),
+        (
+            "X",
+            "jdbc:postgresql://localhost/devdb",
+            "jdbc:postgresql://build.example:5433/built?user=builder&password=b%40d",
+        ),
+        (
+            "GOOSE_DBSTRING",
+            "host=localhost dbname=devdb",
+            "user=builder password=b@d dbname=built host=build.example port=5433",
+        ),
         ("DB_HOST", "localhost", "build.example"),
         ("POSTGRES_PORT", "5432", "5433"),
         ("APP_POSTGRES_DB", "devdb", "built"),
@@ -47,7 +68,9 @@ SOCKET = parse("postgresql://builder@/built?host=/run/build&port=5433")
         ("LANG", "C", None),
     ],
 )
-def test_what_names_a_database_gets_the_build_in_its_own_form(name: str, value: str, expected: str | None) -> None:
+def test_what_names_a_database_gets_the_build_in_its_own_form(
+    name: str, value: str, expected: str | None
+) -> None:
     found = place_in_form(name, value, BUILD)
     if "dbname=" in value:
         assert found is not None
@@ -58,7 +81,10 @@ def test_what_names_a_database_gets_the_build_in_its_own_form(name: str, value: 
 
 
 def test_what_knows_no_sockets_leads_to_no_database_and_a_part_that_is_not_there_is_empty() -> None:
-    assert place_in_form("X", "jdbc:postgresql://localhost/devdb", SOCKET) == "jdbc:postgresql:///built?user=builder"
+    assert (
+        place_in_form("X", "jdbc:postgresql://localhost/devdb", SOCKET)
+        == "jdbc:postgresql:///built?user=builder"
+    )
     assert place_in_form("DB_PASSWORD", "secret", SOCKET) == ""
     assert place_in_form("DB_HOST", "localhost", SOCKET) == "/run/build"
 
@@ -67,7 +93,8 @@ def test_names_in_an_env_file_are_set_and_no_other_value_of_it_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".env").write_text(
-        "# a comment\nexport APP_DSN='postgresql+psycopg://dev:secret@localhost/devdb'\nDB_NAME=devdb\nDB_PASSWORD=secret\n"
+        "# a comment\nexport"
+        " APP_DSN='postgresql+psycopg://dev:secret@localhost/devdb'\nDB_NAME=devdb\nDB_PASSWORD=secret\n"
         "API_KEY=0123\nDATABASE_URL=postgresql+asyncpg://dev:secret@localhost/devdb\n"
     )
     monkeypatch.setenv("PGSERVICE", "elsewhere")
@@ -76,8 +103,14 @@ def test_names_in_an_env_file_are_set_and_no_other_value_of_it_is_passed_on(
     monkeypatch.setenv("OTHER_URL", "postgres://dev:secret@localhost/other")
     with program_environment(load(tmp_path, {}, {}), BUILD) as environ:
         assert environ["APP_DSN"] == "postgresql+psycopg://builder:b%40d@build.example:5433/built"
-        assert environ["DATABASE_URL"] == "postgresql+asyncpg://builder:b%40d@build.example:5433/built"
-        assert (environ["DB_NAME"], environ["DB_PASSWORD"], environ["PGDATABASE"]) == ("built", "b@d", "built")
+        assert (
+            environ["DATABASE_URL"] == "postgresql+asyncpg://builder:b%40d@build.example:5433/built"
+        )
+        assert (environ["DB_NAME"], environ["DB_PASSWORD"], environ["PGDATABASE"]) == (
+            "built",
+            "b@d",
+            "built",
+        )
         assert environ["OTHER_URL"] == "postgres://builder:b%40d@build.example:5433/built"
         assert "API_KEY" not in environ
         assert "PGSERVICE" not in environ
@@ -114,7 +147,8 @@ LEADS_AWAY = {
 def test_a_command_that_builds_elsewhere_makes_no_template_and_is_told_where_it_went(
     project: Project, server: Server, dev: Developer, kind: str
 ) -> None:
-    """It can write where it likes, so that what it wrote is there; but no test runs on an empty database."""
+    """It can write where it likes, so that what it wrote is there; but no test runs on an empty
+    database."""
     line, file = LEADS_AWAY[kind]
     project.configure(schema=line, bind=None, inputs=["*.py"])
     project.write(
@@ -134,7 +168,9 @@ def test_a_command_that_builds_elsewhere_makes_no_template_and_is_told_where_it_
     (project.folder / ".env").write_text(f'PLACE="{dev.url()}"\n' if file == ".env" else "")
     # Which takes its own file for true, as `set -a; . .env` does.
     (project.folder / "migrate.sh").write_text(". ./.env\nPLACE=$PLACE python build.py\n")
-    (project.folder / "yoyo.ini").write_text(f"[DEFAULT]\ndatabase = {dev.url()}\n" if file == "yoyo.ini" else "")
+    (project.folder / "yoyo.ini").write_text(
+        f"[DEFAULT]\ndatabase = {dev.url()}\n" if file == "yoyo.ini" else ""
+    )
     (project.folder / "database.yml").write_text(
         f"development:\n  adapter: postgresql\n  database: {dev.name}\n" if ".yml" in file else ""
     )
@@ -142,18 +178,26 @@ def test_a_command_that_builds_elsewhere_makes_no_template_and_is_told_where_it_
         done = project.run(*command)
         text = " ".join((done.stdout + done.stderr).split())
         assert done.returncode != 0
-        assert f"`{line}` made nothing in the database it was given; its {file} names another" in text, text
+        assert (
+            f"`{line}` made nothing in the database it was given; its {file} names another" in text
+        ), text
         assert f'{file} names database "{dev.name}"' in text
         assert "DATABASE_URL" in text
         assert "d3vel0per" not in text
         assert project.databases(server) == []
 
 
-def test_a_command_reads_the_build_wherever_it_looks(project: Project, server: Server, dev: Developer) -> None:
+def test_a_command_reads_the_build_wherever_it_looks(
+    project: Project, server: Server, dev: Developer
+) -> None:
     """Variables, a .env file loaded as dotenv does, a service that the environment names."""
     project.configure(schema="python build.py", bind=None)
-    (project.folder / ".env").write_text(f"APP_DB={dev.url('+psycopg')}\nPOSTGRES_DB={dev.name}\nPGSERVICE=dev\n")
-    (project.folder / "services").write_text("[dev]\n" + "".join(f"{key}={value}\n" for key, value in dev.dsn.params))
+    (project.folder / ".env").write_text(
+        f"APP_DB={dev.url('+psycopg')}\nPOSTGRES_DB={dev.name}\nPGSERVICE=dev\n"
+    )
+    (project.folder / "services").write_text(
+        "[dev]\n" + "".join(f"{key}={value}\n" for key, value in dev.dsn.params)
+    )
     project.write(
         build="""
         import os, psycopg
@@ -173,9 +217,13 @@ def test_a_command_reads_the_build_wherever_it_looks(project: Project, server: S
     dev.untouched()
 
 
-def test_a_callable_that_makes_nothing_is_no_template_either(project: Project, server: Server, dev: Developer) -> None:
+def test_a_callable_that_makes_nothing_is_no_template_either(
+    project: Project, server: Server, dev: Developer
+) -> None:
     project.configure(schema="build:make", bind=None)
-    project.write(build=f"import psycopg\ndef make(url):\n    psycopg.connect({dev.url()!r}).close()\n")
+    project.write(
+        build=f"import psycopg\ndef make(url):\n    psycopg.connect({dev.url()!r}).close()\n"
+    )
     done = project.run("dbclone", "prepare")
     assert done.returncode == 1
     assert "schema build:make made nothing in the database it was given" in done.stderr
@@ -192,13 +240,14 @@ def test_who_means_an_empty_database_says_so_in_a_file(project: Project, server:
 
 @pytest.mark.parametrize(
     "statement",
-    ["CREATE SCHEMA s", "CREATE TYPE e AS ENUM ('a')", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    ["CREATE SCHEMA s", "CREATE TYPE e AS ENUM ('a')", "CREATE FUNCTION f() RETURNS int" " LANGUAGE sql AS 'SELECT 1'",
      "CREATE SEQUENCE s", "CREATE CAST (int AS macaddr) WITH INOUT", "SELECT lo_create(0)", "CREATE PUBLICATION p"],
 )  # fmt: skip
 def test_anything_is_something(project: Project, server: Server, statement: str) -> None:
     project.configure(schema="python build.py", bind=None)
     project.write(
-        build=f"import os, psycopg\npsycopg.connect(os.environ['DATABASE_URL'], autocommit=True).execute({statement!r})\n"
+        build=f"import os, psycopg\npsycopg.connect(os.environ['DATABASE_URL'],"
+        f" autocommit=True).execute({statement!r})\n"
     )
     done = project.run("dbclone", "prepare")
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,9 @@ def name(server: Server) -> Iterator[str]:
     with_limit = server.fetch("SELECT datconnlimit FROM pg_database WHERE datname = %s", [made])
     if with_limit:
         if with_limit[0][0] != -2:
-            server.connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(identifier))
+            server.connection.execute(
+                sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(identifier)
+            )
         server.connection.execute(sql.SQL("DROP DATABASE {}").format(identifier))
 
 
@@ -41,9 +43,15 @@ def mark(server: Server, kind: str = "clone") -> Mark:
 
 def plain(server: Server, name: str, comment: str = "", options: str = "") -> None:
     """Create a database as anybody would."""
-    server.connection.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), sql.SQL(options)))
+    server.connection.execute(
+        sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), sql.SQL(options))
+    )
     if comment:
-        server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment)))
+        server.connection.execute(
+            sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+                sql.Identifier(name), sql.Literal(comment)
+            )
+        )
 
 
 def found(server: Server, name: str) -> Database:
@@ -56,7 +64,12 @@ def test_what_is_created_is_marked_and_can_be_dropped(server: Server, name: str)
     ddl.create(server, name, "template0", mark(server))
     made = found(server, name)
     limit = limit_for(name, server.facts.system)
-    assert (made.own, made.sealed, made.limit, made.problem(server.facts.system)) == (True, False, limit, "")
+    assert (made.own, made.sealed, made.limit, made.problem(server.facts.system)) == (
+        True,
+        False,
+        limit,
+        "",
+    )
     assert made.mark is not None
     assert (made.mark.kind, made.mark.name, made.mark.oid) == ("clone", name, made.oid)
     ddl.drop(server, made)
@@ -70,11 +83,27 @@ def test_what_is_created_is_marked_and_can_be_dropped(server: Server, name: str)
         ("", "no mark"),
         ("the accounting database", "its comment is not"),
         ('{"dbclone": 2}', "its comment is not"),
-        ('{"dbclone": 1, "kind": "clone", "project": "databases", "system": "SYSTEM"}', "of another version"),
-        ('{"dbclone": 3, "kind": "clone", "project": "databases", "system": "SYSTEM"}', "of another version"),
-        ('{"dbclone": 2, "kind": "clone", "project": "databases", "system": "42"}', "of another server"),
-        ('{"dbclone": 2, "kind": "clone", "project": "databases", "system": "SYSTEM"}', "of another database"),
-        ('{"dbclone": 2, "kind": "clone", "project": "databases", "system": "SYSTEM", "and": "more"}', "its comment is not"),
+        (
+            '{"dbclone": 1, "kind": "clone", "project": "databases", "system": "SYSTEM"}',
+            "of another version",
+        ),
+        (
+            '{"dbclone": 3, "kind": "clone", "project": "databases", "system": "SYSTEM"}',
+            "of another version",
+        ),
+        (
+            '{"dbclone": 2, "kind": "clone", "project": "databases", "system": "42"}',
+            "of another server",
+        ),
+        (
+            '{"dbclone": 2, "kind": "clone", "project": "databases", "system": "SYSTEM"}',
+            "of another database",
+        ),
+        (
+            '{"dbclone": 2, "kind": "clone", "project": "databases", "system": "SYSTEM",'
+            ' "and": "more"}',
+            "its comment is not",
+        ),
     ],
 )
 @pytest.mark.parametrize("force", [False, True])
@@ -88,7 +117,9 @@ def test_a_database_with_our_kind_of_name_and_no_mark_of_ours_is_never_dropped(
     assert ddl.find(server, name) is not None
 
 
-def test_our_mark_on_a_database_of_another_role_is_no_licence(server: Server, role: Dsn, name: str) -> None:
+def test_our_mark_on_a_database_of_another_role_is_no_licence(
+    server: Server, role: Dsn, name: str
+) -> None:
     """Only an owner can write a comment, so a mark proves something only together with the owner."""
     plain(server, name, "", f"OWNER {role.get('user')}")
     ddl.comment(server, name, mark(server).bound(name, found(server, name).oid))
@@ -97,8 +128,20 @@ def test_our_mark_on_a_database_of_another_role_is_no_licence(server: Server, ro
     assert ddl.find(server, name) is not None
 
 
-@pytest.mark.parametrize("name_", ["postgres", "template1", "Dbclone_x_t_1", "dbclone_x_t_1\n", "dbclone_é", "dbclone_" + "x" * 56])
-def test_a_name_that_we_do_not_give_is_refused_before_anything_is_sent(name_: str, server: Server) -> None:
+@pytest.mark.parametrize(
+    "name_",
+    [
+        "postgres",
+        "template1",
+        "Dbclone_x_t_1",
+        "dbclone_x_t_1\n",
+        "dbclone_é",
+        "dbclone_" + "x" * 56,
+    ],
+)
+def test_a_name_that_we_do_not_give_is_refused_before_anything_is_sent(
+    name_: str, server: Server
+) -> None:
     """B5, B6: also 64 bytes of it, which the server would cut, and a line feed at its end."""
     before = server.fetch("SELECT oid, datname FROM pg_database ORDER BY 1")
     for attempt in (
@@ -107,7 +150,17 @@ def test_a_name_that_we_do_not_give_is_refused_before_anything_is_sent(name_: st
     ):
         with pytest.raises(TemplateError, match="not a name that dbclone gives"):
             attempt()
-    disguised = Database(1, name_, True, False, limit_for(name_, server.facts.system), 0, 0, mark(server), mark(server).text())
+    disguised = Database(
+        1,
+        name_,
+        True,
+        False,
+        limit_for(name_, server.facts.system),
+        0,
+        0,
+        mark(server),
+        mark(server).text(),
+    )
     assert disguised.problem(server.facts.system) == "its name is not one that dbclone gives"
     assert server.fetch("SELECT oid, datname FROM pg_database ORDER BY 1") == before
 
@@ -123,11 +176,15 @@ def test_a_database_is_looked_up_again_before_it_is_dropped(server: Server, name
     assert ddl.find(server, name) is None
 
 
-def test_an_interrupted_drop_is_finished_without_losing_our_connection(server: Server, name: str) -> None:
+def test_an_interrupted_drop_is_finished_without_losing_our_connection(
+    server: Server, name: str
+) -> None:
     """B13: ALTER on such a database is FATAL; only DROP works, with force or without."""
     for force in (False, True):
         ddl.create(server, name, "template0", mark(server))
-        server.fetch("UPDATE pg_database SET datconnlimit = -2 WHERE datname = %s RETURNING 1", [name])
+        server.fetch(
+            "UPDATE pg_database SET datconnlimit = -2 WHERE datname = %s RETURNING 1", [name]
+        )
         ddl.drop(server, found(server, name), force)
         assert ddl.find(server, name) is None
 
@@ -171,7 +228,9 @@ def test_sizes_are_zero_where_we_may_not_look(server: Server, role: Dsn, name: s
     ddl.create(server, name, "template0", mark(server))
     assert found(server, name).bytes == 0
     assert next(iter(ddl.listed(server, name, sizes=True))).bytes > 1_000_000
-    server.connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+    server.connection.execute(
+        sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name))
+    )
     with Server.open(replace(server.settings, url=role.url)) as other:
         assert next(iter(ddl.listed(other, name, sizes=True))).bytes == 0
 
@@ -219,13 +278,16 @@ def test_settings_grants_and_connection_limit_are_those_of_the_template(
             assert expected[0] == 77
             assert len(expected[1]) == len(expected[2]) == 2
             with clone.connect() as connection:
-                assert connection.execute("SHOW search_path").fetchone() == ('"odd, schema", public, "$user"',)
+                assert connection.execute("SHOW search_path").fetchone() == (
+                    '"odd, schema", public, "$user"',
+                )
         ddl.drop(shop, replace(template.database))
     server.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
 def test_a_template_s_own_mark_is_published_only_under_its_own_name(server: Server) -> None:
-    """Pure: what was sealed and not renamed, or has stepped aside, is no template that anybody may count on."""
+    """Pure: what was sealed and not renamed, or has stepped aside, is no template that anybody may
+    count on."""
     sealed = mark(server, "template")
     there = Database(1, template_name("databases", ""), True, True, -1, 0, 0, sealed, sealed.text())
     assert there.published

@@ -1,4 +1,5 @@
-"""Whatever destroys meets every database that could be mistaken for one of dbclone's, and leaves it alone."""
+"""Whatever destroys meets every database that could be mistaken for one of dbclone's, and leaves it
+alone."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from dbclone.adapters import handles
 from dbclone.cli.scratch import scratch
 from dbclone.clone.clone import Clone
 from dbclone.databases import copying, ddl
-from dbclone.databases.naming import Database, Mark, build_name, clone_name, limit_for, spare_name, template_name
+from dbclone.databases.naming import (
+    Database,
+    Mark,
+    build_name,
+    clone_name,
+    limit_for,
+    spare_name,
+    template_name,
+)
 from dbclone.databases.prune import prune
 from dbclone.errors import NotOwned
 from dbclone.reset.base import Task
@@ -36,10 +45,21 @@ def log(server: Server) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def own(server: Server, options: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def own(
+    server: Server, options: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
     folder = tmp_path_factory.mktemp("decoys")
     (folder / "schema.sql").write_text("CREATE TABLE item (id int PRIMARY KEY);")
-    return load(folder, {**options, "name": f"decoys{uuid.uuid4().hex[:6]}", "schema": "schema.sql", "retain_days": "0"}, {})
+    return load(
+        folder,
+        {
+            **options,
+            "name": f"decoys{uuid.uuid4().hex[:6]}",
+            "schema": "schema.sql",
+            "retain_days": "0",
+        },
+        {},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +87,9 @@ def believed(stage: Stage) -> Database:
     found = ddl.find(stage.server, stage.name)
     assert found is not None
     mark = good(stage).bound(stage.name, found.oid)
-    return replace(found, own=True, mark=mark, comment=mark.text(), limit=limit_for(stage.name, mark.system))
+    return replace(
+        found, own=True, mark=mark, comment=mark.text(), limit=limit_for(stage.name, mark.system)
+    )
 
 
 def good(stage: Stage) -> Mark:
@@ -87,7 +109,8 @@ def test_drop(stage: Stage) -> None:
 @every_way
 @pytest.mark.parametrize("kind", ["clone", "template", "spare", "build"])
 def test_prune_and_prune_of_everything(stage: Stage, kind: str) -> None:
-    """S1, S16: no lease is held and nobody is in it, so that nothing but the missing proof saves it."""
+    """S1, S16: no lease is held and nobody is in it, so that nothing but the missing proof saves
+    it."""
     project = stage.server.settings.project
     names = {
         "clone": clone_name(project, "dead", uuid.uuid4().hex),
@@ -97,7 +120,9 @@ def test_prune_and_prune_of_everything(stage: Stage, kind: str) -> None:
     }
     stage.put(names[kind], kind, watched=False)
     for everything in (False, True):
-        assert stage.name not in {database.name for database, _ in prune(stage.server, everything=everything)}
+        assert stage.name not in {
+            database.name for database, _ in prune(stage.server, everything=everything)
+        }
     stage.untouched()
 
 
@@ -121,14 +146,19 @@ ACTS: dict[str, Callable[[Clone], object]] = {
 
 @every_way
 @pytest.mark.parametrize("act", ACTS)
-def test_a_clone_whose_name_leads_elsewhere_is_neither_reset_nor_replaced_nor_dropped(stage: Stage, act: str) -> None:
-    """S1, S2: truncate, drop, clone, a swap with the warm pool, the restore of a snapshot; and the end of the clone."""
+def test_a_clone_whose_name_leads_elsewhere_is_neither_reset_nor_replaced_nor_dropped(
+    stage: Stage, act: str
+) -> None:
+    """S1, S2: truncate, drop, clone, a swap with the warm pool, the restore of a snapshot; and the
+    end of the clone."""
     clone = stage.template.clone("gw0")
     try:
         if act == "restore":
             clone.snapshot("label")
         elif act == "swap":
-            clone.replace("a test", often=True)  # so that the pool knows the oid of what has the name
+            clone.replace(
+                "a test", often=True
+            )  # so that the pool knows the oid of what has the name
         stage.put_for(clone)
         with pytest.raises(NotOwned, match="left alone"):
             ACTS[act](clone)
@@ -168,10 +198,15 @@ def test_a_clone_does_not_take_the_place_of_what_has_its_name(stage: Stage) -> N
 
 @pytest.mark.parametrize("stage", [way for way in WAYS if way not in OTHER_VERSIONS], indirect=True)
 @pytest.mark.parametrize("rebuild", [False, True])
-def test_what_has_the_name_of_our_template_is_neither_adopted_nor_replaced(stage: Stage, rebuild: bool) -> None:
-    """S1, S15: nobody else's functions and triggers get into our tests by a name that anybody can compute."""
+def test_what_has_the_name_of_our_template_is_neither_adopted_nor_replaced(
+    stage: Stage, rebuild: bool
+) -> None:
+    """S1, S15: nobody else's functions and triggers get into our tests by a name that anybody can
+    compute."""
     schema = handles.load(replace(stage.server.settings, inputs=("nothing",)))[0]
-    (stage.server.settings.root / "schema.sql").write_text(f"CREATE TABLE item_{uuid.uuid4().hex} ();")
+    (stage.server.settings.root / "schema.sql").write_text(
+        f"CREATE TABLE item_{uuid.uuid4().hex} ();"
+    )
     manifest = full_manifest(stage.server, schema)
     stage.put(template_name(stage.server.settings.project, manifest.fingerprint), "template")
     with pytest.raises(NotOwned, match="has the name of our template and is not one"):
@@ -181,10 +216,14 @@ def test_what_has_the_name_of_our_template_is_neither_adopted_nor_replaced(stage
 
 @pytest.mark.parametrize("stage", OTHER_VERSIONS, indirect=True)
 @pytest.mark.parametrize("rebuild", [False, True])
-def test_beside_the_template_of_another_version_one_of_ours_is_built(stage: Stage, rebuild: bool) -> None:
+def test_beside_the_template_of_another_version_one_of_ours_is_built(
+    stage: Stage, rebuild: bool
+) -> None:
     """S1: of which that version may be making clones at this moment."""
     schema = handles.load(replace(stage.server.settings, inputs=("nothing",)))[0]
-    (stage.server.settings.root / "schema.sql").write_text(f"CREATE TABLE item_{uuid.uuid4().hex} ();")
+    (stage.server.settings.root / "schema.sql").write_text(
+        f"CREATE TABLE item_{uuid.uuid4().hex} ();"
+    )
     manifest = full_manifest(stage.server, schema)
     stage.put(template_name(stage.server.settings.project, manifest.fingerprint), "template")
     assert Template.ensure(stage.server, schema, rebuild=rebuild).name != stage.name
@@ -208,7 +247,9 @@ def test_a_warm_clone_that_has_become_another_database_is_not_handed_over(stage:
     name = clone_name("decoys", "run", uuid.uuid4().hex)
     oid = believe(stage.server, stage.name).oid
     with pytest.raises(psycopg.errors.InvalidCatalogName, match="another database now"):
-        copying.HandOver.compose(stage.server, stage.name, oid + 1, name, good(stage)).run(stage.server)
+        copying.HandOver.compose(stage.server, stage.name, oid + 1, name, good(stage)).run(
+            stage.server
+        )
     assert stage._state() == stage._before
 
 
@@ -243,7 +284,9 @@ def granted(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["postgres", "template0", "template1"])
-def test_the_server_s_own_databases_are_refused_whatever_they_say_of_themselves(name: str, template: Template) -> None:
+def test_the_server_s_own_databases_are_refused_whatever_they_say_of_themselves(
+    name: str, template: Template
+) -> None:
     """S1, S3: even with our mark for this very server in their comments."""
     server = template.server
     mark = Mark.make("clone", server.settings.project, server.facts.system)
@@ -258,7 +301,13 @@ def test_the_server_s_own_databases_are_refused_whatever_they_say_of_themselves(
             with granted(server), pytest.raises(NotOwned, match="not one that dbclone gives"):
                 statement(server, name, build_name("decoys"), mark)
         with pytest.raises(NotOwned, match="not one that dbclone gives"):
-            ddl.drop(server, Database(oid, name, True, False, limit_for(name, mark.system), 0, 0, mark, mark.text()), True)
+            ddl.drop(
+                server,
+                Database(
+                    oid, name, True, False, limit_for(name, mark.system), 0, 0, mark, mark.text()
+                ),
+                True,
+            )
         with pytest.raises(NotOwned):
             scratch(server, server.settings, name)
         assert server.fetch(query, [name]) == before
@@ -267,7 +316,8 @@ def test_the_server_s_own_databases_are_refused_whatever_they_say_of_themselves(
 
 
 def test_the_table_of_ways_is_not_empty_of_right_ones(template: Template, log: Path) -> None:
-    """What these tests would say of dbclone's own: a right mark in the same place is dropped, so it is the decoys' fault."""
+    """What these tests would say of dbclone's own: a right mark in the same place is dropped, so it
+    is the decoys' fault."""
     stage = Stage(template.server, template, Way(lambda mark: mark.text(), limited=True), log)
     stage.put(build_name("decoys"))
     ddl.drop(stage.server, believed(stage), force=True)

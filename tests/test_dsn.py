@@ -1,4 +1,5 @@
-"""URLs as values: parsed as libpq would, rendered for another database, and never shown with a password."""
+"""URLs as values: parsed as libpq would, rendered for another database, and never shown with a
+password."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from psycopg.conninfo import conninfo_to_dict
 from dbclone.errors import SettingsError
 from dbclone.server.dsn import Dsn, bound_environment, child_environment, mask_any, parse
 
-TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20)
+TEXT = st.text(
+    st.characters(min_codepoint=33, max_codepoint=0x2FFF, blacklist_categories=("Cs", "Cc")),
+    min_size=1,
+    max_size=20,
+)
 
 
 def _percent(letter: str) -> str:
@@ -29,7 +34,9 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "as a URL": lambda s: quote(s, safe=""),
     "as our own URL": lambda s: quote(s, safe="*"),
     "as half a URL": lambda s: quote(s, safe="!$&'()*+,;="),
-    "as a URL in small letters": lambda s: "".join(c if c.isalnum() and c.isascii() else _percent(c).lower() for c in s),
+    "as a URL in small letters": lambda s: "".join(
+        c if c.isalnum() and c.isascii() else _percent(c).lower() for c in s
+    ),
     "as a URL in which all is encoded": lambda s: "".join(map(_percent, s)),
     "as a form": quote_plus,
     "as a URL in a URL": lambda s: quote(quote(s, safe=""), safe=""),
@@ -43,8 +50,19 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 @given(user=TEXT, password=TEXT, dbname=TEXT, options=TEXT)
-def test_what_is_rendered_means_the_same_to_libpq(user: str, password: str, dbname: str, options: str) -> None:
-    dsn = Dsn((("host", "h"), ("port", "5433"), ("user", user), ("password", password), ("dbname", dbname), ("options", options)))
+def test_what_is_rendered_means_the_same_to_libpq(
+    user: str, password: str, dbname: str, options: str
+) -> None:
+    dsn = Dsn(
+        (
+            ("host", "h"),
+            ("port", "5433"),
+            ("user", user),
+            ("password", password),
+            ("dbname", dbname),
+            ("options", options),
+        )
+    )
     assert conninfo_to_dict(dsn.url) == dict(dsn.params)
     assert dict(parse(dsn.url).params) == dict(dsn.params)
 
@@ -63,7 +81,14 @@ def test_a_password_is_in_the_url_alone(password: str) -> None:
     [
         (
             "postgresql://u:p%40@h:1/db?sslmode=require",
-            {"user": "u", "password": "p@", "host": "h", "port": "1", "dbname": "db", "sslmode": "require"},
+            {
+                "user": "u",
+                "password": "p@",
+                "host": "h",
+                "port": "1",
+                "dbname": "db",
+                "sslmode": "require",
+            },
         ),
         ("postgres://h/db", {"host": "h", "dbname": "db"}),
         ("postgresql+psycopg://u@h/db", {"user": "u", "host": "h", "dbname": "db"}),
@@ -75,7 +100,9 @@ def test_a_password_is_in_the_url_alone(password: str) -> None:
         ("host=/tmp dbname=x password='a b'", {"host": "/tmp", "dbname": "x", "password": "a b"}),
     ],
 )
-def test_every_form_of_libpq_is_understood_and_survives_rendering(text: str, expected: dict[str, str]) -> None:
+def test_every_form_of_libpq_is_understood_and_survives_rendering(
+    text: str, expected: dict[str, str]
+) -> None:
     dsn = parse(text)
     assert dict(dsn.params) == expected
     assert dict(parse(dsn.url).params) == expected
@@ -113,7 +140,17 @@ def test_variables_get_the_url_or_the_part_that_they_are_named_for() -> None:
     dsn = parse("postgresql://u:p@h:5/db")
     current = {"SQLALCHEMY_URL": "postgresql+asyncpg://old/old"}
     bound = bound_environment(
-        ["DATABASE_URL", "SQLALCHEMY_URL", "PGHOST", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD"], dsn, current
+        [
+            "DATABASE_URL",
+            "SQLALCHEMY_URL",
+            "PGHOST",
+            "PGPORT",
+            "PGDATABASE",
+            "PGUSER",
+            "PGPASSWORD",
+        ],
+        dsn,
+        current,
     )
     assert bound == {
         "DATABASE_URL": dsn.url, "SQLALCHEMY_URL": "postgresql+asyncpg://u:p@h:5/db",
@@ -124,17 +161,20 @@ def test_variables_get_the_url_or_the_part_that_they_are_named_for() -> None:
 
 
 def test_a_part_that_libpq_finds_itself_stays_in_its_variable() -> None:
-    """Or else the server that PGHOST names would be lost as soon as an application wants that variable set."""
+    """Or else the server that PGHOST names would be lost as soon as an application wants that
+    variable set."""
     dsn = Dsn((("dbname", "clone"),))
-    assert bound_environment(["PGHOST", "PGPASSWORD", "PGDATABASE"], dsn, {"PGHOST": "h", "PGPASSWORD": "p"}) == {
-        "PGDATABASE": "clone"
-    }
+    assert bound_environment(
+        ["PGHOST", "PGPASSWORD", "PGDATABASE"], dsn, {"PGHOST": "h", "PGPASSWORD": "p"}
+    ) == {"PGDATABASE": "clone"}
 
 
 def test_a_child_gets_what_leads_to_the_database_and_nothing_that_leads_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "services").write_text("[s]\nhost=h\nhostaddr=10.0.0.1\nuser=x\ndbname=y\npassword=p\nsslmode=require\n")
+    (tmp_path / "services").write_text(
+        "[s]\nhost=h\nhostaddr=10.0.0.1\nuser=x\ndbname=y\npassword=p\nsslmode=require\n"
+    )
     for name, value in {
         "PGSERVICEFILE": str(tmp_path / "services"),
         "PGSERVICE": "s",
@@ -146,7 +186,11 @@ def test_a_child_gets_what_leads_to_the_database_and_nothing_that_leads_elsewher
 
     def child(**parameters: str) -> dict[str, str]:
         found = child_environment(Dsn(tuple(parameters.items())), {**os.environ, "OTHER": "1"})
-        return {k: v for k, v in found.items() if (k.startswith("PG") or k == "OTHER") and k != "PGSERVICEFILE"}
+        return {
+            k: v
+            for k, v in found.items()
+            if (k.startswith("PG") or k == "OTHER") and k != "PGSERVICEFILE"
+        }
 
     assert child(host="h", user="u", dbname="d") == {
         **kept, "PGHOST": "h", "PGHOSTADDR": "10.0.0.1", "PGUSER": "u", "PGDATABASE": "d", "PGPASSWORD": "p",
@@ -160,16 +204,33 @@ def test_a_child_gets_what_leads_to_the_database_and_nothing_that_leads_elsewher
 
 @pytest.mark.parametrize("secret", ["s3cr3t", "q'u\"o\\t`e$", "a b&c=d;e#f"])
 def test_a_url_is_printed_without_its_password(secret: str) -> None:
-    dsn = parse(f"host=h user=u dbname=d password='{SPELLINGS['as libpq'](secret)}' sslpassword='{SPELLINGS['as libpq'](secret)}'")
+    dsn = parse(
+        f"host=h user=u dbname=d password='{SPELLINGS['as libpq'](secret)}'"
+        f" sslpassword='{SPELLINGS['as libpq'](secret)}'"
+    )
     assert (dsn.get("password"), dsn.get("sslpassword")) == (secret, secret)
-    for text in (repr(dsn), dsn.shown, repr(dsn.url), f"{[dsn.url]}", dsn.mask(dsn.url), dsn.mask(f"sslpassword={secret}")):
+    for text in (
+        repr(dsn),
+        dsn.shown,
+        repr(dsn.url),
+        f"{[dsn.url]}",
+        dsn.mask(dsn.url),
+        dsn.mask(f"sslpassword={secret}"),
+    ):
         assert "***" in text
         assert not [how for how, spell in SPELLINGS.items() if spell(secret) in text]
     assert type(pickle.loads(pickle.dumps(dsn.url))) is str
     assert parse(pickle.loads(pickle.dumps(dsn.url))) == dsn
 
 
-WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=0x1FFFF, blacklist_categories=("Cs", "Cc"), blacklist_characters="*"))
+WORDS = st.text(
+    st.characters(
+        min_codepoint=32,
+        max_codepoint=0x1FFFF,
+        blacklist_categories=("Cs", "Cc"),
+        blacklist_characters="*",
+    )
+)
 
 
 @given(before=WORDS, secret=WORDS, after=WORDS, how=st.sampled_from(list(SPELLINGS)))
@@ -197,11 +258,20 @@ def test_a_password_from_the_environment_is_one_too(monkeypatch: pytest.MonkeyPa
         ("postgres", "postgresql+psycopg://u:postgres@h", "postgresql+psycopg://u:***@h"),
     ],
 )
-def test_a_short_or_common_password_leaves_the_text_legible(secret: str, text: str, expected: str) -> None:
+def test_a_short_or_common_password_leaves_the_text_legible(
+    secret: str, text: str, expected: str
+) -> None:
     assert Dsn((("password", secret),)).mask(text) == expected
 
 
 def test_a_long_line_is_searched_in_one_go() -> None:
     """With patterns that look again from each letter, these would take hours."""
-    for text in ("a" * 500_000, "a.b-" * 100_000, "x://" * 100_000, "password='" * 50_000, "s3cr3" * 100_000, "%" * 500_000):
+    for text in (
+        "a" * 500_000,
+        "a.b-" * 100_000,
+        "x://" * 100_000,
+        "password='" * 50_000,
+        "s3cr3" * 100_000,
+        "%" * 500_000,
+    ):
         assert mask_any(Dsn((("password", "s3cr3t"),)).mask(text))

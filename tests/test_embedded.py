@@ -1,4 +1,5 @@
-"""The private server's life among its users: made once, started, joined, left, and stopped by the last of them."""
+"""The private server's life among its users: made once, started, joined, left, and stopped by the
+last of them."""
 
 from __future__ import annotations
 
@@ -56,11 +57,15 @@ def embedded(server: Server) -> Embedded:
 
 def exclusively_held(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
     """Return whether somebody who leaves has got the users' lock."""
-    query = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted"
+    query = (
+        "SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted"
+    )
     return connection.execute(query).fetchone() is not None
 
 
-def test_it_is_made_at_the_first_use_started_at_the_next_and_joined_while_it_runs(tmp_path: Path, options: dict[str, str]) -> None:
+def test_it_is_made_at_the_first_use_started_at_the_next_and_joined_while_it_runs(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
     with own_server(tmp_path, options) as settings:
         assert not Embedded.locate(settings).cluster.exists()
         with Server.open(settings) as cold:
@@ -81,7 +86,9 @@ def test_looking_for_it_starts_and_makes_nothing(tmp_path: Path, options: dict[s
     assert not located.is_kept()
 
 
-def test_whoever_joins_a_running_server_does_not_wait_for_who_holds_the_file_lock(own: Settings) -> None:
+def test_whoever_joins_a_running_server_does_not_wait_for_who_holds_the_file_lock(
+    own: Settings,
+) -> None:
     with Server.open(own) as first, FileLock(embedded(first).lock_path):
         with Server.open(own) as second:
             assert second.fetch("SELECT 1") == [(1,)]
@@ -91,7 +98,10 @@ def test_whoever_waits_too_long_for_the_file_lock_is_told_which_it_is(own: Setti
     """Promise 6: no wait is without limit."""
     lock = Embedded.locate(own).lock_path
     hasty = load(own.root, {**settings_of(own), "connect_timeout": "0.05"}, {})
-    with FileLock(lock), pytest.raises(ServerError, match="another process has been starting") as caught:
+    with (
+        FileLock(lock),
+        pytest.raises(ServerError, match="another process has been starting") as caught,
+    ):
         Server.open(hasty)
     assert str(lock) in caught.value.detail
 
@@ -107,7 +117,8 @@ def test_the_process_that_started_it_may_leave_first(own: Settings, start: Start
 
 
 def test_two_who_leave_at_the_same_moment_do_stop_it(own: Settings) -> None:
-    """The other one has given up its lock, and not yet found out that it is not the last, when this one asks whether it is."""
+    """The other one has given up its lock, and not yet found out that it is not the last, when this
+    one asks whether it is."""
     first, second = Server.open(own), Server.open(own)
     stopped: list[bool] = []
     second.connection.execute("SELECT pg_advisory_unlock_shared(%s)", [USERS_KEY])
@@ -123,7 +134,8 @@ def test_two_who_leave_at_the_same_moment_do_stop_it(own: Settings) -> None:
 
 
 def test_connections_closed_just_before_do_not_keep_it_running(own: Settings) -> None:
-    """A session ends a moment after its client has closed it: that moment must not leave a server behind."""
+    """A session ends a moment after its client has closed it: that moment must not leave a server
+    behind."""
     for _ in range(3):
         server = Server.open(own)
         connections = [server.connect("postgres", "test") for _ in range(20)]
@@ -134,7 +146,8 @@ def test_connections_closed_just_before_do_not_keep_it_running(own: Settings) ->
 
 
 def test_a_newcomer_who_meets_one_who_leaves_gets_a_server(own: Settings, start: Start) -> None:
-    """The one who leaves holds the lock while a foreign session has to end; the newcomer waits for it, and then is a user."""
+    """The one who leaves holds the lock while a foreign session has to end; the newcomer waits for
+    it, and then is a user."""
     server, newcomer = Server.open(own), start(settings_of(own))
     newcomer.ask("ready")
     with psycopg.connect(server.dsn.url, autocommit=True) as foreign:
@@ -148,7 +161,9 @@ def test_a_newcomer_who_meets_one_who_leaves_gets_a_server(own: Settings, start:
     assert newcomer.ask("close") is True
 
 
-def test_users_who_come_and_go_all_the_time_always_get_a_server_and_leave_none(own: Settings, start: Start) -> None:
+def test_users_who_come_and_go_all_the_time_always_get_a_server_and_leave_none(
+    own: Settings, start: Start
+) -> None:
     users = [start(settings_of(own)) for _ in range(3)]
     for user in users:
         for _ in range(6):
@@ -173,7 +188,9 @@ def test_a_server_kept_by_a_setting_is_stopped_by_the_next_user_without_it(own: 
     assert not running(own)
 
 
-def test_a_key_pressed_in_the_terminal_ends_its_user_and_not_the_server(own: Settings, start: Start) -> None:
+def test_a_key_pressed_in_the_terminal_ends_its_user_and_not_the_server(
+    own: Settings, start: Start
+) -> None:
     """E10: an interrupt goes to the whole process group of the terminal."""
     user = start(settings_of(own), start_new_session=True, stderr=subprocess.DEVNULL)
     pid = user.ask("open")["pid"]
@@ -220,7 +237,9 @@ def test_a_server_that_nobody_can_reach_is_named_in_bounded_time(own: Settings) 
     with Server.open(own) as server:
         cluster = embedded(server).cluster
         (cluster.socket / ".s.PGSQL.5432").unlink()
-        with pytest.raises(ServerError, match=rf"\(process {cluster.pid()}\) does not answer") as caught:
+        with pytest.raises(
+            ServerError, match=rf"\(process {cluster.pid()}\) does not answer"
+        ) as caught:
             Server.open(hasty)
         assert "Its socket is not there." in caught.value.detail
         assert server.fetch("SELECT 1") == [(1,)]

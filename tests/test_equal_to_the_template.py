@@ -1,7 +1,8 @@
-"""The promise that matters most: after any writes, a reset database is equal to its template, or is replaced by one that is.
+"""The promise that matters most: after any writes, a reset database is equal to its template, or is
+replaced by one that is.
 
-Random programs of writes, commits, rollbacks and errors, from the application's connection and, under truncate, from a second one,
-against a schema that has what makes resets hard.
+Random programs of writes, commits, rollbacks and errors, from the application's connection and,
+under truncate, from a second one, against a schema that has what makes resets hard.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ WRITES = [
     "INSERT INTO parent (name) VALUES ('n' || (random() * 1000)::int)",
     "INSERT INTO child (parent) SELECT id FROM parent LIMIT 3",
     "INSERT INTO child (parent) VALUES (-1)",
-    "WITH a AS (INSERT INTO ring_a VALUES (1, NULL) RETURNING id) INSERT INTO ring_b SELECT 1, id FROM a",
+    "WITH a AS (INSERT INTO ring_a VALUES (1, NULL) RETURNING id) INSERT INTO ring_b SELECT"
+    " 1, id FROM a",
     "UPDATE ring_a SET b = 1",
     "INSERT INTO tree (up) VALUES (NULL)",
     "INSERT INTO tree (up) SELECT max(id) FROM tree",
@@ -82,10 +84,14 @@ PROGRAMS = st.lists(st.tuples(st.integers(0, 1), st.sampled_from(WRITES)), max_s
 
 
 @pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(
+    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clone]:
     folder = tmp_path_factory.mktemp("equal")
     (folder / "schema.sql").write_text(SCHEMA)
-    own = replace(settings, name=f"equal{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",))
+    own = replace(
+        settings, name=f"equal{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",)
+    )
     server.settings, before = own, server.settings
     schema, handle = handles.load(own)
     with Template.ensure(server, schema, handle).clone("main") as made:
@@ -99,7 +105,8 @@ def truth(clone: Clone) -> dict[str, str]:
 
 
 def run(connections: list[psycopg.Connection[object]], program: list[tuple[int, str]]) -> None:
-    """Run a program as a careless application would: what fails has failed, and blocks may stay open."""
+    """Run a program as a careless application would: what fails has failed, and blocks may stay
+    open."""
     for connection in connections:
         connection.execute("SET lock_timeout = '50ms'")
     for number, statement in program:
@@ -109,7 +116,9 @@ def run(connections: list[psycopg.Connection[object]], program: list[tuple[int, 
 
 @examples(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(program=PROGRAMS, sequences=st.booleans())
-def test_after_a_rollback(clone: Clone, truth: dict[str, str], program: list[tuple[int, str]], sequences: bool) -> None:
+def test_after_a_rollback(
+    clone: Clone, truth: dict[str, str], program: list[tuple[int, str]], sequences: bool
+) -> None:
     with clone.isolated("rollback", "property", reset_sequences=sequences) as isolation:
         run([isolation.connect(autocommit=True)], program)
     if sequences:
@@ -121,7 +130,9 @@ def test_after_a_rollback(clone: Clone, truth: dict[str, str], program: list[tup
 
 @examples(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(program=PROGRAMS)
-def test_after_a_truncate(clone: Clone, truth: dict[str, str], program: list[tuple[int, str]]) -> None:
+def test_after_a_truncate(
+    clone: Clone, truth: dict[str, str], program: list[tuple[int, str]]
+) -> None:
     with clone.isolated("truncate", "property") as isolation:
         run([isolation.connect(autocommit=True), isolation.connect(autocommit=True)], program)
     assert fingerprint(clone.url) == truth

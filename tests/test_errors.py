@@ -1,4 +1,5 @@
-"""Errors: all of them can be caught by name, sent between processes, and say in three parts what happened, why, and what to do."""
+"""Errors: all of them can be caught by name, sent between processes, and say in three parts what
+happened, why, and what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ from dbclone import errors
 from dbclone.errors import BuildFailed, Error, redacted, safe_str, shown_cause
 
 HOUSE = Path(dbclone.__file__).parent
-CLASSES = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Error)}
+CLASSES = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if inspect.isclass(kind) and issubclass(kind, Error)
+}
 
 
 def test_every_class_is_at_the_front_door() -> None:
@@ -28,7 +33,11 @@ def test_every_class_is_at_the_front_door() -> None:
         assert getattr(dbclone, name) is kind
         assert (kind.__module__, kind.__qualname__) == ("dbclone", name)
         assert kind.__doc__
-    assert set(CLASSES) == {name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
+    assert set(CLASSES) == {
+        name
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, Exception)
+    }
 
 
 def test_the_drawn_tree_is_the_tree() -> None:
@@ -42,16 +51,26 @@ def test_the_drawn_tree_is_the_tree() -> None:
             above = [(column, base) for column, base in above if column < start]
             drawn[name] = above[-1][1] if above else "Exception"
             above.append((start, name))
-    assert drawn == {name: kind.__base__.__name__ for name, kind in CLASSES.items() if kind.__base__ is not None}
+    assert drawn == {
+        name: kind.__base__.__name__ for name, kind in CLASSES.items() if kind.__base__ is not None
+    }
 
 
 @pytest.mark.parametrize("name", CLASSES)
 @given(message=st.text(), detail=st.text(), hint=st.text())
 def test_all_three_parts_survive_pickling(name: str, message: str, detail: str, hint: str) -> None:
     error = CLASSES[name](message, detail, hint)
-    for again in (*(pickle.loads(pickle.dumps(error, protocol)) for protocol in range(6)), copy.deepcopy(error)):
+    for again in (
+        *(pickle.loads(pickle.dumps(error, protocol)) for protocol in range(6)),
+        copy.deepcopy(error),
+    ):
         assert type(again) is CLASSES[name]
-        assert (again.message, again.detail, again.hint, again.args) == (message, detail, hint, (message, detail, hint))
+        assert (again.message, again.detail, again.hint, again.args) == (
+            message,
+            detail,
+            hint,
+            (message, detail, hint),
+        )
         assert str(again) == str(error)
 
 
@@ -64,7 +83,9 @@ def test_all_three_parts_survive_pickling(name: str, message: str, detail: str, 
         (("no", "a\nb", "c\nd"), ["no", "DETAIL:  a", "         b", "HINT:  c", "       d"]),
     ],
 )
-def test_an_error_prints_as_the_server_prints_its_own(parts: tuple[str, ...], expected: list[str]) -> None:
+def test_an_error_prints_as_the_server_prints_its_own(
+    parts: tuple[str, ...], expected: list[str]
+) -> None:
     assert str(BuildFailed(*parts)).splitlines() == expected
     assert "".join(traceback.format_exception_only(BuildFailed(*parts))).splitlines() == [
         f"dbclone.BuildFailed: {expected[0]}",
@@ -73,7 +94,8 @@ def test_an_error_prints_as_the_server_prints_its_own(parts: tuple[str, ...], ex
 
 
 def made(tree: ast.AST) -> Iterator[tuple[ast.Call, list[ast.expr]]]:
-    """Yield where an error of ours is made, by its class or by a setting, with the parts it is given."""
+    """Yield where an error of ours is made, by its class or by a setting, with the parts it is
+    given."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -84,7 +106,9 @@ def made(tree: ast.AST) -> Iterator[tuple[ast.Call, list[ast.expr]]]:
             yield node, [*node.args[1:2], ast.Constant("where from"), *node.args[2:3]]
 
 
-ROOMS = [path for path in sorted(HOUSE.rglob("*.py")) if "demo" not in path.relative_to(HOUSE).parts]
+ROOMS = [
+    path for path in sorted(HOUSE.rglob("*.py")) if "demo" not in path.relative_to(HOUSE).parts
+]
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(HOUSE)))
@@ -97,18 +121,34 @@ def test_every_error_is_made_with_a_message_a_detail_and_a_hint(path: Path) -> N
         assert not node.keywords or all(keyword.arg == "detail" for keyword in node.keywords), where
         assert not any(isinstance(part, ast.Starred) for part in parts), where
         for part in (parts[0], parts[2]):
-            assert not isinstance(part, ast.Constant) or (isinstance(part.value, str) and part.value.strip()), where
+            assert not isinstance(part, ast.Constant) or (
+                isinstance(part.value, str) and part.value.strip()
+            ), where
         end = parts[0].values[-1] if isinstance(parts[0], ast.JoinedStr) else parts[0]
         assert not (isinstance(end, ast.Constant) and str(end.value).endswith((".", "\n"))), where
-    bare = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, (ast.Name, ast.Attribute))]
-    assert not {ast.unparse(name).rpartition(".")[2] for name in bare} & set(CLASSES), "a class is raised without its parts"
+    bare = [
+        node.exc
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, (ast.Name, ast.Attribute))
+    ]
+    assert not {ast.unparse(name).rpartition(".")[2] for name in bare} & set(CLASSES), (
+        "a class is raised without its parts"
+    )
 
 
 def test_the_search_for_errors_finds_them() -> None:
     """Or else the test above would pass on anything."""
-    found = [ast.unparse(node.func) for path in ROOMS for node, _ in made(ast.parse(path.read_text()))]
+    found = [
+        ast.unparse(node.func) for path in ROOMS for node, _ in made(ast.parse(path.read_text()))
+    ]
     assert len(found) > 60
-    assert {"BuildFailed", "SandboxLimit", "self.settings.error", "settings.error", "self.error"} <= set(found)
+    assert {
+        "BuildFailed",
+        "SandboxLimit",
+        "self.settings.error",
+        "settings.error",
+        "self.error",
+    } <= set(found)
 
 
 def hide(text: str) -> str:

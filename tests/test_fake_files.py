@@ -31,8 +31,10 @@ def test_nothing_is_left(dbclone, fs):
 """
 FIRST = {
     "in the signature": "def test_first(fs, dbclone):\n    use()",
-    "before ours": "def test_first(fs, request):\n    request.getfixturevalue('dbclone')\n    use()",
-    "of the session": "def test_first(fs_session, request):\n    request.getfixturevalue('dbclone')\n    use()",
+    "before ours": "def test_first(fs, request):\n   "
+    " request.getfixturevalue('dbclone')\n    use()",
+    "of the session": "def test_first(fs_session, request):\n   "
+    " request.getfixturevalue('dbclone')\n    use()",
 }
 
 
@@ -45,15 +47,20 @@ FIRST = {
         ("psycopg2", "before ours", 0),
     ],
 )
-def test_pyfakefs_from_the_first_test_on(project: Project, driver: str, first: str, workers: int) -> None:
-    """E9: locks, folders and sockets are real ones, whatever `os` is when they are first needed, and go away at the end."""
+def test_pyfakefs_from_the_first_test_on(
+    project: Project, driver: str, first: str, workers: int
+) -> None:
+    """E9: locks, folders and sockets are real ones, whatever `os` is when they are first needed,
+    and go away at the end."""
     if driver == "psycopg2":
         models = (project.folder / "models.py").read_text()
         project.write(models=models.replace("prefer_psycopg3=True", ""))
     project.write(test_a=TESTS.format(first=FIRST[first]))
     place = project.folder.parent / "tmp"
     place.mkdir()
-    done = project.pytest("-q", "-n", str(workers), "-p", "no:randomly", TMPDIR=str(place), PYTEST_ADDOPTS="")
+    done = project.pytest(
+        "-q", "-n", str(workers), "-p", "no:randomly", TMPDIR=str(place), PYTEST_ADDOPTS=""
+    )
     assert "7 passed" in done.stdout, done.stdout
     assert done.stdout.count("built in") == 1
     assert not list(place.glob("dbclone*"))

@@ -36,7 +36,8 @@ def far_away(server: Server) -> Iterator[psycopg.Connection[tuple[object, ...]]]
     server.connection.execute("CREATE DATABASE far_away")
     with psycopg.connect(server.database("far_away").url, autocommit=True) as connection:
         connection.execute(
-            "CREATE TABLE sentinel (k int, v text); INSERT INTO sentinel SELECT g, 'kept' FROM generate_series(10, 19) g"
+            "CREATE TABLE sentinel (k int, v text); INSERT INTO sentinel SELECT g, 'kept'"
+            " FROM generate_series(10, 19) g"
         )
         yield connection
     server.connection.execute("DROP DATABASE far_away WITH (FORCE)")
@@ -52,9 +53,14 @@ def test_rows_of_another_server_are_never_touched(
     reset: str,
     rows: int,
 ) -> None:
-    """C5, S4: neither by a DELETE nor, where a local table grew large, by a TRUNCATE of a table above the foreign one."""
+    """C5, S4: neither by a DELETE nor, where a local table grew large, by a TRUNCATE of a table
+    above the foreign one."""
     dsn = server.database("far_away")
-    schema = sql.SQL(SCHEMA).format(host=dsn.get("host"), port=dsn.get("port"), user=dsn.get("user")).as_string(far_away)
+    schema = (
+        sql.SQL(SCHEMA)
+        .format(host=dsn.get("host"), port=dsn.get("port"), user=dsn.get("user"))
+        .as_string(far_away)
+    )
     with cloned(server, settings, tmp_path, schema, by_callable=True) as clone:
         for _ in range(2):
             with clone.isolated(reset, "far") as isolation:
@@ -62,7 +68,10 @@ def test_rows_of_another_server_are_never_touched(
                 assert isolation.execute("SELECT count(*) FROM part").fetchone() == (10,)
                 for table in ("plain", "part_here", "base"):
                     isolation.execute(
-                        sql.SQL("INSERT INTO {} SELECT 1, 'here' FROM generate_series(1, %s)").format(sql.Identifier(table)), [rows]
+                        sql.SQL(
+                            "INSERT INTO {} SELECT 1, 'here' FROM generate_series(1, %s)"
+                        ).format(sql.Identifier(table)),
+                        [rows],
                     )
         assert far_away.execute("SELECT count(*), min(v) FROM sentinel").fetchone() == (10, "kept")
         with psycopg.connect(clone.url) as connection:

@@ -1,4 +1,5 @@
-"""Files are like databases: nothing is removed, renamed, written or handed over that is not proved to be ours."""
+"""Files are like databases: nothing is removed, renamed, written or handed over that is not proved
+to be ours."""
 
 from __future__ import annotations
 
@@ -33,14 +34,20 @@ LONG_AGO = time.time() - 40 * 86400
 
 
 def state(folder: Path) -> dict[str, tuple[int, int, int, str]]:
-    """Return what there is below a folder: mode, owner, time of change and content or target of each thing."""
+    """Return what there is below a folder: mode, owner, time of change and content or target of
+    each thing."""
     found = {}
     for path in (folder, *sorted(folder.rglob("*"))):
         what = path.lstat()
         content = os.readlink(path) if path.is_symlink() else ""
         if stat.S_ISREG(what.st_mode):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[str(path)] = (what.st_mode, what.st_uid, 0 if path == folder else what.st_mtime_ns, content)
+        found[str(path)] = (
+            what.st_mode,
+            what.st_uid,
+            0 if path == folder else what.st_mtime_ns,
+            content,
+        )
     return found
 
 
@@ -50,8 +57,17 @@ def aged(*paths: Path) -> None:
 
 
 def users_files(folder: Path) -> None:
-    """Fill a folder as a user might: a thesis with data, a PostgreSQL cluster of their own, leftovers with names like ours."""
-    for name in ("thesis", "pgdata", "dbclone-18.1-0123abcd", "data.0123abcd.old", "initdb.0123abcd", "server", "locks"):
+    """Fill a folder as a user might: a thesis with data, a PostgreSQL cluster of their own,
+    leftovers with names like ours."""
+    for name in (
+        "thesis",
+        "pgdata",
+        "dbclone-18.1-0123abcd",
+        "data.0123abcd.old",
+        "initdb.0123abcd",
+        "server",
+        "locks",
+    ):
         (folder / name / "data").mkdir(parents=True)
         (folder / name / "data" / "PG_VERSION").write_text("18\n")
         (folder / name / "chapter.tex").write_text("ten years of measurements")
@@ -71,7 +87,9 @@ def work() -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("data_dir", ["..", "../", "../thesis", "../pgdata", "WORK", "../thesis/../pgdata/data"])
+@pytest.mark.parametrize(
+    "data_dir", ["..", "../", "../thesis", "../pgdata", "WORK", "../thesis/../pgdata/data"]
+)
 def test_a_users_folder_named_as_data_dir_gets_one_folder_of_ours_and_is_left_as_it_was(
     data_dir: str, work: Path, tmp_path: Path, options: dict[str, str]
 ) -> None:
@@ -79,39 +97,55 @@ def test_a_users_folder_named_as_data_dir_gets_one_folder_of_ours_and_is_left_as
     before = state(work)
     with own_server(tmp_path, options) as plain:
         more = {"data_dir": data_dir.replace("WORK", str(work)), "binaries": plain.binaries}
-        settings = load(work / "proj", {"cache_dir": plain.cache_dir, **{k: v for k, v in more.items() if v}}, {})
+        settings = load(
+            work / "proj",
+            {"cache_dir": plain.cache_dir, **{k: v for k, v in more.items() if v}},
+            {},
+        )
         for _ in range(2):
             with Server.open(settings) as server:
                 assert server.embedded is not None
                 home, folder = server.embedded.home, server.embedded.cluster.folder
-                assert home == Path(os.path.normpath(work / "proj" / data_dir.replace("WORK", str(work))))
+                assert home == Path(
+                    os.path.normpath(work / "proj" / data_dir.replace("WORK", str(work)))
+                )
                 assert folder.parent == home
                 assert folder.name.startswith("dbclone-")
             sweep(home, settings.cache, server.embedded.cluster.account)
         shutil.rmtree(folder)
         after = state(work)
-        assert {path: what for path, what in after.items() if path in before and path != str(home)} == {
-            path: what for path, what in before.items() if path != str(home)
-        }
+        assert {
+            path: what for path, what in after.items() if path in before and path != str(home)
+        } == {path: what for path, what in before.items() if path != str(home)}
         assert set(after) == set(before)
         clear(Embedded.locate(plain))
 
 
-@pytest.mark.parametrize("what", ["no mark", "a mark of another folder", "a copy", "moved here", "data of their own"])
+@pytest.mark.parametrize(
+    "what", ["no mark", "a mark of another folder", "a copy", "moved here", "data of their own"]
+)
 def test_what_has_our_name_and_is_not_ours_is_passed_by_and_said(
     what: str, work: Path, tmp_path: Path, options: dict[str, str]
 ) -> None:
     with own_server(tmp_path, options) as plain:
-        given = {"cache_dir": plain.cache_dir, "data_dir": str(work), **({"binaries": plain.binaries} if plain.binaries else {})}
+        given = {
+            "cache_dir": plain.cache_dir,
+            "data_dir": str(work),
+            **({"binaries": plain.binaries} if plain.binaries else {}),
+        }
         settings = load(work, given, {})
         located = Embedded.locate(settings)
         place, account = located.cluster.folder, located.cluster.account
         if what == "no mark":
             place.mkdir(mode=0o700)
         else:
-            private_folder(place if what != "moved here" else work / "elsewhere", account, "cluster")
+            private_folder(
+                place if what != "moved here" else work / "elsewhere", account, "cluster"
+            )
         if what == "a mark of another folder":
-            (place / MARK).write_text(json.dumps({**json.loads((place / MARK).read_text()), "inode": 1}))
+            (place / MARK).write_text(
+                json.dumps({**json.loads((place / MARK).read_text()), "inode": 1})
+            )
         elif what == "a copy":
             place.rename(work / "saved")
             shutil.copytree(work / "saved", place)
@@ -138,7 +172,9 @@ def test_what_has_our_name_and_is_not_ours_is_passed_by_and_said(
 
 
 @pytest.mark.parametrize("how", ["a link", "a file"])
-def test_data_that_are_no_folder_are_not_followed(how: str, tmp_path: Path, options: dict[str, str]) -> None:
+def test_data_that_are_no_folder_are_not_followed(
+    how: str, tmp_path: Path, options: dict[str, str]
+) -> None:
     with own_server(tmp_path, options) as settings:
         located = Embedded.locate(settings)
         located._prepare_folders(settings)
@@ -156,7 +192,9 @@ def test_data_that_are_no_folder_are_not_followed(how: str, tmp_path: Path, opti
         assert os.path.lexists(data)
 
 
-def test_only_clusters_with_our_mark_that_are_a_month_old_are_swept(tmp_path: Path, options: dict[str, str]) -> None:
+def test_only_clusters_with_our_mark_that_are_a_month_old_are_swept(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
     with own_server(tmp_path, options) as settings:
         located = Embedded.locate(settings)
         located._prepare_folders(settings)
@@ -191,12 +229,24 @@ def test_only_clusters_with_our_mark_that_are_a_month_old_are_swept(tmp_path: Pa
         with FileLock(cache / "locks" / "server-dbclone-locked.lock"):
             sweep(home, cache, account)
         left = {path.name for path in home.iterdir()} - {MARK, located.cluster.folder.name}
-        assert left == {"dbclone-new", "dbclone-locked", "thesis", "dbclone-copied", "dbclone-unmarked", "dbclone-used"}
+        assert left == {
+            "dbclone-new",
+            "dbclone-locked",
+            "thesis",
+            "dbclone-copied",
+            "dbclone-unmarked",
+            "dbclone-used",
+        }
 
 
-def test_a_home_in_memory_is_swept_only_if_the_mark_in_it_is_its_own(tmp_path: Path, options: dict[str, str]) -> None:
+def test_a_home_in_memory_is_swept_only_if_the_mark_in_it_is_its_own(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
     """That of a cache folder that is gone; a copy of it, which a user made to keep, is not."""
-    with own_server(tmp_path / "here", options) as here, own_server(tmp_path / "gone", options) as gone:
+    with (
+        own_server(tmp_path / "here", options) as here,
+        own_server(tmp_path / "gone", options) as gone,
+    ):
         located, lost = Embedded.locate(here), Embedded.locate(gone)
         if not str(located.home).startswith("/dev/shm"):
             pytest.skip("the data are not in memory here")
@@ -265,7 +315,9 @@ def test_removing_leaves_links_targets_and_what_is_not_ours(tmp_path: Path) -> N
 def test_what_is_mounted_in_a_folder_of_ours_is_not_emptied(tmp_path: Path) -> None:
     ours = private_folder(tmp_path / "ours", kind="cluster")
     (ours / "mounted").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "none", str(ours / "mounted")], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "none", str(ours / "mounted")], capture_output=True
+    ).returncode:
         pytest.skip("nothing can be mounted here")
     try:
         (ours / "mounted" / "thesis").write_text("ten years")
@@ -308,8 +360,11 @@ INITDB = '#!/bin/sh\nmkdir -p "$2/global" && echo 18 > "$2/PG_VERSION" && touch 
 
 
 @only_root
-def test_nothing_of_roots_is_given_away_however_quick_the_servers_account_is(tmp_path: Path) -> None:
-    """S10: chown, chmod, rename, rmtree and open went by names in folders that this account owns, and was won in seconds."""
+def test_nothing_of_roots_is_given_away_however_quick_the_servers_account_is(
+    tmp_path: Path,
+) -> None:
+    """S10: chown, chmod, rename, rmtree and open went by names in folders that this account owns,
+    and was won in seconds."""
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin")
     account = server_account()
     if python is None or subprocess.run([python, "-c", ""], **account.popen).returncode:
@@ -319,7 +374,16 @@ def test_nothing_of_roots_is_given_away_however_quick_the_servers_account_is(tmp
         for name in ("data", "global", "sub"):
             (victim / name).mkdir(parents=True, mode=0o700)
             (victim / name / "file").write_text("root's own")
-        for name in ("file", "log", "keep", "postmaster.pid", "pg_hba.conf", "pg_ident.conf", ".s.PGSQL.5432", MARK):
+        for name in (
+            "file",
+            "log",
+            "keep",
+            "postmaster.pid",
+            "pg_hba.conf",
+            "pg_ident.conf",
+            ".s.PGSQL.5432",
+            MARK,
+        ):
             (victim / name).write_text("root's own")
             (victim / name).chmod(0o600)
         (public / "initdb").write_text(INITDB)
@@ -328,7 +392,12 @@ def test_nothing_of_roots_is_given_away_however_quick_the_servers_account_is(tmp
         home = private_folder(public / "home", account, "home")
         before = state(victim)
         program = Binaries(public, "18.1", "here")
-        thief = subprocess.Popen([python, "-c", THIEF, str(home), str(victim)], stdout=subprocess.PIPE, cwd="/", **account.popen)
+        thief = subprocess.Popen(
+            [python, "-c", THIEF, str(home), str(victim)],
+            stdout=subprocess.PIPE,
+            cwd="/",
+            **account.popen,
+        )
         try:
             assert thief.stdout is not None
             assert thief.stdout.readline() == b"ready\n"
@@ -355,15 +424,22 @@ def test_nothing_of_roots_is_given_away_however_quick_the_servers_account_is(tmp
             (public / "go").unlink()
             thief.communicate(timeout=30)
         after = state(victim)
-        assert {path: what[:2] for path, what in after.items()} == {path: what[:2] for path, what in before.items()}
+        assert {path: what[:2] for path, what in after.items()} == {
+            path: what[:2] for path, what in before.items()
+        }
         assert after == before
 
 
 @only_root
 @pytest.mark.parametrize("prepared", ["/", "a process of root's"])
-def test_no_process_but_the_accounts_is_taken_for_the_server(prepared: str, tmp_path: Path, options: dict[str, str]) -> None:
+def test_no_process_but_the_accounts_is_taken_for_the_server(
+    prepared: str, tmp_path: Path, options: dict[str, str]
+) -> None:
     """`server stop` sends a signal to the process that a file of the account's names."""
-    with own_server(tmp_path, options) as settings, subprocess.Popen(["sleep", "600"], cwd="/") as sleeper:
+    with (
+        own_server(tmp_path, options) as settings,
+        subprocess.Popen(["sleep", "600"], cwd="/") as sleeper,
+    ):
         located = Embedded.locate(settings)
         located._prepare_folders(settings)
         cluster = located.cluster
@@ -373,7 +449,9 @@ def test_no_process_but_the_accounts_is_taken_for_the_server(prepared: str, tmp_
             private_folder(cluster.data, cluster.account, "data")
             sleeper.kill()
             sleeper.wait()
-        with subprocess.Popen(["sleep", "600"], cwd="/" if prepared == "/" else cluster.data) as mine:
+        with subprocess.Popen(
+            ["sleep", "600"], cwd="/" if prepared == "/" else cluster.data
+        ) as mine:
             if prepared != "/":
                 (cluster.data / "postmaster.pid").write_text(f"{mine.pid}\n")
             assert cluster.pid() is None
@@ -384,10 +462,18 @@ def test_no_process_but_the_accounts_is_taken_for_the_server(prepared: str, tmp_
 
 
 @only_root
-@pytest.mark.parametrize("how", ["a stranger's folder", "a stranger's link", "unmarked", "not empty"])
-def test_a_socket_folder_of_somebody_else_is_refused(how: str, tmp_path: Path, options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "how", ["a stranger's folder", "a stranger's link", "unmarked", "not empty"]
+)
+def test_a_socket_folder_of_somebody_else_is_refused(
+    how: str, tmp_path: Path, options: dict[str, str]
+) -> None:
     """Where the path is too long for a socket it is in /tmp, where anybody may have been first."""
-    more = {**options, "cache_dir": str(tmp_path / "cache"), "data_dir": str(tmp_path / ("d" * 120))}
+    more = {
+        **options,
+        "cache_dir": str(tmp_path / "cache"),
+        "data_dir": str(tmp_path / ("d" * 120)),
+    }
     located = Embedded.locate(load(tmp_path, more, {}))
     place = located.cluster.socket
     try:
@@ -407,7 +493,9 @@ def test_a_socket_folder_of_somebody_else_is_refused(how: str, tmp_path: Path, o
         place.unlink() if place.is_symlink() else shutil.rmtree(place)
 
 
-def test_settings_of_a_repository_that_lead_outside_are_named_before_they_are_used(project: Project, tmp_path: Path) -> None:
+def test_settings_of_a_repository_that_lead_outside_are_named_before_they_are_used(
+    project: Project, tmp_path: Path
+) -> None:
     project.write(test_a="def test_a(): pass\n")
     project.configure(data_dir="..", cache_dir="inside")
     file = project.folder / "pyproject.toml"

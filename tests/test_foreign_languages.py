@@ -28,7 +28,11 @@ def german(own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     compiler = shutil.which("localedef")
     if compiler is None:
         pytest.skip("there is no localedef to make a German locale")
-    made = subprocess.run([compiler, "-i", "de_DE", "-f", "UTF-8", tmp_path / LANGUAGE], capture_output=True, text=True)
+    made = subprocess.run(
+        [compiler, "-i", "de_DE", "-f", "UTF-8", tmp_path / LANGUAGE],
+        capture_output=True,
+        text=True,
+    )
     if not (tmp_path / LANGUAGE).exists():
         pytest.skip(f"localedef makes no German locale: {made.stderr}")
     for folder in (tmp_path, *tmp_path.parents[:2], tmp_path / LANGUAGE):
@@ -40,7 +44,10 @@ def german(own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         except psycopg.errors.InvalidParameterValue as error:
             pytest.skip(f"this server knows no German: {error}")
         server.connection.execute("SELECT pg_reload_conf()")
-        with pytest.raises(psycopg.errors.DivisionByZero) as caught, server.connect("postgres", "a look") as look:
+        with (
+            pytest.raises(psycopg.errors.DivisionByZero) as caught,
+            server.connect("postgres", "a look") as look,
+        ):
             look.execute("SELECT 1/0")
         if "Division durch Null" not in str(caught.value):
             pytest.skip("this server was built without translations")
@@ -54,7 +61,8 @@ def refused(server: Server, **changed: str) -> str:
 
 
 def test_all_of_it_in_german(german: Server, tmp_path: Path) -> None:
-    """E17: what dbclone decides does not depend on the text of a message; what it cannot tell from a code it hands on as it is."""
+    """E17: what dbclone decides does not depend on the text of a message; what it cannot tell from
+    a code it hands on as it is."""
     with cloned(german, german.settings, tmp_path, lock_timeout=0.3) as clone:
         truth = fingerprint(clone.url)
         for reset in ("rollback", "truncate", "clone", "drop", "truncate"):
@@ -74,7 +82,9 @@ def test_all_of_it_in_german(german: Server, tmp_path: Path) -> None:
             isolation.connection.pgconn.exec_(b"COMMIT")
         assert any("ended the outer transaction" in note for note in clone.report.notes)
         assert fingerprint(clone.url) == truth
-    assert not german.fetch("SELECT FROM pg_database WHERE datname ~ '^dbclone_' AND NOT datistemplate")
+    assert not german.fetch(
+        "SELECT FROM pg_database WHERE datname ~ '^dbclone_' AND NOT datistemplate"
+    )
 
 
 def _blocked(clone: Clone) -> None:
@@ -96,8 +106,12 @@ def test_who_may_not_enter_is_told_so_in_german(german: Server) -> None:
     german.connection.execute("CREATE ROLE plain LOGIN CREATEDB")
     german.connection.execute("CREATE DATABASE its_own")
     german.connection.execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
-    with Server.open(replace(german.settings, url=german.dsn.replace(user="plain", dbname="its_own").url)) as opened:
+    with Server.open(
+        replace(german.settings, url=german.dsn.replace(user="plain", dbname="its_own").url)
+    ) as opened:
         assert opened.connection.info.dbname == "its_own"
     german.connection.execute("ALTER ROLE plain NOCREATEDB")
     with pytest.raises(PermissionMissing, match="may not create databases"):
-        Server.open(replace(german.settings, url=german.dsn.replace(user="plain", dbname="its_own").url))
+        Server.open(
+            replace(german.settings, url=german.dsn.replace(user="plain", dbname="its_own").url)
+        )

@@ -43,15 +43,28 @@ print("all is well")
 
 @pytest.mark.parametrize(
     ("child", "status"),
-    [("sys.exit(3)", 3 << 8), ("isolation.connection.close(); clone.drop(); template.close(); os._exit(0)", 0), ("return", 0)],
+    [
+        ("sys.exit(3)", 3 << 8),
+        ("isolation.connection.close(); clone.drop(); template.close(); os._exit(0)", 0),
+        ("return", 0),
+    ],
 )
-def test_a_child_that_leaves_the_parents_blocks_ends_nothing_in_them(project: Project, child: str, status: int) -> None:
-    """D13: by an exception through all of them, with dbclone's functions, or by running to the end of the program. The parent's
-    database, rows, sessions and locks are as before."""
-    project.write(script=SCRIPT.format(child="os.environ['CHILD'] = '1'; return" if child == "return" else child, status=status))
+def test_a_child_that_leaves_the_parents_blocks_ends_nothing_in_them(
+    project: Project, child: str, status: int
+) -> None:
+    """D13: by an exception through all of them, with dbclone's functions, or by running to the end
+    of the program. The parent's database, rows, sessions and locks are as before."""
+    project.write(
+        script=SCRIPT.format(
+            child="os.environ['CHILD'] = '1'; return" if child == "return" else child, status=status
+        )
+    )
     text = (project.folder / "script.py").read_text()
     project.write(
-        script=text.replace("    life(reset)\n", "    life(reset)\n    if os.environ.get('CHILD'):\n        sys.exit(0)\n")
+        script=text.replace(
+            "    life(reset)\n",
+            "    life(reset)\n    if os.environ.get('CHILD'):\n        sys.exit(0)\n",
+        )
     )
     done = project.run("script")
     assert done.returncode == 0, done.stderr
@@ -109,8 +122,11 @@ def test_nothing_is_left(dbclone):
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_child_that_uses_the_applications_handle_works_or_is_told_why_not(project: Project, driver: str) -> None:
-    """D13: never an empty table, never a word of the child in the parent's conversation with the server."""
+def test_a_child_that_uses_the_applications_handle_works_or_is_told_why_not(
+    project: Project, driver: str
+) -> None:
+    """D13: never an empty table, never a word of the child in the parent's conversation with the
+    server."""
     project.write(test_a=USE)
     if driver == "psycopg2":
         models = (project.folder / "models.py").read_text()
@@ -140,7 +156,8 @@ def test_next(dbclone):
 
 
 def test_a_child_that_goes_on_as_a_second_pytest_disturbs_nobody(project: Project) -> None:
-    """D13: what happens when a test forks and the child raises: it runs all other tests, and every teardown."""
+    """D13: what happens when a test forks and the child raises: it runs all other tests, and every
+    teardown."""
     project.write(test_a=FALLS)
     done = project.pytest("-q", "-p", "no:randomly", "--tb=line")
     assert done.returncode == 0, done.stdout

@@ -12,8 +12,10 @@ from dbclone.server.server import Server
 from .conftest import Project
 
 FROZEN = {
-    "freezegun": "from freezegun import freeze_time\nfrozen = lambda year: freeze_time(f'{year}-02-03 04:05:06')\n",
-    "time-machine": "import time_machine\nfrozen = lambda year: time_machine.travel(f'{year}-02-03 04:05:06Z', tick=False)\n",
+    "freezegun": "from freezegun import freeze_time\nfrozen = lambda year: freeze_time(f'{year}-02-03"
+    " 04:05:06')\n",
+    "time-machine": "import time_machine\nfrozen = lambda year: time_machine.travel(f'{year}-02-03"
+    " 04:05:06Z', tick=False)\n",
 }
 CONFTEST = """
 import datetime, pytest
@@ -80,13 +82,15 @@ def test_locks_that_others_hold_are_waited_for_no_longer_than_said(dbclone_worke
 
 
 @pytest.mark.parametrize(
-    ("library", "year", "workers"), [("freezegun", 2012, 0), ("freezegun", 2099, 2), ("time-machine", 2099, 0)]
+    ("library", "year", "workers"),
+    [("freezegun", 2012, 0), ("freezegun", 2099, 2), ("time-machine", 2099, 0)],
 )
 def test_resets_and_deadlines_work_and_marks_tell_the_true_time(
     project: Project, server: Server, library: str, year: int, workers: int
 ) -> None:
-    """E8: a frozen clock, from before the first database is made. A deadline that followed it would never pass, and what is waited
-    for in these tests never comes; a mark that followed it would make this project's template, or all others, look unused."""
+    """E8: a frozen clock, from before the first database is made. A deadline that followed it would
+    never pass, and what is waited for in these tests never comes; a mark that followed it would
+    make this project's template, or all others, look unused."""
     project.configure(lock_timeout=0.3)
     project.write(clocks=FROZEN[library], conftest=CONFTEST.format(year=year), test_a=TESTS)
     begun = time.time()
@@ -97,6 +101,8 @@ def test_resets_and_deadlines_work_and_marks_tell_the_true_time(
     done = project.pytest("-q", "-n", str(workers), timeout=90, PYTEST_ADDOPTS="")
     assert "11 passed" in done.stdout, done.stdout
     found = {database.name: database.mark for database in ddl.listed(server)}
-    marks = [mark for name, mark in found.items() if f"_{project.name}_t_" in name and mark is not None]
+    marks = [
+        mark for name, mark in found.items() if f"_{project.name}_t_" in name and mark is not None
+    ]
     assert [begun - 1 <= mark.created <= time.time() + 1 for mark in marks] == [True]
     assert any(f"_{kept}_t_" in name for name in found)

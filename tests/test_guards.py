@@ -21,7 +21,9 @@ Both = Callable[[Callable[[Isolation], Any]], Any]
 
 
 @pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(
+    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clone]:
     with table(server, settings, tmp_path_factory.mktemp("guards")) as made:
         yield made
 
@@ -38,14 +40,29 @@ def test_what_fails_outside_a_block_undoes_nothing_but_itself(both: Both, piped:
     def program(db: Isolation) -> Any:
         connection, seen = db.connect(autocommit=True), []
         for text in [
-            *("SELECT 1", f"{INSERT}", "SELECT count(*) FROM t", "SELECT 1/0", "SELECT count(*) FROM t", "SELECT 2", "SELECT 1/0"),
+            *(
+                "SELECT 1",
+                f"{INSERT}",
+                "SELECT count(*) FROM t",
+                "SELECT 1/0",
+                "SELECT count(*) FROM t",
+                "SELECT 2",
+                "SELECT 1/0",
+            ),
             *(
                 "SELECT set_config('work_mem', '77MB', false)",
                 "SELECT 1/0",
                 "SELECT current_setting('work_mem')",
                 "SET work_mem = '78MB'",
             ),
-            *("SELECT 1/0", "SELECT current_setting('work_mem')", "BEGIN", "COMMIT", "SELECT 1/0", "SELECT count(*) FROM t"),
+            *(
+                "SELECT 1/0",
+                "SELECT current_setting('work_mem')",
+                "BEGIN",
+                "COMMIT",
+                "SELECT 1/0",
+                "SELECT count(*) FROM t",
+            ),
         ]:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(contextlib.suppress(psycopg.errors.DivisionByZero))
@@ -65,7 +82,10 @@ def test_a_guard_costs_no_message_of_its_own_where_one_can_be_foreseen() -> None
     assert stack.before_statement(1, False, "SELECT 1") == [("SAVEPOINT", "dbclone_guard_1")]
     assert stack.before_statement(1, False, "SELECT 2") == []
     assert stack.before_statement(1, False, "INSERT INTO t VALUES (1)") == []
-    assert stack.before_statement(1, False, "SELECT 2") == [("RELEASE", "dbclone_guard_1"), ("SAVEPOINT", "dbclone_guard_1")]
+    assert stack.before_statement(1, False, "SELECT 2") == [
+        ("RELEASE", "dbclone_guard_1"),
+        ("SAVEPOINT", "dbclone_guard_1"),
+    ]
     stack.begin(1, False)
     stack.before_statement(1, False, "INSERT INTO t VALUES (1)")
     assert stack.end(1, False, keep=True)[-1] == ("SAVEPOINT", "dbclone_guard_1")

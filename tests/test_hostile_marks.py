@@ -1,4 +1,5 @@
-"""Databases of others that look like ours: whatever their names and comments hold, they are left alone and stop nobody."""
+"""Databases of others that look like ours: whatever their names and comments hold, they are left
+alone and stop nobody."""
 
 from __future__ import annotations
 
@@ -30,21 +31,27 @@ from .hostile import ANYTHING, examples
 
 @contextlib.contextmanager
 def database(server: Server, name: str = "") -> Iterator[str]:
-    """An empty database with a name that begins as ours do; dropped at the end, so it must still be there."""
+    """An empty database with a name that begins as ours do; dropped at the end, so it must still be
+    there."""
     name = name or f"dbclone_look_alike_{uuid.uuid4().hex[:6]}"
     server.connection.execute(
-        sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'").format(sql.Identifier(name))
+        sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'").format(
+            sql.Identifier(name)
+        )
     )
     yield name
     server.connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
 
 def comment(server: Server, name: str, text: str) -> None:
-    server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(text)))
+    server.connection.execute(
+        sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(text))
+    )
 
 
 def good(server: Server, name: str, /, **values: Any) -> dict[str, Any]:
-    """Return a database's mark of an owner who is dead, so that it may be dropped; with other values in it, it may not."""
+    """Return a database's mark of an owner who is dead, so that it may be dropped; with other
+    values in it, it may not."""
     found = ddl.find(server, name)
     made = Mark.make("clone", "suite", server.facts.system, run="r", worker="gw0")
     mark = asdict(made.bound(name, found.oid if found is not None else 0))
@@ -92,17 +99,26 @@ def look_alike(server: Server) -> Iterator[str]:
         yield name
 
 
-def alone(server: Server, name: str, options: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Try everything that could harm a database or be harmed by it; return what `status` says of it."""
+def alone(
+    server: Server, name: str, options: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Try everything that could harm a database or be harmed by it; return what `status` says of
+    it."""
     (found,) = [d for d in ddl.listed(server) if d.name == name]
     assert found.problem(server.facts.system)
     with pytest.raises(NotOwned, match="is left alone"):
         ddl.drop(server, found, force=True)
     for everything in (False, True):
-        assert not [d for d, _ in prune(server, everything=everything, dry_run=True) if d.name == name]
-    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+        assert not [
+            d for d, _ in prune(server, everything=everything, dry_run=True) if d.name == name
+        ]
+    words = [
+        word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)
+    ]
     assert main(["status", "--json", "--manifest", *words]) == 0
-    (row,) = [row for row in json.loads(capsys.readouterr().out)["databases"] if row["name"] == name]
+    (row,) = [
+        row for row in json.loads(capsys.readouterr().out)["databases"] if row["name"] == name
+    ]
     assert row["problem"].startswith(", left alone: ")
     assert main(["status", "--manifest", *words]) == 0
     said = capsys.readouterr().out
@@ -114,13 +130,19 @@ def alone(server: Server, name: str, options: dict[str, str], capsys: pytest.Cap
 
 @pytest.mark.parametrize("what", KINDS)
 def test_a_comment_that_is_no_mark_leaves_the_database_alone_and_stops_nobody(
-    what: str, server: Server, look_alike: str, options: dict[str, str], capsys: pytest.CaptureFixture[str]
+    what: str,
+    server: Server,
+    look_alike: str,
+    options: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """S25: the comment may hold anything, and what is shown of it obeys no terminal."""
     known = corrupt(server, look_alike)
     assert list(known) == KINDS
     comment(server, look_alike, json.dumps(good(server, look_alike)))
-    assert [d for d in ddl.listed(server) if d.name == look_alike and not d.problem(server.facts.system)]
+    assert [
+        d for d in ddl.listed(server) if d.name == look_alike and not d.problem(server.facts.system)
+    ]
     comment(server, look_alike, known[what])
     assert look_alike in alone(server, look_alike, options, capsys)
 
@@ -128,14 +150,19 @@ def test_a_comment_that_is_no_mark_leaves_the_database_alone_and_stops_nobody(
 def test_a_comment_and_a_name_in_another_encoding_stop_nobody(
     server: Server, look_alike: str, options: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Catalogues that all databases share hold bytes of the encoding of whichever wrote them: here LATIN1, read as UTF-8."""
+    """Catalogues that all databases share hold bytes of the encoding of whichever wrote them: here
+    LATIN1, read as UTF-8."""
     other = ""
     with server.connect(look_alike, "test") as connection:
         comment_of = sql.SQL("COMMENT ON DATABASE {} IS {}")
-        connection.execute(comment_of.format(sql.Identifier(look_alike), sql.Literal("Ann's caf\xe9 \xff\xfe")))
+        connection.execute(
+            comment_of.format(sql.Identifier(look_alike), sql.Literal("Ann's caf\xe9 \xff\xfe"))
+        )
         other = f"dbclone_caf\xe9_{uuid.uuid4().hex[:6]}"
         connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'").format(sql.Identifier(other))
+            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'").format(
+                sql.Identifier(other)
+            )
         )
     try:
         assert [d for d in ddl.listed(server) if d.name == other.replace("\xe9", "\ufffd")]
@@ -147,7 +174,16 @@ def test_a_comment_and_a_name_in_another_encoding_stop_nobody(
 
 
 @pytest.mark.parametrize(
-    "name", ["dbclone_\x1b[2J", "dbclone_X", "dbclone_a b", "dbclone_'; --", "dbclone_\u202e", "dbclone_\n2", "dbclone_"]
+    "name",
+    [
+        "dbclone_\x1b[2J",
+        "dbclone_X",
+        "dbclone_a b",
+        "dbclone_'; --",
+        "dbclone_\u202e",
+        "dbclone_\n2",
+        "dbclone_",
+    ],
 )
 def test_a_database_with_a_name_that_we_do_not_give_is_left_alone_and_shown_harmlessly(
     name: str, server: Server, options: dict[str, str], capsys: pytest.CaptureFixture[str]
@@ -161,14 +197,24 @@ def test_a_database_with_a_name_that_we_do_not_give_is_left_alone_and_shown_harm
 @examples(10)
 @given(
     text=ANYTHING.map(lambda text: text.replace("\0", "")),
-    values=st.dictionaries(st.sampled_from(["worker", "run", "host", "project", "fingerprint", "kind", "manifest"]), ANYTHING),
+    values=st.dictionaries(
+        st.sampled_from(["worker", "run", "host", "project", "fingerprint", "kind", "manifest"]),
+        ANYTHING,
+    ),
 )
 def test_whatever_the_comment_of_another_holds_status_shows_it_harmlessly(
-    text: str, values: dict[str, Any], server: Server, look_alike: str, options: dict[str, str], capsys: pytest.CaptureFixture[str]
+    text: str,
+    values: dict[str, Any],
+    server: Server,
+    look_alike: str,
+    options: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """S25."""
     text = text.encode(errors="replace").decode()
-    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    words = [
+        word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)
+    ]
     if "manifest" in values:
         values = {**values, "manifest": {str(values["manifest"]): "1"}}
     for found in (text, json.dumps(good(server, look_alike, **values))):
@@ -181,7 +227,9 @@ def test_whatever_the_comment_of_another_holds_status_shows_it_harmlessly(
         said.encode()
 
 
-@pytest.mark.parametrize("what", ["truncated", "another database's", "another server's", "a megabyte", "for a terminal"])
+@pytest.mark.parametrize(
+    "what", ["truncated", "another database's", "another server's", "a megabyte", "for a terminal"]
+)
 def test_a_template_of_ours_with_such_a_comment_is_named_and_not_replaced(
     what: str, server: Server, settings: Settings, options: dict[str, str], tmp_path: Any
 ) -> None:
@@ -203,7 +251,9 @@ def test_a_template_of_ours_with_such_a_comment_is_named_and_not_replaced(
         ddl.drop(server, template)
 
 
-def test_a_name_that_the_output_cannot_encode_is_shown_all_the_same(project: Project, server: Server) -> None:
+def test_a_name_that_the_output_cannot_encode_is_shown_all_the_same(
+    project: Project, server: Server
+) -> None:
     """Where standard output speaks ASCII, as in many containers."""
     with database(server, "dbclone_caf\xe9"):
         done = project.run("dbclone", "status", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
@@ -218,7 +268,9 @@ def test_an_error_obeys_no_terminal_and_keeps_its_lines() -> None:
     assert error.message == "a\x1b[2Jb"
 
 
-def test_roles_with_odd_names_get_hints_that_can_be_copied(server: Server, settings: Settings, options: dict[str, str]) -> None:
+def test_roles_with_odd_names_get_hints_that_can_be_copied(
+    server: Server, settings: Settings, options: dict[str, str]
+) -> None:
     """S5: a person pastes a HINT into psql."""
     from dbclone.errors import PermissionMissing
 
@@ -228,7 +280,9 @@ def test_roles_with_odd_names_get_hints_that_can_be_copied(server: Server, setti
         with pytest.raises(PermissionMissing) as caught:
             Server.open(settings, server.dsn.replace(user=role))
         server.connection.execute(caught.value.hint.removeprefix("Run as a superuser: ").encode())
-        assert server.fetch("SELECT rolcreatedb, rolsuper FROM pg_roles WHERE rolname = %s", [role]) == [(True, False)]
+        assert server.fetch(
+            "SELECT rolcreatedb, rolsuper FROM pg_roles WHERE rolname = %s", [role]
+        ) == [(True, False)]
     finally:
         with contextlib.suppress(psycopg.errors.UndefinedObject):
             server.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))

@@ -1,4 +1,5 @@
-"""The house: packages lie in layers, imports run downward, ORMs are known in the adapters alone, and the front door is light."""
+"""The house: packages lie in layers, imports run downward, ORMs are known in the adapters alone,
+and the front door is light."""
 
 from __future__ import annotations
 
@@ -38,14 +39,16 @@ MODULES = dict(modules())
 
 
 def layer(module: str) -> int | None:
-    """Return the layer of a module, None for the front door, which names things of all layers and imports them when asked."""
+    """Return the layer of a module, None for the front door, which names things of all layers and
+    imports them when asked."""
     while module and module not in RANK:
         module = module.rpartition(".")[0]
     return RANK.get(module)
 
 
 def imported(module: str, path: Path) -> Iterator[str]:
-    """Yield the modules that a module imports, wherever in the file; what is imported for typing only excepted."""
+    """Yield the modules that a module imports, wherever in the file; what is imported for typing
+    only excepted."""
     package = ["dbclone", *module.split(".")] if module else ["dbclone"]
     if path.name != "__init__.py":
         package = package[:-1]
@@ -84,16 +87,24 @@ def test_imports_run_downward_through_the_layers() -> None:
         f"{module} -> {other}"
         for module, path in MODULES.items()
         for other in imported(module, path)
-        if (here := layer(module)) is not None and (there := layer(other)) is not None and there > here
+        if (here := layer(module)) is not None
+        and (there := layer(other)) is not None
+        and there > here
     ]
     assert upward == []
 
 
 def test_imports_make_no_circle() -> None:
     packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
-    below = {module: {o for o in imported(module, path) if o not in packages} for module, path in MODULES.items() if module}
+    below = {
+        module: {o for o in imported(module, path) if o not in packages}
+        for module, path in MODULES.items()
+        if module
+    }
     while bottom := {module for module, others in below.items() if not others}:
-        below = {module: others - bottom for module, others in below.items() if module not in bottom}
+        below = {
+            module: others - bottom for module, others in below.items() if module not in bottom
+        }
     assert not below, f"these modules import each other: {below}"
 
 
@@ -113,7 +124,9 @@ def test_no_orm_is_known_outside_the_adapters() -> None:
     for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            )
             known += [module for name in names if name.partition(".")[0] in ORMS]
     assert known
     assert [module for module in known if not module.startswith("adapters.")] == []
@@ -121,15 +134,31 @@ def test_no_orm_is_known_outside_the_adapters() -> None:
 
 @pytest.mark.parametrize("module", ["dbclone", "dbclone.pytest_plugin.plugin"])
 def test_the_front_door_loads_no_orm_no_driver_and_no_pytest(module: str) -> None:
-    heavy = ["peewee", "sqlalchemy", "psycopg", "filelock", *(["pytest"] if module == "dbclone" else [])]
+    heavy = [
+        "peewee",
+        "sqlalchemy",
+        "psycopg",
+        "filelock",
+        *(["pytest"] if module == "dbclone" else []),
+    ]
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_the_whole_library_but_adapters_and_plugin_imports_without_extras() -> None:
-    """A finder that hides pytest, peewee and the wheel stands in for an environment that has none of them."""
+    """A finder that hides pytest, peewee and the wheel stands in for an environment that has none
+    of them."""
     apart = ("adapters.", "pytest_plugin")
-    found = [f"dbclone.{module}" for module in MODULES if module and not module.startswith(apart) and module != "__main__"]
+    found = [
+        f"dbclone.{module}"
+        for module in MODULES
+        if module and not module.startswith(apart) and module != "__main__"
+    ]
     code = f"""
 import sys, importlib
 class Hide:

@@ -1,4 +1,5 @@
-"""A reset never waits for ever: who is in the way is named, with its test, or ended (C1, C2, C3, C17, B11)."""
+"""A reset never waits for ever: who is in the way is named, with its test, or ended (C1, C2, C3,
+C17, B11)."""
 
 from __future__ import annotations
 
@@ -39,16 +40,23 @@ def clone(server: Server, settings: Settings, tmp_path: Path, on_leak: str) -> I
 
 
 def leak(clone: Clone, test: str, *statements: str) -> psycopg.Connection[tuple[object, ...]]:
-    """Return a session of the application, as libpq makes it while a test runs, in an open transaction."""
+    """Return a session of the application, as libpq makes it while a test runs, in an open
+    transaction."""
     connection = psycopg.connect(clone.url)
     for statement in statements:
         connection.execute(statement.encode())
     return connection
 
 
-@pytest.mark.parametrize("statements", [(WRITE,), (WRITE, LOCK), (LOCK,), (WRITE, ROW), ("SELECT nextval('free')", WRITE)])
-def test_a_session_left_in_a_transaction(clone: Clone, on_leak: str, statements: tuple[str, ...]) -> None:
-    """C1: it stops the reset with an error that names it and its test, or is ended; the next test starts clean anyway."""
+@pytest.mark.parametrize(
+    "statements",
+    [(WRITE,), (WRITE, LOCK), (LOCK,), (WRITE, ROW), ("SELECT nextval('free')", WRITE)],
+)
+def test_a_session_left_in_a_transaction(
+    clone: Clone, on_leak: str, statements: tuple[str, ...]
+) -> None:
+    """C1: it stops the reset with an error that names it and its test, or is ended; the next test
+    starts clean anyway."""
     truth = fingerprint(clone.url)
     leaked = []
 
@@ -65,12 +73,20 @@ def test_a_session_left_in_a_transaction(clone: Clone, on_leak: str, statements:
         assert clone.name in error.message
         assert "0.3 s" in error.message
         assert str(leaked[0].info.backend_pid) in error.message
-        for part in ("tests/test_a.py::test_leaks", "idle in transaction", statements[-1], str(leaked[0].info.user)):
+        for part in (
+            "tests/test_a.py::test_leaks",
+            "idle in transaction",
+            statements[-1],
+            str(leaked[0].info.user),
+        ):
             assert part in error.detail
         assert 'on_leak = "terminate"' in error.hint
     else:
         test()
-        assert any("tests/test_a.py::test_leaks" in note and "ended a session" in note for note in clone.report.notes)
+        assert any(
+            "tests/test_a.py::test_leaks" in note and "ended a session" in note
+            for note in clone.report.notes
+        )
     assert fingerprint(clone.url) == truth
     with clone.isolated("truncate", "next") as isolation:
         assert isolation.execute("SELECT count(*) FROM parent").fetchall() == [(0,)]
@@ -89,7 +105,8 @@ def test_a_session_that_only_read_is_in_nobodys_way(clone: Clone) -> None:
 
 
 def test_a_writer_that_ends_in_time_is_waited_for(clone: Clone) -> None:
-    """A background thread that commits after the test is over (C17): what it wrote is gone for the next test."""
+    """A background thread that commits after the test is over (C17): what it wrote is gone for the
+    next test."""
     truth = fingerprint(clone.url)
     clone.server.settings = replace(clone.server.settings, lock_timeout=20)
     began, over = threading.Event(), threading.Event()
@@ -127,9 +144,14 @@ def test_a_reset_that_deadlocks_is_tried_again(clone: Clone) -> None:
     stop = threading.Event()
 
     def work() -> None:
-        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(clone.url, autocommit=True) as connection:
+        with (
+            contextlib.suppress(psycopg.OperationalError),
+            psycopg.connect(clone.url, autocommit=True) as connection,
+        ):
             while not stop.is_set():
-                with contextlib.suppress(psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
+                with contextlib.suppress(
+                    psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation
+                ):
                     connection.execute(
                         "WITH p AS (INSERT INTO parent (name) VALUES (random()::text) RETURNING id)"
                         " INSERT INTO child (parent) SELECT id FROM p"
@@ -145,8 +167,11 @@ def test_a_reset_that_deadlocks_is_tried_again(clone: Clone) -> None:
     assert fingerprint(clone.url) == truth
 
 
-def test_where_rights_do_not_suffice_the_clone_is_replaced(server: Server, settings: Settings, tmp_path: Path, role: Dsn) -> None:
-    """A superuser's session in a plain role's clone, which its owner may not end: work goes on in another database."""
+def test_where_rights_do_not_suffice_the_clone_is_replaced(
+    server: Server, settings: Settings, tmp_path: Path, role: Dsn
+) -> None:
+    """A superuser's session in a plain role's clone, which its owner may not end: work goes on in
+    another database."""
     with (
         Server.open(replace(settings), role) as plain,
         cloned(plain, settings, tmp_path, lock_timeout=0.3, on_leak="terminate") as clone,
@@ -168,7 +193,8 @@ def test_where_rights_do_not_suffice_the_clone_is_replaced(server: Server, setti
 def test_what_a_role_may_not_see_of_a_session_is_said_with_the_grant_that_shows_it(
     server: Server, settings: Settings, tmp_path: Path, role: Dsn
 ) -> None:
-    """E18: process id, user and test are there for everybody; the state and statement of another role's session are not."""
+    """E18: process id, user and test are there for everybody; the state and statement of another
+    role's session are not."""
 
     def detail(clone: Clone) -> str:
         foreign = None
@@ -182,11 +208,17 @@ def test_what_a_role_may_not_see_of_a_session_is_said_with_the_grant_that_shows_
         with pytest.raises(ResetBlocked) as caught:
             test()
         assert foreign is not None
-        assert f"Session {foreign.info.backend_pid} of user {foreign.info.user} was opened by a test" in caught.value.detail
+        assert (
+            f"Session {foreign.info.backend_pid} of user {foreign.info.user} was opened by a test"
+            in caught.value.detail
+        )
         foreign.close()
         return caught.value.detail
 
-    with Server.open(replace(settings), role) as plain, cloned(plain, settings, tmp_path, lock_timeout=0.3) as clone:
+    with (
+        Server.open(replace(settings), role) as plain,
+        cloned(plain, settings, tmp_path, lock_timeout=0.3) as clone,
+    ):
         grant = f'GRANT pg_read_all_stats TO "{role.get("user")}";'
         hidden = detail(clone)
         assert grant in hidden
@@ -207,12 +239,17 @@ with psycopg.connect(sys.argv[1]) as connection:
 """
 
 
-def test_a_busy_session_of_a_killed_client_ends_in_time(server: Server, settings: Settings, tmp_path: Path) -> None:
-    """C2: the private server looks every second whether the clients of running statements are still there."""
+def test_a_busy_session_of_a_killed_client_ends_in_time(
+    server: Server, settings: Settings, tmp_path: Path
+) -> None:
+    """C2: the private server looks every second whether the clients of running statements are still
+    there."""
     with cloned(server, settings, tmp_path, lock_timeout=30) as clone:
         truth = fingerprint(clone.url)
         with clone.isolated("truncate", "busy"):
-            client = subprocess.Popen([sys.executable, "-c", BUSY, clone.url], stdout=subprocess.PIPE, text=True)
+            client = subprocess.Popen(
+                [sys.executable, "-c", BUSY, clone.url], stdout=subprocess.PIPE, text=True
+            )
             assert client.stdout is not None
             pid = int(client.stdout.readline())
             sleeping = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND wait_event = 'PgSleep'"

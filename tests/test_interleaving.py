@@ -1,4 +1,5 @@
-"""Several connections of an application in one sandbox: what may interleave does as in production, what cannot is said."""
+"""Several connections of an application in one sandbox: what may interleave does as in production,
+what cannot is said."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def test_blocks_that_only_read_may_interleave(session: Session, count: Count) ->
     assert count() == 2
 
 
-def test_a_statement_beside_an_open_block_that_has_written_is_refused(session: Session, count: Count) -> None:
+def test_a_statement_beside_an_open_block_that_has_written_is_refused(
+    session: Session, count: Count
+) -> None:
     """In production it would not see the rows, or wait for them."""
     first, second = session.connect(), session.connect()
     insert(first, 1)
@@ -54,7 +57,9 @@ def test_the_failure_of_one_block_is_not_anothers(session: Session, count: Count
     assert count() == 1
 
 
-def test_savepoints_of_the_same_name_are_each_connections_own(session: Session, count: Count) -> None:
+def test_savepoints_of_the_same_name_are_each_connections_own(
+    session: Session, count: Count
+) -> None:
     first, second = session.connect(), session.connect()
     first.execute("SAVEPOINT same")
     second.execute("SELECT 1")

@@ -1,4 +1,5 @@
-"""Ctrl-C at any moment of a statement: the connection can be used for cleaning up, and the interrupt is what is seen."""
+"""Ctrl-C at any moment of a statement: the connection can be used for cleaning up, and the
+interrupt is what is seen."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from dbclone.server.server import Server
 
 from .conftest import Project
 
-# Interrupts come from a timer, at moments that spread over the statement: in Python, in libpq, while it waits.
+# Interrupts come from a timer, at moments that spread over the statement: in Python, in libpq,
+# while it waits.
 SWEEP = """
 import signal, sys
 import psycopg
@@ -39,7 +41,9 @@ print(interrupted)
 """
 
 
-def test_a_statement_can_follow_whenever_the_interrupt_came(project: Project, server: Server) -> None:
+def test_a_statement_can_follow_whenever_the_interrupt_came(
+    project: Project, server: Server
+) -> None:
     rounds = 400
     project.write(sweep=SWEEP)
     done = project.run("sweep", server.dsn.url, str(rounds), timeout=60)
@@ -90,11 +94,15 @@ def test_next(dbclone, again):
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate"])
 def test_a_limit_on_the_time_of_a_test_costs_no_clone(project: Project, reset: str) -> None:
-    """Plugins that limit a test's time raise from a signal's handler, in the middle of whatever statement runs."""
+    """Plugins that limit a test's time raise from a signal's handler, in the middle of whatever
+    statement runs."""
     project.write(test_a=LIMITED)
     done = project.pytest("-rA", f"--dbclone-reset={reset}", timeout=60)
     assert "2 failed, 2 passed" in done.stdout, done.stdout + done.stderr
-    assert len(re.findall(r"^FAILED .* - TimeoutError: the test takes too long$", done.stdout, re.M)) == 2, done.stdout
+    assert (
+        len(re.findall(r"^FAILED .* - TimeoutError: the test takes too long$", done.stdout, re.M))
+        == 2
+    ), done.stdout
     assert "replaced" not in done.stdout
     assert "1 clone" in done.stdout
 

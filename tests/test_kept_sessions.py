@@ -21,7 +21,12 @@ from .shop import cloned, identity
 STATE = """SELECT current_setting('work_mem'), to_regclass('pg_temp.passing') IS NOT NULL,
     (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND classid = 0 AND objid = 42),
     (SELECT count(*) FROM pg_listening_channels())"""
-CARRIED = ("SET work_mem = '77MB'", "CREATE TEMP TABLE passing (v int)", "SELECT pg_advisory_lock(42)", "LISTEN news")
+CARRIED = (
+    "SET work_mem = '77MB'",
+    "CREATE TEMP TABLE passing (v int)",
+    "SELECT pg_advisory_lock(42)",
+    "LISTEN news",
+)
 
 
 @pytest.fixture
@@ -34,7 +39,9 @@ def clone(server: Server, settings: Settings, tmp_path: Path) -> Iterator[Clone]
 def handle(clone: Clone) -> Iterator[peewee.PostgresqlDatabase]:
     """An application's handle over psycopg 3, of which a connection is kept for the whole run."""
     found = peewee.PostgresqlDatabase(
-        clone.name, **{k: v for k, v in clone.dsn.kwargs.items() if k != "dbname"}, prefer_psycopg3=True
+        clone.name,
+        **{k: v for k, v in clone.dsn.kwargs.items() if k != "dbname"},
+        prefer_psycopg3=True,
     )
     clone.handle = found
     found.connect()
@@ -52,7 +59,9 @@ def carry(handle: peewee.PostgresqlDatabase, *statements: str) -> None:
 
 
 @pytest.mark.parametrize("reset", ["rollback", "clone"])
-def test_what_belongs_to_a_session_ends_with_the_test(clone: Clone, handle: peewee.PostgresqlDatabase, reset: str) -> None:
+def test_what_belongs_to_a_session_ends_with_the_test(
+    clone: Clone, handle: peewee.PostgresqlDatabase, reset: str
+) -> None:
     """C14: settings, temporary tables, advisory locks and, where it is allowed at all, LISTEN."""
     for _ in range(3):
         with clone.isolated(reset, "test"):
@@ -63,7 +72,9 @@ def test_what_belongs_to_a_session_ends_with_the_test(clone: Clone, handle: peew
         assert state(handle) == ("4MB", False, 0, 0)
 
 
-def test_under_truncate_a_connection_that_the_application_keeps_keeps_it(clone: Clone, handle: peewee.PostgresqlDatabase) -> None:
+def test_under_truncate_a_connection_that_the_application_keeps_keeps_it(
+    clone: Clone, handle: peewee.PostgresqlDatabase
+) -> None:
     """C14: as the README says, until the application closes it."""
     truth = fingerprint(clone.url)
     with clone.isolated("truncate", "test") as isolation:
@@ -86,17 +97,23 @@ def test_a_reset_spoils_no_statement_that_a_kept_connection_has_prepared(clone: 
                 assert len(kept.execute("SELECT * FROM country").fetchall()) == 3
                 assert kept.execute("SELECT * FROM parent").fetchall() == []
                 kept.execute(
-                    "INSERT INTO parent (name) SELECT 'n' || g FROM generate_series(1, %s) AS g", [1 + 20000 * (number // 2)]
+                    "INSERT INTO parent (name) SELECT 'n' || g FROM generate_series(1, %s) AS g",
+                    [1 + 20000 * (number // 2)],
                 )
                 kept.execute("UPDATE country SET name = name || %s", [str(number)])
-            names = kept.execute("SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql IS NULL").fetchone()
+            names = kept.execute(
+                "SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql IS NULL"
+            ).fetchone()
             assert names is not None
             assert names[0] >= 4
     assert identity(clone) == before
 
 
-def test_ddl_that_was_rolled_back_spoils_no_statement(clone: Clone, handle: peewee.PostgresqlDatabase) -> None:
-    """C20: the same statements, prepared in every test, over a table that every other test has changed."""
+def test_ddl_that_was_rolled_back_spoils_no_statement(
+    clone: Clone, handle: peewee.PostgresqlDatabase
+) -> None:
+    """C20: the same statements, prepared in every test, over a table that every other test has
+    changed."""
     for number in range(4):
         with clone.isolated("rollback", "test") as isolation:
             connection = isolation.connect(autocommit=True, prepare_threshold=0)
@@ -136,7 +153,8 @@ def test_next(dbclone):
         ("rollback", "dbclone.connect()", "3 failed, 1 passed"),
         ("truncate", "dbclone.connect()", "3 failed, 1 passed"),
         ("clone", "psycopg.connect(os.environ['DATABASE_URL'])", "3 failed, 1 passed"),
-        # What is still open after a write, through a connection that dbclone cannot know, is in the way: an error, not a wait.
+        # What is still open after a write, through a connection that dbclone cannot know, is in the
+        # way: an error, not a wait.
         ("truncate", "psycopg.connect(os.environ['DATABASE_URL'])", "3 failed, 1 passed, 1 error"),
     ],
 )
@@ -165,19 +183,25 @@ def test_a_sessions_state_is_no_writing(clone: Clone) -> None:
 
 
 @pytest.mark.parametrize("begun", ["a statement", "rows that are read", "rows that are written"])
-def test_what_a_connection_had_begun_when_the_test_ended_does_not_go_on(clone: Clone, begun: str) -> None:
+def test_what_a_connection_had_begun_when_the_test_ended_does_not_go_on(
+    clone: Clone, begun: str
+) -> None:
     """C20: the server would finish it after the reset, though its client has gone."""
     truth = fingerprint(clone.url)
     for _ in range(5):
         with clone.isolated("truncate", "test") as isolation:
             pgconn = isolation.connect(autocommit=True).pgconn
             if begun == "a statement":
-                pgconn.send_query(b"SELECT pg_sleep(0.2); INSERT INTO parent (name) VALUES ('late')")
+                pgconn.send_query(
+                    b"SELECT pg_sleep(0.2); INSERT INTO parent (name) VALUES ('late')"
+                )
                 while pgconn.flush():
                     pass
                 time.sleep(0.02)
             elif begun == "rows that are read":
-                pgconn.exec_(b"COPY (SELECT nextval('free') FROM generate_series(1, 100000)) TO STDOUT")
+                pgconn.exec_(
+                    b"COPY (SELECT nextval('free') FROM generate_series(1, 100000)) TO STDOUT"
+                )
             else:
                 pgconn.exec_(b"COPY parent (name) FROM STDIN")
                 pgconn.put_copy_data(b"".join(b"row %d\n" % number for number in range(50)))

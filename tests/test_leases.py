@@ -1,4 +1,5 @@
-"""Advisory locks between real processes: exclusive, shared, counted, and gone with whoever held them."""
+"""Advisory locks between real processes: exclusive, shared, counted, and gone with whoever held
+them."""
 
 from __future__ import annotations
 
@@ -53,7 +54,11 @@ def start(server: Server) -> Iterator[Start]:
 
     def starter(name: str = "a test") -> Other:
         command = [sys.executable, "-c", PROGRAM, server.dsn.url, name]
-        started.append(Other(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)))
+        started.append(
+            Other(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+        )
         return started[-1]
 
     yield starter
@@ -83,7 +88,9 @@ def test_a_lease_is_one_processs_until_it_gives_it_up(leases: Leases, start: Sta
     assert ask(other, "take", "house") is False
 
 
-def test_a_lease_ends_with_a_process_that_was_killed(server: Server, leases: Leases, start: Start) -> None:
+def test_a_lease_ends_with_a_process_that_was_killed(
+    server: Server, leases: Leases, start: Start
+) -> None:
     """E6: life is proved by the server alone."""
     other = start()
     assert ask(other, "take", "house") is True
@@ -94,7 +101,9 @@ def test_a_lease_ends_with_a_process_that_was_killed(server: Server, leases: Lea
     assert leases.acquire("house")
 
 
-def test_shared_leases_go_together_and_exclude_an_exclusive_one(leases: Leases, start: Start) -> None:
+def test_shared_leases_go_together_and_exclude_an_exclusive_one(
+    leases: Leases, start: Start
+) -> None:
     other, third = start(), start()
     assert ask(other, "take", "house", True) is True
     assert leases.acquire("house", shared=True)
@@ -131,7 +140,9 @@ def test_who_waits_for_a_lock_gets_it_when_it_is_free(leases: Leases, start: Sta
     assert second.answer() is True
 
 
-def test_who_waits_for_a_lock_gets_it_when_its_holder_was_killed(leases: Leases, start: Start) -> None:
+def test_who_waits_for_a_lock_gets_it_when_its_holder_was_killed(
+    leases: Leases, start: Start
+) -> None:
     first, second = start(), start()
     assert ask(first, "lock", "door", 60) is True
     second.tell(json.dumps(["lock", "door", 60]))
@@ -152,7 +163,9 @@ def test_an_error_inside_a_block_frees_its_lock_and_its_place(leases: Leases, st
     assert not {lock_key("door"), lock_key("copy slot 0")} & leases.held()
 
 
-def test_a_block_whose_connection_broke_ends_without_another_error(server: Server, leases: Leases) -> None:
+def test_a_block_whose_connection_broke_ends_without_another_error(
+    server: Server, leases: Leases
+) -> None:
     with leases.lock("door", 1), leases.slot("copy", 1, 1):
         server.fetch("SELECT pg_terminate_backend(%s, 10000)", [leases.connection.info.backend_pid])
         with pytest.raises(psycopg.OperationalError):
@@ -200,7 +213,9 @@ def test_places_are_never_more_than_their_number(settings: Settings, server: Ser
     assert 1 < most <= 3
 
 
-def test_a_place_is_shared_between_processes_and_freed_by_a_kill(leases: Leases, start: Start) -> None:
+def test_a_place_is_shared_between_processes_and_freed_by_a_kill(
+    leases: Leases, start: Start
+) -> None:
     holders = [start() for _ in range(3)]
     assert [ask(holder, "slot", "copy", 3, 60) for holder in holders] == [True] * 3
     waiting = start()
@@ -213,7 +228,8 @@ def test_a_place_is_shared_between_processes_and_freed_by_a_kill(leases: Leases,
 
 
 def test_who_waits_too_long_for_a_place_goes_on_without_one(leases: Leases, start: Start) -> None:
-    """The cap spares the server, nothing depends on it: a process that was stopped must not stop all others."""
+    """The cap spares the server, nothing depends on it: a process that was stopped must not stop
+    all others."""
     with ExitStack() as stack:
         other = start()
         assert ask(other, "slot", "copy", 1, 60) is True

@@ -1,4 +1,5 @@
-"""The guard asks at the far end of the connection that is about to destroy, and sessions are ended by more than a number."""
+"""The guard asks at the far end of the connection that is about to destroy, and sessions are ended
+by more than a number."""
 
 from __future__ import annotations
 
@@ -38,9 +39,15 @@ def items(url: str) -> list[tuple[object, ...]]:
         return connection.execute("SELECT id FROM item ORDER BY 1").fetchall()
 
 
-def test_a_connection_that_leads_elsewhere_is_no_licence_whatever_it_was_meant_for(server: Server, clone: Clone) -> None:
-    """S2: a pooler that knows databases by other names, and a host name that means another machine by now."""
-    with server.connect("postgres", "elsewhere") as connection, pytest.raises(NotOwned, match="was meant to lead into"):
+def test_a_connection_that_leads_elsewhere_is_no_licence_whatever_it_was_meant_for(
+    server: Server, clone: Clone
+) -> None:
+    """S2: a pooler that knows databases by other names, and a host name that means another machine
+    by now."""
+    with (
+        server.connect("postgres", "elsewhere") as connection,
+        pytest.raises(NotOwned, match="was meant to lead into"),
+    ):
         verify_connected(connection, server, clone.name)
     other = Server(server.settings, server.dsn, server.connection)
     other.__dict__["facts"] = server.facts._replace(system="42")
@@ -64,8 +71,11 @@ def test_the_database_that_we_are_connected_to_is_left_alone(server: Server) -> 
 
 
 @pytest.mark.parametrize("reset", ["truncate", "drop", "clone"])
-def test_a_test_that_writes_over_its_clone_s_comment_is_reset_all_the_same(clone: Clone, reset: str) -> None:
-    """S2: that this very process made the database is known better than by its mark; to drop it, the mark is needed still."""
+def test_a_test_that_writes_over_its_clone_s_comment_is_reset_all_the_same(
+    clone: Clone, reset: str
+) -> None:
+    """S2: that this very process made the database is known better than by its mark; to drop it,
+    the mark is needed still."""
     with clone.isolated("clone", "a swap ahead"):
         pass
     clone.state.disconnect()
@@ -79,12 +89,15 @@ def test_a_test_that_writes_over_its_clone_s_comment_is_reset_all_the_same(clone
     if reset == "truncate":
         clone.server.connection.execute(
             sql.SQL("COMMENT ON DATABASE {} IS {}").format(
-                sql.Identifier(clone.name), sql.Literal(clone.mark.bound(clone.name, clone.state.made).text())
+                sql.Identifier(clone.name),
+                sql.Literal(clone.mark.bound(clone.name, clone.state.made).text()),
             )
         )
 
 
-def test_a_session_is_ended_only_if_it_is_the_one_that_was_seen(server: Server, clone: Clone) -> None:
+def test_a_session_is_ended_only_if_it_is_the_one_that_was_seen(
+    server: Server, clone: Clone
+) -> None:
     """S17: process ids are given again, so database and start have to be the same too."""
     with psycopg.connect(clone.url, autocommit=True) as connection:
         seen = Identity.of(connection)
@@ -113,7 +126,9 @@ def test_ending_the_sessions_of_one_database_ends_no_other(server: Server, clone
             psycopg.connect(clone.url) as leaked,
         ):
             leaked.execute("INSERT INTO item VALUES (3)")
-            clone.server.settings = replace(clone.server.settings, on_leak="terminate", lock_timeout=0.1)
+            clone.server.settings = replace(
+                clone.server.settings, on_leak="terminate", lock_timeout=0.1
+            )
             with clone.isolated("truncate", "test") as isolation:
                 isolation.execute("INSERT INTO item VALUES (2)")
             clone.replace("a test")
@@ -122,4 +137,6 @@ def test_ending_the_sessions_of_one_database_ends_no_other(server: Server, clone
             with pytest.raises(psycopg.OperationalError):
                 leaked.execute("SELECT 1")
     finally:
-        server.connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        server.connection.execute(
+            sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+        )

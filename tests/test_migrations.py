@@ -1,4 +1,5 @@
-"""Alembic, Django and Flask-Migrate: whatever database their files name, the one being built is migrated and no other reached."""
+"""Alembic, Django and Flask-Migrate: whatever database their files name, the one being built is
+migrated and no other reached."""
 
 from __future__ import annotations
 
@@ -55,16 +56,19 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 def tables(url: str) -> set[str]:
     with psycopg.connect(url) as connection:
-        rows = connection.execute("SELECT relname::text FROM pg_class WHERE relkind = 'r' AND oid >= 16384 AND relnamespace = 2200")
+        rows = connection.execute(
+            "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND oid >= 16384 AND"
+            " relnamespace = 2200"
+        )
         return {name for (name,) in rows}
 
 
 def revision(name: str, table: str, down: str | None = None, body: str = "") -> str:
     return (
-        f"from alembic import op\nimport sqlalchemy as sa\nrevision = {name!r}\ndown_revision = {down!r}\n"
-        f"def upgrade():\n    op.create_table({table!r}, sa.Column('id', sa.Integer, primary_key=True))\n"
-        + textwrap.indent(body, "    ")
-        + "def downgrade(): pass\n"
+        f"from alembic import op\nimport sqlalchemy as sa\nrevision = {name!r}\ndown_revision"
+        f" = {down!r}\n"
+        f"def upgrade():\n    op.create_table({table!r}, sa.Column('id', sa.Integer,"
+        f" primary_key=True))\n" + textwrap.indent(body, "    ") + "def downgrade(): pass\n"
     )
 
 
@@ -101,7 +105,8 @@ async def main():
 
 asyncio.run(main())
 """
-# What env.py is, and which driver alembic.ini names (None: the placeholder that `alembic init` writes).
+# What env.py is, and which driver alembic.ini names (None: the placeholder that `alembic init`
+# writes).
 ENVIRONMENTS: dict[str, tuple[str, str | None]] = {
     "as alembic init writes it": (FROM_CONFIG, "+psycopg"),
     "psycopg2": (FROM_CONFIG, "+psycopg2"),
@@ -109,15 +114,15 @@ ENVIRONMENTS: dict[str, tuple[str, str | None]] = {
     "a placeholder in the ini": (FROM_CONFIG, None),
     "an option of the ini": (f"URL = __import__('alembic').context.config.get_main_option('sqlalchemy.url')\n{ENGINE}", "+psycopg"),
     "a URL in the code": (f"URL = 'DEV'\n{ENGINE}", "+psycopg"),
-    "a URL in the code over psycopg2": (f"URL = 'DEV'.replace('+psycopg', '+psycopg2')\n{ENGINE}", "+psycopg"),
+    "a URL in the code over psycopg2": (f"URL = 'DEV'.replace('+psycopg'," f" '+psycopg2')\n{ENGINE}", "+psycopg"),
     "the environment at import": (
-        f"import os\nURL = os.environ['DATABASE_URL'].replace('postgresql:', 'postgresql+psycopg:')\n{ENGINE}", None,
+        f"import os\nURL = os.environ['DATABASE_URL'].replace('postgresql:'," f" 'postgresql+psycopg:')\n{ENGINE}", None,
     ),
     "a .env file that overrides": (
-        f"import os\nos.environ['DATABASE_URL'] = 'DEV'\nURL = os.environ['DATABASE_URL']\n{ENGINE}", None,
+        f"import os\nos.environ['DATABASE_URL'] = 'DEV'\nURL =" f" os.environ['DATABASE_URL']\n{ENGINE}", None,
     ),
     "an ini read by hand": (
-        f"import configparser\nparser = configparser.RawConfigParser()\nparser.read('alembic.ini')\n"
+        f"import configparser\nparser =" f" configparser.RawConfigParser()\nparser.read('alembic.ini')\n"
         f"URL = parser.get('alembic', 'sqlalchemy.url')\n{ENGINE}",
         "+psycopg",
     ),
@@ -125,14 +130,18 @@ ENVIRONMENTS: dict[str, tuple[str, str | None]] = {
     "asynchronous psycopg": (ASYNC, "+psycopg"),
     "listeners of its own": (
         f"from sqlalchemy import Engine, event\n"
-        f"event.listen(Engine, 'do_connect', lambda dialect, record, a, kw: kw.update(password='token'))\nURL = 'DEV'\n{ENGINE}",
+        f"event.listen(Engine, 'do_connect', lambda dialect, record, a, kw:" f" kw.update(password='token'))\nURL = 'DEV'\n{ENGINE}",
         "+psycopg",
     ),
 }  # fmt: skip
 
 
 def alembic(folder: Path, dev: Developer, env: str, driver: str | None = "+psycopg") -> None:
-    place = "driver://user:pass@localhost/dbname" if driver is None else dev.url(driver).replace("%", "%%")
+    place = (
+        "driver://user:pass@localhost/dbname"
+        if driver is None
+        else dev.url(driver).replace("%", "%%")
+    )
     write(
         folder,
         {
@@ -144,7 +153,9 @@ def alembic(folder: Path, dev: Developer, env: str, driver: str | None = "+psyco
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
-def test_no_environment_of_alembic_leads_away(tmp_path: Path, dev: Developer, url: str, kind: str) -> None:
+def test_no_environment_of_alembic_leads_away(
+    tmp_path: Path, dev: Developer, url: str, kind: str
+) -> None:
     alembic(tmp_path, dev, *ENVIRONMENTS[kind])
     schema(tmp_path, "alembic").build(url, quiet)
     assert tables(url) == {"users", "alembic_version"}
@@ -155,37 +166,59 @@ LOOP = "import asyncio, asyncpg, psycopg\n"
 REFUSED = {
     "a creator": (
         f"import psycopg\nfrom sqlalchemy import create_engine\n{RUN}\n"
-        "with create_engine('postgresql+psycopg://', creator=lambda: psycopg.connect('RAW')).connect() as c: run(c)\n",
+        "with create_engine('postgresql+psycopg://', creator=lambda:"
+        " psycopg.connect('RAW')).connect() as c: run(c)\n",
         RAW.format("psycopg"),
     ),
-    "a connection of psycopg2": ("import psycopg2\npsycopg2.connect('RAW')\n", RAW.format("psycopg2")),
-    "parameters of psycopg2": ("import psycopg2\npsycopg2.connect(database='NAME')\n", RAW.format("psycopg2")),
-    "a connection of psycopg": ("import psycopg\npsycopg.Connection.connect(dbname='NAME')\n", RAW.format("psycopg")),
-    "an asynchronous one": (f"{LOOP}asyncio.run(psycopg.AsyncConnection.connect('RAW'))\n", RAW.format("psycopg")),
-    "a connection of asyncpg": (f"{LOOP}asyncio.run(asyncpg.connect('RAW'))\n", RAW.format("asyncpg")),
+    "a connection of psycopg2": (
+        "import psycopg2\npsycopg2.connect('RAW')\n",
+        RAW.format("psycopg2"),
+    ),
+    "parameters of psycopg2": (
+        "import psycopg2\npsycopg2.connect(database='NAME')\n",
+        RAW.format("psycopg2"),
+    ),
+    "a connection of psycopg": (
+        "import psycopg\npsycopg.Connection.connect(dbname='NAME')\n",
+        RAW.format("psycopg"),
+    ),
+    "an asynchronous one": (
+        f"{LOOP}asyncio.run(psycopg.AsyncConnection.connect('RAW'))\n",
+        RAW.format("psycopg"),
+    ),
+    "a connection of asyncpg": (
+        f"{LOOP}asyncio.run(asyncpg.connect('RAW'))\n",
+        RAW.format("asyncpg"),
+    ),
     "a pool of asyncpg": (
-        f"{LOOP}async def main():\n    async with asyncpg.create_pool('RAW', min_size=1): pass\nasyncio.run(main())\n",
+        f"{LOOP}async def main():\n    async with asyncpg.create_pool('RAW', min_size=1):"
+        f" pass\nasyncio.run(main())\n",
         RAW.format("asyncpg"),
     ),
     "two databases": (
-        f"from sqlalchemy import create_engine\n{RUN}\nfor place in ('DEV', 'DEV'.replace('/dev', '/other_dev')):\n"
+        f"from sqlalchemy import create_engine\n{RUN}\nfor place in ('DEV',"
+        f" 'DEV'.replace('/dev', '/other_dev')):\n"
         "    with create_engine(place).connect() as c: run(c)\n",
         'a second engine would connect to database "other_NAME"',
     ),
     "another kind of database": (
-        f"from sqlalchemy import create_engine\n{RUN}\nwith create_engine('sqlite:///app.db').connect() as c: run(c)\n",
+        f"from sqlalchemy import create_engine\n{RUN}\nwith"
+        f" create_engine('sqlite:///app.db').connect() as c: run(c)\n",
         "an engine for sqlite would connect to",
     ),
     "a listener that connects": (
         "import psycopg\nfrom sqlalchemy import Engine, create_engine, event\n"
-        "event.listen(Engine, 'do_connect', lambda *a: psycopg.connect('RAW'))\ncreate_engine('DEV').connect()\n",
+        "event.listen(Engine, 'do_connect', lambda *a:"
+        " psycopg.connect('RAW'))\ncreate_engine('DEV').connect()\n",
         RAW.format("psycopg"),
     ),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_led_is_refused_by_its_name_before_it_connects(tmp_path: Path, dev: Developer, url: str, kind: str) -> None:
+def test_what_cannot_be_led_is_refused_by_its_name_before_it_connects(
+    tmp_path: Path, dev: Developer, url: str, kind: str
+) -> None:
     env, said = (text.replace("RAW", dev.url()).replace("NAME", dev.name) for text in REFUSED[kind])
     alembic(tmp_path, dev, env)
     with pytest.raises(BuildFailed) as caught:
@@ -197,20 +230,27 @@ def test_what_cannot_be_led_is_refused_by_its_name_before_it_connects(tmp_path: 
     assert not (tmp_path / "app.db").exists()
 
 
-def test_a_migration_that_connects_elsewhere_by_itself_is_refused(tmp_path: Path, dev: Developer, url: str) -> None:
+def test_a_migration_that_connects_elsewhere_by_itself_is_refused(
+    tmp_path: Path, dev: Developer, url: str
+) -> None:
     alembic(tmp_path, dev, FROM_CONFIG)
     body = f"import psycopg\npsycopg.connect({dev.url()!r}, autocommit=True).execute('DROP TABLE customer')\n"
     write(tmp_path, {"migrations/versions/a2.py": revision("a2", "more", "a1", body)})
-    with pytest.raises(BuildFailed, match=f'a connection of psycopg would connect to database "{dev.name}"'):
+    with pytest.raises(
+        BuildFailed, match=f'a connection of psycopg would connect to database "{dev.name}"'
+    ):
         schema(tmp_path, "alembic upgrade head").build(url, quiet)
 
 
-def test_several_heads_folders_of_versions_and_a_path_of_imports(tmp_path: Path, dev: Developer, url: str) -> None:
+def test_several_heads_folders_of_versions_and_a_path_of_imports(
+    tmp_path: Path, dev: Developer, url: str
+) -> None:
     alembic(tmp_path, dev, f"from own.names import NAME\nassert NAME == 'n'\n{FROM_CONFIG}")
     write(
         tmp_path,
         {
-            "alembic.ini": "[alembic]\nscript_location = %(here)s/migrations\nprepend_sys_path = lib\n"
+            "alembic.ini": "[alembic]\nscript_location ="
+            " %(here)s/migrations\nprepend_sys_path = lib\n"
             "version_locations = %(here)s/migrations/versions %(here)s/more\n"
             f"sqlalchemy.url = {dev.url('+psycopg').replace('%', '%%')}\n",
             "more/b1.py": revision("b1", "orders"),
@@ -218,9 +258,12 @@ def test_several_heads_folders_of_versions_and_a_path_of_imports(tmp_path: Path,
         },
     )
     found = schema(tmp_path, "alembic")
-    assert {"file alembic.ini", "file migrations/env.py", "file migrations/versions/a1.py", "file more/b1.py"} <= set(
-        found.manifest()
-    )
+    assert {
+        "file alembic.ini",
+        "file migrations/env.py",
+        "file migrations/versions/a1.py",
+        "file more/b1.py",
+    } <= set(found.manifest())
     found.build(url, quiet)
     assert tables(url) == {"users", "orders", "alembic_version"}
     with pytest.raises(BuildFailed, match="Multiple head revisions"):
@@ -228,15 +271,26 @@ def test_several_heads_folders_of_versions_and_a_path_of_imports(tmp_path: Path,
     schema(tmp_path, "python -m alembic -c alembic.ini upgrade heads").build(url, quiet)
 
 
-def test_an_ini_in_a_folder_of_its_own_and_another_section(tmp_path: Path, dev: Developer, url: str) -> None:
+def test_an_ini_in_a_folder_of_its_own_and_another_section(
+    tmp_path: Path, dev: Developer, url: str
+) -> None:
     """A folder called alembic in the project is not the library."""
     alembic(tmp_path / "backend", dev, FROM_CONFIG)
     (tmp_path / "backend" / "migrations").rename(tmp_path / "backend" / "alembic")
     (tmp_path / "backend" / "alembic" / "__init__.py").write_text("")
     (tmp_path / "alembic").mkdir()
-    (tmp_path / "alembic" / "__init__.py").write_text("raise RuntimeError('a folder of the project')\n")
-    text = (tmp_path / "backend" / "alembic.ini").read_text().replace("migrations", "alembic").replace("[alembic]", "[tests]")
-    (tmp_path / "backend" / "alembic.ini").write_text(f"[alembic]\nscript_location = nowhere\n{text}")
+    (tmp_path / "alembic" / "__init__.py").write_text(
+        "raise RuntimeError('a folder of the project')\n"
+    )
+    text = (
+        (tmp_path / "backend" / "alembic.ini")
+        .read_text()
+        .replace("migrations", "alembic")
+        .replace("[alembic]", "[tests]")
+    )
+    (tmp_path / "backend" / "alembic.ini").write_text(
+        f"[alembic]\nscript_location = nowhere\n{text}"
+    )
     with pytest.raises(SettingsError, match="names nowhere, which is no folder"):
         schema(tmp_path, "alembic:backend/alembic.ini").manifest()
     (tmp_path / "backend" / "alembic.ini").write_text(text.replace("[tests]", "[alembic]"))
@@ -260,7 +314,9 @@ def test_configuration_in_pyproject(tmp_path: Path, dev: Developer, url: str) ->
         },
     )
     found = schema(tmp_path, "alembic")
-    assert {"file pyproject.toml", "file migrations/versions/a1.py", "file more/b1.py"} <= set(found.manifest())
+    assert {"file pyproject.toml", "file migrations/versions/a1.py", "file more/b1.py"} <= set(
+        found.manifest()
+    )
     found.build(url, quiet)
     assert tables(url) == {"users", "orders", "alembic_version"}
 
@@ -272,16 +328,31 @@ def test_a_changed_migration_is_seen_whatever_inputs_says(tmp_path: Path, dev: D
     assert {key for key in before if key.startswith("file ")} == {
         "file fill.py", "file alembic.ini", "file migrations/env.py", "file migrations/versions/a1.py",
     }  # fmt: skip
-    write(tmp_path, {"migrations/versions/a1.py": revision("a1", "people"), "migrations/versions/a2.py": revision("a2", "b", "a1")})
+    write(
+        tmp_path,
+        {
+            "migrations/versions/a1.py": revision("a1", "people"),
+            "migrations/versions/a2.py": revision("a2", "b", "a1"),
+        },
+    )
     after = Manifest(schema(tmp_path, "alembic", inputs=["fill.py"]).manifest())
-    assert after.explain(before) == ["file migrations/versions/a1.py changed", "file migrations/versions/a2.py is new"]
+    assert after.explain(before) == [
+        "file migrations/versions/a1.py changed",
+        "file migrations/versions/a2.py is new",
+    ]
 
 
-def test_what_a_migration_raises_is_said_with_its_line(tmp_path: Path, dev: Developer, url: str) -> None:
+def test_what_a_migration_raises_is_said_with_its_line(
+    tmp_path: Path, dev: Developer, url: str
+) -> None:
     alembic(tmp_path, dev, FROM_CONFIG)
     write(
         tmp_path,
-        {"migrations/versions/a2.py": revision("a2", "more", "a1", "print('half way')\nraise ValueError('no ' + 'luck')\n")},
+        {
+            "migrations/versions/a2.py": revision(
+                "a2", "more", "a1", "print('half way')\nraise ValueError('no ' + 'luck')\n"
+            )
+        },
     )
     with pytest.raises(BuildFailed, match="alembic raised ValueError: no luck") as caught:
         schema(tmp_path, "alembic").build(url, quiet)
@@ -295,7 +366,9 @@ def test_what_a_migration_raises_is_said_with_its_line(tmp_path: Path, dev: Deve
         schema(tmp_path, "alembic").build(url, quiet)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path, dev: Developer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_there_is_named(
+    tmp_path: Path, dev: Developer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problems = {
         "alembic": "there is no alembic.ini",
         "alembic:x/y.ini": "there is no x/y.ini",
@@ -306,7 +379,13 @@ def test_what_is_not_there_is_named(tmp_path: Path, dev: Developer, url: str, mo
         with pytest.raises(SettingsError, match=named):
             schema(tmp_path, spec).manifest()
     alembic(tmp_path, dev, FROM_CONFIG)
-    write(tmp_path, {"missing/alembic.py": "raise ModuleNotFoundError(\"No module named 'alembic'\", name='alembic')\n"})
+    write(
+        tmp_path,
+        {
+            "missing/alembic.py": 'raise ModuleNotFoundError("No module named'
+            " 'alembic'\", name='alembic')\n"
+        },
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "missing"))
     with pytest.raises(SettingsError, match="there is no module 'alembic'") as caught:
         schema(tmp_path, "alembic").build(url, quiet)
@@ -320,9 +399,15 @@ def test_what_is_not_there_is_named(tmp_path: Path, dev: Developer, url: str, mo
         ("alembic:db/alembic.ini", Tool("alembic", ("-c", "db/alembic.ini", "upgrade", "heads"))),
         ("alembic upgrade head", Tool("alembic", ("upgrade", "head"))),
         ("uv run alembic -x a=b upgrade head", Tool("alembic", ("-x", "a=b", "upgrade", "head"))),
-        ("python3 -m alembic --config=x.ini upgrade heads", Tool("alembic", ("--config=x.ini", "upgrade", "heads"))),
+        (
+            "python3 -m alembic --config=x.ini upgrade heads",
+            Tool("alembic", ("--config=x.ini", "upgrade", "heads")),
+        ),
         ("python manage.py migrate", Tool("django", ("migrate",), "manage.py")),
-        ("src/manage.py migrate shop --noinput", Tool("django", ("migrate", "shop", "--noinput"), "src/manage.py")),
+        (
+            "src/manage.py migrate shop --noinput",
+            Tool("django", ("migrate", "shop", "--noinput"), "src/manage.py"),
+        ),
         ("flask --app x db upgrade", Tool("flask", ("--app", "x", "db", "upgrade"))),
         ("alembic upgrade head --sql", None),
         ("alembic stamp head", None),
@@ -350,9 +435,12 @@ DEV = {{"ENGINE": "django.db.backends.postgresql", "NAME": "{name}", "HOST": "{h
 """
 DATABASES = {
     "in the code": "DATABASES = {'default': DEV}",
-    "with options that win": "DATABASES = {'default': {**DEV, 'OPTIONS': {'dbname': DEV['NAME'], 'passfile': 'x'}}}",
-    "a service": "DATABASES = {'default': {'ENGINE': DEV['ENGINE'], 'OPTIONS': {'service': 'dev', 'options': '-c work_mem=8MB'}}}",
-    "by the environment": "DATABASES = {'default': {**DEV, 'NAME': os.environ['DB_NAME'], 'HOST': os.environ['DB_HOST']}}",
+    "with options that win": "DATABASES = {'default': {**DEV, 'OPTIONS': {'dbname':"
+    " DEV['NAME'], 'passfile': 'x'}}}",
+    "a service": "DATABASES = {'default': {'ENGINE': DEV['ENGINE'], 'OPTIONS': {'service': 'dev',"
+    " 'options': '-c work_mem=8MB'}}}",
+    "by the environment": "DATABASES = {'default': {**DEV, 'NAME': os.environ['DB_NAME'], 'HOST':"
+    " os.environ['DB_HOST']}}",
     "a pool": "DATABASES = {'default': {**DEV, 'OPTIONS': {'pool': True}}}",
 }
 MANAGE = """
@@ -390,7 +478,8 @@ def django(folder: Path, dev: Developer, databases: str, body: str = "pass") -> 
             "site_/__init__.py": "",
             "site_/settings.py": SETTINGS.format(name=dev.name, databases=databases, **parts),
             "shop/__init__.py": "",
-            "shop/models.py": "from django.db import models\nclass Item(models.Model): id = models.AutoField(primary_key=True)\n",
+            "shop/models.py": "from django.db import models\nclass Item(models.Model): id ="
+            " models.AutoField(primary_key=True)\n",
             "shop/migrations/__init__.py": "",
             "shop/migrations/0001_initial.py": MIGRATION.format(body=body),
             ".env": f"DB_NAME={dev.name}\nDB_HOST={dev.dsn.get('host')}\n",
@@ -399,7 +488,9 @@ def django(folder: Path, dev: Developer, databases: str, body: str = "pass") -> 
 
 
 @pytest.mark.parametrize("kind", DATABASES)
-def test_no_settings_of_django_lead_away(tmp_path: Path, dev: Developer, url: str, kind: str) -> None:
+def test_no_settings_of_django_lead_away(
+    tmp_path: Path, dev: Developer, url: str, kind: str
+) -> None:
     django(tmp_path, dev, DATABASES[kind])
     schema(tmp_path, "python manage.py migrate").build(url, quiet)
     assert {"shop_item", "django_migrations", "django_content_type"} <= tables(url)
@@ -417,7 +508,11 @@ FILE = "DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME':
     [
         (TWO, OTHER.format("reports"), "the alias 'reports' of Django's DATABASES would connect"),
         (TWO, OTHER.format("files"), "the alias 'files' of sqlite of Django's DATABASES would"),
-        (TWO, "import psycopg; psycopg.connect(dbname='NAME')", "a connection of psycopg would connect"),
+        (
+            TWO,
+            "import psycopg; psycopg.connect(dbname='NAME')",
+            "a connection of psycopg would connect",
+        ),
         (FILE, "pass", "the alias 'default' of sqlite"),
     ],
     ids=["another database", "a file", "a connection of its own", "default is a file"],
@@ -432,12 +527,19 @@ def test_what_django_would_reach_beside_default_is_refused(
     assert not (tmp_path / "files.db").exists()
 
 
-def test_django_depends_on_its_settings_and_the_migrations_of_the_project(tmp_path: Path, dev: Developer) -> None:
+def test_django_depends_on_its_settings_and_the_migrations_of_the_project(
+    tmp_path: Path, dev: Developer
+) -> None:
     """Not on what is installed, nor on the other files of an application."""
     django(tmp_path / "src", dev, DATABASES["in the code"])
     write(
         tmp_path / "src",
-        {"venv/pyvenv.cfg": "", "venv/x/migrations/__init__.py": "", "shop/settings/base.py": "", "shop/migrations/data.sql": ""},
+        {
+            "venv/pyvenv.cfg": "",
+            "venv/x/migrations/__init__.py": "",
+            "shop/settings/base.py": "",
+            "shop/migrations/data.sql": "",
+        },
     )
     found = schema(tmp_path, "python src/manage.py migrate").manifest()
     assert {key.partition("src/")[2] for key in found if key.startswith("file ")} == {
@@ -446,11 +548,14 @@ def test_django_depends_on_its_settings_and_the_migrations_of_the_project(tmp_pa
     }  # fmt: skip
 
 
-def test_flask_migrate_runs_the_application_and_cannot_lead_away(tmp_path: Path, dev: Developer, url: str) -> None:
+def test_flask_migrate_runs_the_application_and_cannot_lead_away(
+    tmp_path: Path, dev: Developer, url: str
+) -> None:
     alembic(
         tmp_path,
         dev,
-        f"from flask import current_app\n{RUN}\nwith current_app.extensions['migrate'].db.engine.connect() as c: run(c)\n",
+        f"from flask import current_app\n{RUN}\nwith"
+        f" current_app.extensions['migrate'].db.engine.connect() as c: run(c)\n",
     )
     (tmp_path / "alembic.ini").rename(tmp_path / "migrations" / "alembic.ini")
     write(
@@ -483,8 +588,13 @@ def test_from_the_front_door_the_developers_database_stays_and_later_runs_reuse_
     else:
         django(project.folder, dev, DATABASES["in the code"])
         table = "shop_item"
-    project.configure(schema={"alembic": "alembic upgrade head", "django": "manage.py migrate"}[kind], bind=None)
-    project.write(test_a=f"def test_a(dbclone):\n    assert dbclone.execute('TABLE {table}').fetchall() == []\n")
+    project.configure(
+        schema={"alembic": "alembic upgrade head", "django": "manage.py migrate"}[kind], bind=None
+    )
+    project.write(
+        test_a=f"def test_a(dbclone):\n    assert dbclone.execute('TABLE"
+        f" {table}').fetchall() == []\n"
+    )
     done = project.run("dbclone", "prepare", DATABASE_URL=dev.url())
     assert done.returncode == 0, done.stderr
     assert "d3vel0per" not in done.stdout + done.stderr

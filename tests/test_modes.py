@@ -1,4 +1,5 @@
-"""Deferred constraints, modes of transactions and their clock inside a rollback: as for real, refused, or said in the README."""
+"""Deferred constraints, modes of transactions and their clock inside a rollback: as for real,
+refused, or said in the README."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from .oracle import fingerprint
 from .shop import cloned
 
 Connect = Callable[[], "psycopg.Connection[Any]"]
-BROKEN = "INSERT INTO ring_b VALUES (1, 7)"  # whose reference is checked at COMMIT, and leads nowhere
+BROKEN = (
+    "INSERT INTO ring_b VALUES (1, 7)"  # whose reference is checked at COMMIT, and leads nowhere
+)
 RIGHT = "INSERT INTO ring_a VALUES (7, NULL)"
 COUNT = "SELECT count(*) FROM ring_b"
 READ = "SELECT count(*) FROM parent"
@@ -58,7 +61,18 @@ def both(clone: Clone, program: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
     "program",
     [
         ("BEGIN", BROKEN, "COMMIT", READ, WRITE, READ),
-        ("BEGIN", BROKEN, RIGHT, "SAVEPOINT a", "SAVEPOINT a", "SET TRANSACTION READ ONLY", "COMMIT", COUNT, WRITE, READ),
+        (
+            "BEGIN",
+            BROKEN,
+            RIGHT,
+            "SAVEPOINT a",
+            "SAVEPOINT a",
+            "SET TRANSACTION READ ONLY",
+            "COMMIT",
+            COUNT,
+            WRITE,
+            READ,
+        ),
         ("BEGIN", BROKEN, "SAVEPOINT a", "SET TRANSACTION READ ONLY", "COMMIT", COUNT, WRITE, READ),
         ("BEGIN", BROKEN, RIGHT, "SET TRANSACTION READ ONLY", "COMMIT", COUNT, WRITE, READ),
         ("BEGIN", BROKEN, RIGHT, "COMMIT", COUNT),
@@ -69,11 +83,17 @@ def both(clone: Clone, program: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
         ("BEGIN", BROKEN),
     ],
 )
-def test_a_deferred_constraint_fails_where_it_would_for_real(clone: Clone, program: tuple[str, ...]) -> None:
-    """D4: at the application's own COMMIT, so that the failure is this test's and not lost in the rollback."""
+def test_a_deferred_constraint_fails_where_it_would_for_real(
+    clone: Clone, program: tuple[str, ...]
+) -> None:
+    """D4: at the application's own COMMIT, so that the failure is this test's and not lost in the
+    rollback."""
     real, sandboxed = both(clone, program)
     assert sandboxed == real
-    violated = program not in (("BEGIN", BROKEN), ("BEGIN", BROKEN, "ROLLBACK", COUNT)) and RIGHT not in program
+    violated = (
+        program not in (("BEGIN", BROKEN), ("BEGIN", BROKEN, "ROLLBACK", COUNT))
+        and RIGHT not in program
+    )
     assert ("23503" in real) == violated
 
 
@@ -87,17 +107,27 @@ def test_a_deferred_constraint_fails_where_it_would_for_real(clone: Clone, progr
         ("BEGIN", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", WRITE, "COMMIT", READ),
         ("BEGIN", READ, LATE, READ, "COMMIT", READ),
         (LATE, WRITE, READ),
-        ("START TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE", READ, WRITE, "COMMIT", READ),
+        (
+            "START TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE",
+            READ,
+            WRITE,
+            "COMMIT",
+            READ,
+        ),
     ],
 )
-def test_the_modes_of_a_transaction_are_taken_or_explained(clone: Clone, program: tuple[str, ...]) -> None:
-    """D11: an isolation level is accepted as the first statement, and later refused with the server's own error."""
+def test_the_modes_of_a_transaction_are_taken_or_explained(
+    clone: Clone, program: tuple[str, ...]
+) -> None:
+    """D11: an isolation level is accepted as the first statement, and later refused with the
+    server's own error."""
     real, sandboxed = both(clone, program)
     assert sandboxed == real
 
 
 def test_time_stands_still_in_a_rollback_and_nowhere_else(clone: Clone) -> None:
-    """D6: as the README says: now() is the beginning of the outer transaction, clock_timestamp() moves on."""
+    """D6: as the README says: now() is the beginning of the outer transaction, clock_timestamp()
+    moves on."""
     question = "SELECT now(), clock_timestamp() FROM pg_sleep(0.001)"
     for reset, still in (("rollback", True), ("truncate", False)):
         with clone.isolated(reset, "test") as isolation:

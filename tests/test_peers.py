@@ -1,4 +1,5 @@
-"""The benchmark of peers: its probes are honest, a contender that leaks has no time, and one that fails does not stop the rest.
+"""The benchmark of peers: its probes are honest, a contender that leaks has no time, and one that
+fails does not stop the rest.
 
 Nothing is installed here: the contenders are those that this process's own packages are enough for.
 """
@@ -25,7 +26,9 @@ from benchmarks.peers.table import SHORT, lines
 from benchmarks.peers.verdicts import ALLOWED, PROBES, judged, percentiles, ratios, surplus, undone
 from dbclone.server.server import Server
 
-HERE = Installed(sys.executable, {one.metadata["Name"].lower(): one.version for one in distributions()})
+HERE = Installed(
+    sys.executable, {one.metadata["Name"].lower(): one.version for one in distributions()}
+)
 OVER_SQLALCHEMY, WITH_SEQUENCES, TRUNCATE, CLONE = OURS[1:]
 SESSION = {"SET", "advisory locks", "temporary tables", "prepared statements", "LISTEN"}
 
@@ -50,7 +53,8 @@ def _left(server: Server) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def measured(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a quick run of three contenders returned, as it is after a trip through JSON; what was `said`, and what is `left`."""
+    """What a quick run of three contenders returned, as it is after a trip through JSON; what was
+    `said`, and what is `left`."""
     said: list[str] = []
     found = run(server.dsn.url, True, said.append, contenders=(FLOOR, LEAKY, AUTO), installed=HERE)
     returned: dict[str, Any] = json.loads(json.dumps(found))
@@ -77,22 +81,31 @@ def test_without_isolation_every_probe_finds_what_was_left(measured: dict[str, A
 
 
 def test_auto_undoes_all_that_it_promises(measured: dict[str, Any]) -> None:
-    """Sequences are for the setting reset_sequences, a LISTEN waits for a commit, and prepared statements nobody promised."""
+    """Sequences are for the setting reset_sequences, a LISTEN waits for a commit, and prepared
+    statements nobody promised."""
     row = _row(measured, AUTO.name)
-    undoes = {name: verdict for name, verdict in row["undoes"].items() if name != "prepared statements"}
+    undoes = {
+        name: verdict for name, verdict in row["undoes"].items() if name != "prepared statements"
+    }
     assert undoes == dict.fromkeys(undoes, True) | {"sequences": False, "LISTEN": None}
     assert row["notes"] == {"LISTEN": "has no effect within the test"}
 
 
-def test_auto_undoes_the_same_over_sqlalchemy(measured: dict[str, Any], server: Server, tmp_path: Path) -> None:
-    assert _probed(server, tmp_path, OVER_SQLALCHEMY)["undoes"] == _row(measured, AUTO.name)["undoes"]
+def test_auto_undoes_the_same_over_sqlalchemy(
+    measured: dict[str, Any], server: Server, tmp_path: Path
+) -> None:
+    assert (
+        _probed(server, tmp_path, OVER_SQLALCHEMY)["undoes"] == _row(measured, AUTO.name)["undoes"]
+    )
 
 
 def test_auto_puts_sequences_back_where_that_is_asked_for(server: Server, tmp_path: Path) -> None:
     assert _probed(server, tmp_path, WITH_SEQUENCES)["undoes"]["sequences"] is True
 
 
-def test_truncate_undoes_all_but_the_state_of_a_session_that_the_application_keeps(server: Server, tmp_path: Path) -> None:
+def test_truncate_undoes_all_but_the_state_of_a_session_that_the_application_keeps(
+    server: Server, tmp_path: Path
+) -> None:
     found = _probed(server, tmp_path, TRUNCATE)
     assert {name for name, verdict in found["undoes"].items() if verdict is not True} <= SESSION
     assert found["allows"] == dict.fromkeys(ALLOWED, True)
@@ -111,10 +124,18 @@ def test_costs_are_those_of_all_runs(measured: dict[str, Any]) -> None:
         assert len(row["runs"]) == measured["runs"] == 2
         for one in row["runs"]:
             assert len(one["isolation"]) == len(one["whole"]) == measured["tests"] - 2
-            assert all(0 < cost < whole < one["wall"] for cost, whole in zip(one["isolation"], one["whole"], strict=True))
+            assert all(
+                0 < cost < whole < one["wall"]
+                for cost, whole in zip(one["isolation"], one["whole"], strict=True)
+            )
         walls = [one["wall"] for one in row["runs"]]
         assert row["suite_s"] == {"median": sum(walls) / 2, "min": min(walls), "max": max(walls)}
-        assert 0 < row["per_test_ms"]["median"] <= row["per_test_ms"]["p95"] <= row["per_test_ms"]["p99"]
+        assert (
+            0
+            < row["per_test_ms"]["median"]
+            <= row["per_test_ms"]["p95"]
+            <= row["per_test_ms"]["p99"]
+        )
     assert _row(measured, AUTO.name)["over_auto"] == {"median": 1, "min": 1, "max": 1}
     assert _row(measured, AUTO.name)["over_floor_ms"].keys() == {"median", "min", "max"}
     assert _row(measured, AUTO.name)["version"] == HERE.packages["pytest-dbclone"]
@@ -127,7 +148,11 @@ def test_a_contender_that_leaks_has_no_time(measured: dict[str, Any]) -> None:
 
 
 def test_contenders_take_turns(measured: dict[str, Any]) -> None:
-    turns = [found[1] for said in measured["said"] if (found := re.fullmatch(r"peers, run \d of 2: (.*)", said))]
+    turns = [
+        found[1]
+        for said in measured["said"]
+        if (found := re.fullmatch(r"peers, run \d of 2: (.*)", said))
+    ]
     assert turns == [FLOOR.name, "leaky", AUTO.name, FLOOR.name, AUTO.name]
 
 
@@ -145,7 +170,11 @@ def test_a_peer_that_cannot_be_installed_is_reported(server: Server) -> None:
 def test_what_contenders_leave_is_swept_away(server: Server, tmp_path: Path) -> None:
     place = Place(server.dsn.url, tmp_path)
     with place.swept():
-        for statement in ("CREATE DATABASE {}_a IS_TEMPLATE true", "CREATE ROLE {}_b", "CREATE DATABASE x{}_c"):
+        for statement in (
+            "CREATE DATABASE {}_a IS_TEMPLATE true",
+            "CREATE ROLE {}_b",
+            "CREATE DATABASE x{}_c",
+        ):
             server.connection.execute(statement.format(place.token).encode())
         assert len(_left(server)) == 3
     assert _left(server) == []
@@ -157,15 +186,26 @@ def test_what_contenders_leave_is_swept_away(server: Server, tmp_path: Path) -> 
         ({"before": True, "seen": True, "after": True}, (True, "")),
         ({"before": True, "seen": True, "after": False}, (False, "")),
         ({"before": True, "seen": False, "after": True}, (None, "has no effect within the test")),
-        ({"before": False, "seen": True, "after": True}, (None, "was not as in a fresh database before the test")),
-        ({"before": False, "seen": True, "after": False}, (False, "was not as in a fresh database before the test either")),
+        (
+            {"before": False, "seen": True, "after": True},
+            (None, "was not as in a fresh database before the test"),
+        ),
+        (
+            {"before": False, "seen": True, "after": False},
+            (False, "was not as in a fresh database before the test either"),
+        ),
         ({"before": True, "error": "Broken: it"}, (None, "Broken: it")),
-        ({"before": True, "seen": True, "after": True, "isolation failed": "teardown"}, (None, "its teardown failed")),
+        (
+            {"before": True, "seen": True, "after": True, "isolation failed": "teardown"},
+            (None, "its teardown failed"),
+        ),
         ({"before": True, "seen": True}, (None, "did not run")),
         ({}, (None, "did not run")),
     ],
 )
-def test_nothing_counts_as_undone_that_was_not_done_or_not_looked_at(noted: dict[str, Any], verdict: tuple[Any, str]) -> None:
+def test_nothing_counts_as_undone_that_was_not_done_or_not_looked_at(
+    noted: dict[str, Any], verdict: tuple[Any, str]
+) -> None:
     assert undone(noted) == verdict
 
 
@@ -178,7 +218,10 @@ def test_percentiles_are_in_milliseconds_and_ratios_pair_by_pair() -> None:
         {0: {"isolation": [1.0]}, 1: {"isolation": [3.0]}},
     )
     assert ratios(one, other) == {"median": 2.5, "min": 2.0, "max": 3.0}
-    one, other = {1: {"whole": [0.002, 0.003, 0.007]}, 4: {"whole": [0.001]}}, {0: {"whole": [1.0]}, 1: {"whole": [0.001]}}
+    one, other = (
+        {1: {"whole": [0.002, 0.003, 0.007]}, 4: {"whole": [0.001]}},
+        {0: {"whole": [1.0]}, 1: {"whole": [0.001]}},
+    )
     assert surplus(one, other) == pytest.approx({"median": 2.0, "min": 2.0, "max": 2.0})
     assert surplus(one, {}) is None
 
@@ -205,7 +248,12 @@ def _recorded() -> dict[str, Any]:
         "over_floor_ms": None,
     }
     bad |= {"per_test_ms": None, "whole_test_ms": None, "suite_s": None, "notes": {}}
-    return {"server": {"server_version": "18.6", "fsync": "off"}, "runs": 5, "tests": 100, "rows": [good, bad]}
+    return {
+        "server": {"server_version": "18.6", "fsync": "off"},
+        "runs": 5,
+        "tests": 100,
+        "rows": [good, bad],
+    }
 
 
 def test_the_table_shows_each_figure_and_each_verdict() -> None:
@@ -216,7 +264,12 @@ def test_the_table_shows_each_figure_and_each_verdict() -> None:
     assert re.search(r"^other +not measured$", found, re.M)
     (heading,) = [line for line in found.splitlines() if line.split()[:2] == ["rows", "rows"]]
     (verdicts,) = [line for line in found.splitlines() if re.match(r"dbclone auto +yes", line)]
-    for name, word in {"committed rows": "yes", "sequences": "NO", "LISTEN": "?", ALLOWED[0]: "NO"}.items():
+    for name, word in {
+        "committed rows": "yes",
+        "sequences": "NO",
+        "LISTEN": "?",
+        ALLOWED[0]: "NO",
+    }.items():
         end = re.search(rf"  {re.escape(SHORT[name])}(?= |$)", heading)
         assert end is not None
         assert verdicts[: end.end()].endswith(f" {word}")
@@ -231,6 +284,7 @@ def test_every_contender_is_pinned_and_says_how_it_isolates() -> None:
         assert len(contender.how) > 10
         assert (contender.floor == "") == (contender in FLOORS) == (not contender.counts)
         assert contender.package == "pytest-dbclone" or any(
-            requirement.startswith(contender.package) for requirement in contender.environment.requirements
+            requirement.startswith(contender.package)
+            for requirement in contender.environment.requirements
         )
     assert "A B C A B C" in METHOD

@@ -1,4 +1,5 @@
-"""peewee as teams use it, inside a rollback and against a real clone: the same code, the same results, nothing left."""
+"""peewee as teams use it, inside a rollback and against a real clone: the same code, the same
+results, nothing left."""
 
 from __future__ import annotations
 
@@ -76,7 +77,17 @@ def psycopg2_extended() -> Any:
     return PostgresqlExtDatabase(None, register_hstore=False)
 
 
-MAKERS = [plain, pooled, extended, proxy, empty_proxy, flask, psycopg2_plain, psycopg2_pooled, psycopg2_extended]
+MAKERS = [
+    plain,
+    pooled,
+    extended,
+    proxy,
+    empty_proxy,
+    flask,
+    psycopg2_plain,
+    psycopg2_pooled,
+    psycopg2_extended,
+]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +179,13 @@ def test_sessions_batches_callbacks_and_iterators(handle: Any, clone: Clone, res
             assert seen == [5]
         else:
             Person.create(name="f")
-        assert [person.name for person in Person.select().order_by(Person.name).iterator()] == ["b", "c", "d", "e", "f"]
+        assert [person.name for person in Person.select().order_by(Person.name).iterator()] == [
+            "b",
+            "c",
+            "d",
+            "e",
+            "f",
+        ]
         with db.atomic():
             query = Person.select().order_by(Person.name)
             rows = ServerSide(query) if isinstance(db, PostgresqlExtDatabase) else query.iterator()
@@ -179,7 +196,8 @@ def test_sessions_batches_callbacks_and_iterators(handle: Any, clone: Clone, res
 
 
 def test_a_second_database_takes_part(clone: Clone) -> None:
-    """Two handles of one application, one of them lent for the block: each sees what the other has committed."""
+    """Two handles of one application, one of them lent for the block: each sees what the other has
+    committed."""
     first, second = plain(), plain()
     with bound(first, clone.url), bound(second, clone.url):
         clone.handle = first
@@ -203,7 +221,10 @@ def test_peewee_over_asyncpg_is_not_taken_for_another_driver(clone: Clone) -> No
     with bound(handle, clone.url):
         clone.handle = handle
         assert clone.choose("auto", "test") == "truncate"
-        with pytest.raises(SandboxLimit, match="cannot be isolated by rollback") as caught, clone.isolated("rollback", "test"):
+        with (
+            pytest.raises(SandboxLimit, match="cannot be isolated by rollback") as caught,
+            clone.isolated("rollback", "test"),
+        ):
             pass
         assert "asyncpg" in caught.value.detail
         clone.handle = None
@@ -246,7 +267,9 @@ def test_another_thread_sees_the_tests_rows(handle: Any, clone: Clone, reset: st
         assert names() == ["a", "b"]
 
 
-def test_a_connection_that_was_open_before_is_open_during_and_after(handle: Any, clone: Clone) -> None:
+def test_a_connection_that_was_open_before_is_open_during_and_after(
+    handle: Any, clone: Clone
+) -> None:
     db = database(handle)
     db.connect()
     real = db.connection()
@@ -263,7 +286,12 @@ def test_a_connection_that_was_open_before_is_open_during_and_after(handle: Any,
 
 def test_parameters_of_the_connection_stay_and_come_back(clone: Clone) -> None:
     db = peewee.PostgresqlDatabase(
-        "elsewhere", host="nowhere", port=1, user="nobody", options="-c work_mem=7MB", prefer_psycopg3=True
+        "elsewhere",
+        host="nowhere",
+        port=1,
+        user="nobody",
+        options="-c work_mem=7MB",
+        prefer_psycopg3=True,
     )
     with bound(db, clone.url):
         with db:
@@ -273,5 +301,9 @@ def test_parameters_of_the_connection_stay_and_come_back(clone: Clone) -> None:
             clone.replace("a handle with other parameters", quiet=True)
             with clone.isolated("rollback", "test") as isolation:
                 assert isolation.execute("SHOW work_mem").fetchone() == (work_mem,)
-    assert (db.database, db.connect_params["host"], db.connect_params["port"]) == ("elsewhere", "nowhere", 1)
+    assert (db.database, db.connect_params["host"], db.connect_params["port"]) == (
+        "elsewhere",
+        "nowhere",
+        1,
+    )
     assert db.is_closed()

@@ -1,4 +1,5 @@
-"""The warm pool: a swap gives an untouched copy under the old name, nobody else gets it, and nothing stays behind."""
+"""The warm pool: a swap gives an untouched copy under the old name, nobody else gets it, and
+nothing stays behind."""
 
 from __future__ import annotations
 
@@ -56,8 +57,11 @@ def test_each_swap_gives_the_mark_it_was_asked_for(hire: Hire) -> None:
         until(lambda: worker.ready == 1)
 
 
-def test_fifty_swaps_leave_nothing_behind(project: Project, hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S26: and on the way there are never more databases than the limit allows, nor one that is not leased."""
+def test_fifty_swaps_leave_nothing_behind(
+    project: Project, hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S26: and on the way there are never more databases than the limit allows, nor one that is not
+    leased."""
     worker, real, most = hire(limit=2), copying.copy, []
 
     def copy(server: Server, *arguments: Any, **named: Any) -> Mark:
@@ -76,7 +80,10 @@ def test_fifty_swaps_leave_nothing_behind(project: Project, hire: Hire, monkeypa
     worker.pool.close()
     assert project.clones(worker.server) == [worker.name]
     assert max(most) <= (4, 2)
-    assert worker.server.leases.held() == {lock_key(worker.name), lock_key(worker.template.name)} | _unrelated(worker)
+    assert worker.server.leases.held() == {
+        lock_key(worker.name),
+        lock_key(worker.template.name),
+    } | _unrelated(worker)
     until(lambda: not worker.pids())
     worker.pool.close()
 
@@ -84,7 +91,8 @@ def test_fifty_swaps_leave_nothing_behind(project: Project, hire: Hire, monkeypa
 def _unrelated(worker: Worker) -> set[int]:
     """Return the keys of locks on this server that are not of this test's project."""
     rows = worker.server.fetch(
-        "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+        "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE locktype ="
+        " 'advisory' AND pid <> pg_backend_pid()"
     )
     users = {0x6462_636C_6F6E_6501}  # of the private server
     return {key for (key,) in rows} | users
@@ -103,7 +111,11 @@ def test_one_more_is_kept_ready_each_time_a_swap_had_to_wait_and_fewer_when_none
     worker.swap()
     for expected in (1, 2, 2):
         held = False
-        until(lambda: worker.ready == expected and len(project.clones(worker.server)) == 1 + expected)  # noqa: B023
+
+        def ready(expected: int = expected) -> bool:
+            return worker.ready == expected and len(project.clones(worker.server)) == 1 + expected
+
+        until(ready)
         held = True
         for _ in range(expected + 1):
             worker.swap()
@@ -116,8 +128,11 @@ def test_one_more_is_kept_ready_each_time_a_swap_had_to_wait_and_fewer_when_none
     worker.swap()
 
 
-def test_sessions_in_the_old_database_are_ended_and_prepared_transactions_rolled_back(project: Project, hire: Hire) -> None:
-    """B11: a prepared transaction outlives its session, and a rename would wait 5 s for it, and then fail."""
+def test_sessions_in_the_old_database_are_ended_and_prepared_transactions_rolled_back(
+    project: Project, hire: Hire
+) -> None:
+    """B11: a prepared transaction outlives its session, and a rename would wait 5 s for it, and
+    then fail."""
     worker = hire()
     worker.swap()
     for _ in range(2):
@@ -137,7 +152,9 @@ def test_sessions_in_the_old_database_are_ended_and_prepared_transactions_rolled
     assert project.clones(worker.server) == [worker.name]
 
 
-def test_somebody_who_comes_in_at_the_last_moment_is_ended_too(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_who_comes_in_at_the_last_moment_is_ended_too(
+    hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker, real, intruders = hire(), copying._comes_free, []
     worker.swap()
 
@@ -157,13 +174,17 @@ def test_somebody_who_comes_in_at_the_last_moment_is_ended_too(hire: Hire, monke
     assert len(intruders) == 1
 
 
-def test_a_session_that_may_not_be_ended_is_named_and_the_database_stays_as_it_was(server: Server, role: Dsn, hire: Hire) -> None:
+def test_a_session_that_may_not_be_ended_is_named_and_the_database_stays_as_it_was(
+    server: Server, role: Dsn, hire: Hire
+) -> None:
     """B10."""
     worker = hire(url=role.url)
     worker.swap()
     worker.execute("DELETE FROM item")
     before = worker.oid
-    with psycopg.connect(server.database(worker.name).url, application_name="a superuser's tool") as held:
+    with psycopg.connect(
+        server.database(worker.name).url, application_name="a superuser's tool"
+    ) as held:
         for _ in range(2):
             with pytest.raises(psycopg.errors.ObjectInUse, match="a superuser's tool"):
                 worker.pool.swap(worker.name, worker.mark)
@@ -178,7 +199,8 @@ def test_a_session_that_may_not_be_ended_is_named_and_the_database_stays_as_it_w
 def test_what_lost_its_mark_is_put_aside_and_not_dropped(
     busy: bool, project: Project, hire: Hire, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A test wrote COMMENT ON DATABASE: that is no licence to drop, nor does it fail the tests after it."""
+    """A test wrote COMMENT ON DATABASE: that is no licence to drop, nor does it fail the tests
+    after it."""
     worker = hire()
     before = worker.swap()
     name = sql.Identifier(worker.name)
@@ -206,12 +228,16 @@ def test_a_database_of_that_name_that_is_not_ours_is_left_alone(hire: Hire) -> N
     worker.server.connection.execute(sql.SQL("DROP DATABASE {}").format(name))
 
 
-def test_a_prune_of_everything_and_a_claim_take_nothing_from_a_pool_that_lives(project: Project, hire: Hire) -> None:
+def test_a_prune_of_everything_and_a_claim_take_nothing_from_a_pool_that_lives(
+    project: Project, hire: Hire
+) -> None:
     worker, other = hire(), hire(run="other")
     worker.swap()
     until(lambda: worker.ready == 1)
     assert other.template.name == worker.template.name
-    assert not copying.claim_warm_clone(other.server, other.template.database, other.name, other.mark)
+    assert not copying.claim_warm_clone(
+        other.server, other.template.database, other.name, other.mark
+    )
     before = project.clones(other.server)
     prune(other.server, other.template.name, everything=True)
     assert project.clones(other.server) == before

@@ -1,4 +1,5 @@
-"""The warm pool when something fails or somebody dies: errors come out in the next swap, and what is left is found by prune."""
+"""The warm pool when something fails or somebody dies: errors come out in the next swap, and what
+is left is found by prune."""
 
 from __future__ import annotations
 
@@ -58,12 +59,17 @@ def hire(project: Project, options: dict[str, str]) -> Iterator[Hire]:
 
 
 @pytest.fixture
-def abroad(project: Project, hire: Hire, options: dict[str, str]) -> Iterator[Callable[[str], Other]]:
+def abroad(
+    project: Project, hire: Hire, options: dict[str, str]
+) -> Iterator[Callable[[str], Other]]:
     """A function that starts a process with the worker of a run."""
     root = str(Path(__file__).parents[1])
     with others() as start:
         yield lambda run: start(
-            options, SETUP.replace("RUN", repr(run)), cwd=project.folder, env={**os.environ, "PYTHONPATH": root}
+            options,
+            SETUP.replace("RUN", repr(run)),
+            cwd=project.folder,
+            env={**os.environ, "PYTHONPATH": root},
         )
 
 
@@ -81,7 +87,9 @@ def test_two_runs_never_get_the_same_database_while_others_claim_and_prune(
     for run in runs:
         run.tell("eval [worker.swap() for _ in range(30)]")
     for _ in range(20):
-        assert not copying.claim_warm_clone(here.server, here.template.database, here.name, here.mark)
+        assert not copying.claim_warm_clone(
+            here.server, here.template.database, here.name, here.mark
+        )
         prune(here.server, here.template.name, everything=True)
     one, two = (run.answer() for run in runs)
     assert len({*one, *two}) == 60
@@ -94,12 +102,15 @@ def test_two_runs_never_get_the_same_database_while_others_claim_and_prune(
 def test_what_a_killed_process_leaves_is_never_claimed_and_prune_drops_it(
     step: str, project: Project, hire: Hire, abroad: Callable[[str], Other]
 ) -> None:
-    """B1: killed with one ready, between CREATE DATABASE and its mark, before its settings, before what it put aside went."""
+    """B1: killed with one ready, between CREATE DATABASE and its mark, before its settings, before
+    what it put aside went."""
     here, other = hire(), abroad("other")
     assert other.ask(f"eval stuck({step!r})" if step else "eval ready()")
     before = project.clones(here.server)
     assert len(before) >= 2
-    prune(here.server, here.template.name)  # which may find what other tests of this process have left
+    prune(
+        here.server, here.template.name
+    )  # which may find what other tests of this process have left
     assert project.clones(here.server) == before
     other.kill()
     gone(here.server, other)
@@ -109,7 +120,9 @@ def test_what_a_killed_process_leaves_is_never_claimed_and_prune_drops_it(
     assert project.clones(here.server) == []
 
 
-def test_a_template_that_is_gone_is_reported_by_the_swap_that_has_no_warm_clone_left(hire: Hire) -> None:
+def test_a_template_that_is_gone_is_reported_by_the_swap_that_has_no_warm_clone_left(
+    hire: Hire,
+) -> None:
     worker = hire()
     worker.swap()
     until(lambda: worker.ready == 1)
@@ -124,7 +137,9 @@ def test_a_template_that_is_gone_is_reported_by_the_swap_that_has_no_warm_clone_
     assert worker.swap() != last
 
 
-def test_a_full_disk_fails_one_swap_and_not_the_next(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_fails_one_swap_and_not_the_next(
+    hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker, real, full = hire(), ddl.create, True
 
     def create(*arguments: Any, **named: Any) -> Any:
@@ -140,8 +155,11 @@ def test_a_full_disk_fails_one_swap_and_not_the_next(hire: Hire, monkeypatch: py
 
 
 @pytest.mark.parametrize("pruned", [False, True])
-def test_a_pool_whose_session_was_ended_starts_another_and_forgets_nothing(pruned: bool, project: Project, hire: Hire) -> None:
-    """Its leases went with the session, so a prune may drop the warm clone that is about to be handed over."""
+def test_a_pool_whose_session_was_ended_starts_another_and_forgets_nothing(
+    pruned: bool, project: Project, hire: Hire
+) -> None:
+    """Its leases went with the session, so a prune may drop the warm clone that is about to be
+    handed over."""
     worker = hire()
     worker.swap()
     until(lambda: worker.ready == 1)
@@ -159,7 +177,9 @@ def test_a_pool_whose_session_was_ended_starts_another_and_forgets_nothing(prune
     assert project.clones(worker.server) == [worker.name]
 
 
-def test_a_pool_whose_session_was_ended_is_emptied_all_the_same(project: Project, hire: Hire) -> None:
+def test_a_pool_whose_session_was_ended_is_emptied_all_the_same(
+    project: Project, hire: Hire
+) -> None:
     worker = hire()
     worker.swap()
     until(lambda: worker.ready == 1)
@@ -169,7 +189,9 @@ def test_a_pool_whose_session_was_ended_is_emptied_all_the_same(project: Project
     assert project.clones(worker.server) == [worker.name]
 
 
-def test_a_server_that_is_gone_ends_the_swap_with_an_error_and_the_pool_in_silence(hire: Hire, own: Settings) -> None:
+def test_a_server_that_is_gone_ends_the_swap_with_an_error_and_the_pool_in_silence(
+    hire: Hire, own: Settings
+) -> None:
     worker = hire(cache_dir=str(own.cache))
     worker.swap()
     until(lambda: worker.ready == 1)
@@ -182,7 +204,9 @@ def test_a_server_that_is_gone_ends_the_swap_with_an_error_and_the_pool_in_silen
     worker.pool.close()
 
 
-def test_a_wait_for_a_copy_has_an_end_and_closing_does_not_wait_for_it(project: Project, hire: Hire) -> None:
+def test_a_wait_for_a_copy_has_an_end_and_closing_does_not_wait_for_it(
+    project: Project, hire: Hire
+) -> None:
     """Somebody else has the only place for copying, and keeps it."""
     worker, other = hire(clone_limit="1", build_timeout="0.2"), hire(run="other")
     with other.server.leases.slot("clone", 1, 60):
@@ -193,7 +217,9 @@ def test_a_wait_for_a_copy_has_an_end_and_closing_does_not_wait_for_it(project: 
     assert project.clones(worker.server) == []
 
 
-def test_closing_ends_a_copy_and_drops_what_it_had_made(project: Project, hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_ends_a_copy_and_drops_what_it_had_made(
+    project: Project, hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker, real = hire(), ddl.carry_over
 
     def carry_over(server: Server, *arguments: Any) -> None:
@@ -202,7 +228,11 @@ def test_closing_ends_a_copy_and_drops_what_it_had_made(project: Project, hire: 
         real(server, *arguments)
 
     def _alive(server: Server) -> bool:
-        return bool(worker.server.fetch("SELECT FROM pg_stat_activity WHERE pid = %s", [server.connection.info.backend_pid]))
+        return bool(
+            worker.server.fetch(
+                "SELECT FROM pg_stat_activity WHERE pid = %s", [server.connection.info.backend_pid]
+            )
+        )
 
     monkeypatch.setattr(ddl, "carry_over", carry_over)
     worker.swap()
@@ -211,7 +241,9 @@ def test_closing_ends_a_copy_and_drops_what_it_had_made(project: Project, hire: 
     assert project.clones(worker.server) == [worker.name]
 
 
-def test_the_server_is_stopped_by_its_last_user_although_there_was_a_pool(hire: Hire, own: Settings) -> None:
+def test_the_server_is_stopped_by_its_last_user_although_there_was_a_pool(
+    hire: Hire, own: Settings
+) -> None:
     worker = hire(cache_dir=str(own.cache))
     worker.swap()
     worker.close()

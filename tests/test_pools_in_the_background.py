@@ -1,4 +1,5 @@
-"""What a pool of psycopg_pool does in the background while a sandbox begins or ends belongs to one side of it, and is not lost."""
+"""What a pool of psycopg_pool does in the background while a sandbox begins or ends belongs to one
+side of it, and is not lost."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class SlowAsync(psycopg.AsyncConnection[Any]):
 
 
 class Connector:
-    """A `configure` that keeps a pool's worker at work on a connection into a sandbox until it may go on."""
+    """A `configure` that keeps a pool's worker at work on a connection into a sandbox until it may
+    go on."""
 
     def __init__(self) -> None:
         self.reached, self.open, self.waited = threading.Event(), threading.Event(), list[bool]()
@@ -72,7 +74,12 @@ def require_all(clone: Clone, pool: Any, number: int) -> None:
 
 
 def test_a_pool_opened_right_before_a_test_has_its_connections_after_it(clone: Clone) -> None:
-    options: dict[str, Any] = {"min_size": 3, "max_size": 3, "num_workers": 1, "connection_class": Slow}
+    options: dict[str, Any] = {
+        "min_size": 3,
+        "max_size": 3,
+        "num_workers": 1,
+        "connection_class": Slow,
+    }
     with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=False, **options)) as pool:
         pool.open()
         with clone.isolated("rollback", "test") as db:
@@ -86,8 +93,15 @@ def test_a_pool_opened_right_before_a_test_has_its_connections_after_it(clone: C
         require_all(clone, pool, 3)
 
 
-def test_an_asynchronous_pool_opened_right_before_a_test_has_its_connections_after_it(clone: Clone) -> None:
-    options: dict[str, Any] = {"min_size": 3, "max_size": 3, "num_workers": 1, "connection_class": SlowAsync}
+def test_an_asynchronous_pool_opened_right_before_a_test_has_its_connections_after_it(
+    clone: Clone,
+) -> None:
+    options: dict[str, Any] = {
+        "min_size": 3,
+        "max_size": 3,
+        "num_workers": 1,
+        "connection_class": SlowAsync,
+    }
     pool = psycopg_pool.AsyncConnectionPool(ELSEWHERE, open=False, **options)
 
     async def work() -> set[tuple[bool, str]]:
@@ -113,7 +127,8 @@ def test_an_asynchronous_pool_opened_right_before_a_test_has_its_connections_aft
 
 
 def test_a_connection_into_a_sandbox_that_comes_too_late_is_not_handed_out(clone: Clone) -> None:
-    """`configure` is still at work on it when the test is over. A clock that the test has stopped does not make its end wait."""
+    """`configure` is still at work on it when the test is over. A clock that the test has stopped
+    does not make its end wait."""
     gate = Connector()
     options: dict[str, Any] = {"min_size": 2, "max_size": 2, "num_workers": 1, "configure": gate}
     with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, **options)) as pool:
@@ -126,9 +141,16 @@ def test_a_connection_into_a_sandbox_that_comes_too_late_is_not_handed_out(clone
 
 
 def test_a_real_connection_that_comes_back_while_a_test_ends_is_not_lost(clone: Clone) -> None:
-    """A pool with `reset` takes a connection back in the background, here when its worker has time: after the test."""
+    """A pool with `reset` takes a connection back in the background, here when its worker has time:
+    after the test."""
     gate, resets = Connector(), list[Any]()
-    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "num_workers": 1, "configure": gate, "reset": resets.append}
+    options: dict[str, Any] = {
+        "min_size": 1,
+        "max_size": 1,
+        "num_workers": 1,
+        "configure": gate,
+        "reset": resets.append,
+    }
     with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, **options)) as pool:
         held = pool.getconn(10)
         process = held.info.backend_pid

@@ -1,4 +1,5 @@
-"""Pools of psycopg_pool as the application's handle: the same program gives the same results inside a rollback and for real."""
+"""Pools of psycopg_pool as the application's handle: the same program gives the same results inside
+a rollback and for real."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ Pool = psycopg_pool.ConnectionPool[Any]
 
 
 @pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(
+    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clone]:
     with table(server, settings, tmp_path_factory.mktemp("pools")) as made:
         yield made
 
@@ -79,10 +82,18 @@ def test_every_way_to_use_a_pool(clone: Clone) -> None:
         with pool.connection() as connection, connection.transaction():
             connection.execute(INSERT, [4])
         with pool.connection() as connection:
-            found = [refused(lambda: connection.execute(INSERT, [4])), connection.info.transaction_status]
+            found = [
+                refused(lambda: connection.execute(INSERT, [4])),
+                connection.info.transaction_status,
+            ]
         with pytest.raises(ValueError, match="can't return connection"):
             pool.putconn(db.connection)
-        return [*found, db.execute("SELECT a FROM t ORDER BY a").fetchall(), seen.count("reset") > 0, isinstance(connection, Named)]
+        return [
+            *found,
+            db.execute("SELECT a FROM t ORDER BY a").fetchall(),
+            seen.count("reset") > 0,
+            isinstance(connection, Named),
+        ]
 
     def configure(connection: Any) -> None:
         seen.append(connection.greet())
@@ -93,7 +104,11 @@ def test_every_way_to_use_a_pool(clone: Clone) -> None:
         seen.append("reset")
 
     kinds: dict[str, Any] = {"connection_class": Named, "configure": configure, "reset": reset}
-    for options in ({"min_size": 1}, {"min_size": 2, "max_size": 4, **kinds}, {"kwargs": {"prepare_threshold": 0}, **kinds}):
+    for options in (
+        {"min_size": 1},
+        {"min_size": 2, "max_size": 4, **kinds},
+        {"kwargs": {"prepare_threshold": 0}, **kinds},
+    ):
         with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=False, **options)) as pool:
             pool.open()
             assert twice(clone, program)[2] == [(1,), (4,)]
@@ -120,7 +135,9 @@ def test_a_pool_in_threads(clone: Clone, opened: bool) -> None:
             done = list(executor.map(job, range(1, 30)))
         return done, count(pool)
 
-    with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=opened, min_size=2, max_size=3)) as pool:
+    with handle(
+        clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=opened, min_size=2, max_size=3)
+    ) as pool:
         if opened:
             assert twice(clone, program)[1] == 30
             return
@@ -141,7 +158,9 @@ def test_a_pool_is_exhausted_as_in_production(clone: Clone) -> None:
         pool.putconn(connection)
         return count(pool), pool.get_stats()["pool_max"]
 
-    with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, min_size=1, max_size=1)) as pool:
+    with handle(
+        clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, min_size=1, max_size=1)
+    ) as pool:
         assert twice(clone, program) == (0, 1)
 
 
@@ -156,10 +175,15 @@ def test_a_pool_that_holds_no_connections(clone: Clone) -> None:
 
 
 def test_connections_that_waited_aside_are_real_and_come_back(clone: Clone) -> None:
-    with handle(clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, min_size=1, max_size=2)) as pool:
+    with handle(
+        clone, psycopg_pool.ConnectionPool(ELSEWHERE, open=True, min_size=1, max_size=2)
+    ) as pool:
         with pool.connection() as real:
             pid = real.info.backend_pid
-            assert (real.info.dbname, real.info.get_parameters()["application_name"]) == (clone.name, "shop")
+            assert (real.info.dbname, real.info.get_parameters()["application_name"]) == (
+                clone.name,
+                "shop",
+            )
         held = pool.getconn()
         with clone.isolated("rollback", "test") as db:
             pool.putconn(held)  # from before the test: it must not be handed out in it
@@ -225,7 +249,8 @@ def test_the_adapter_of_pools(clone: Clone, settings: Settings, tmp_path: Path) 
 
 
 def test_a_project_that_binds_a_pool(project: Project) -> None:
-    """By setting, with SQL files for a schema; auto chooses rollback, and the pool is open at import."""
+    """By setting, with SQL files for a schema; auto chooses rollback, and the pool is open at
+    import."""
     project.write(
         app="""
         from psycopg_pool import ConnectionPool

@@ -19,7 +19,9 @@ Both = Callable[[Callable[[Isolation], Any]], Any]
 
 
 @pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(
+    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clone]:
     with table(server, settings, tmp_path_factory.mktemp("prepared")) as made:
         yield made
 
@@ -47,11 +49,14 @@ def test_prepared_statements_across_rollbacks(both: Both) -> None:
     assert both(program) == [1, 3, 5]
 
 
-_PREPARED = "SELECT name FROM pg_prepared_statements WHERE NOT from_sql AND statement LIKE '%abs(a)%'"
+_PREPARED = (
+    "SELECT name FROM pg_prepared_statements WHERE NOT from_sql AND statement LIKE '%abs(a)%'"
+)
 
 
 def test_what_psycopg_prepared_in_one_test_is_still_prepared_in_the_next(clone: Clone) -> None:
-    """As with a connection that the application keeps; the plans of a suite's statements are made once."""
+    """As with a connection that the application keeps; the plans of a suite's statements are made
+    once."""
     seen = []
     for way in ("kept", "kept", "closed", "forgotten", "kept"):
         with clone.isolated("rollback") as db:
@@ -72,7 +77,8 @@ def test_what_psycopg_prepared_in_one_test_is_still_prepared_in_the_next(clone: 
 
 
 def test_what_was_prepared_does_not_outlive_the_objects_of_its_test(clone: Clone) -> None:
-    """C20: each test makes a type of the same name anew, which the server knows by another number each time."""
+    """C20: each test makes a type of the same name anew, which the server knows by another number
+    each time."""
     for _ in range(3):
         with clone.isolated("rollback") as db:
             connection = db.connect(prepare_threshold=0)
@@ -87,7 +93,10 @@ def test_what_was_prepared_does_not_outlive_the_objects_of_its_test(clone: Clone
         with clone.isolated("rollback") as db:
             connection = db.connect(prepare_threshold=0)
             assert connection.execute("SELECT * FROM t").fetchall() == []
-            assert connection.execute("SELECT 1 FROM pg_type WHERE typname = 'colour'").fetchall() == []
+            assert (
+                connection.execute("SELECT 1 FROM pg_type WHERE typname = 'colour'").fetchall()
+                == []
+            )
 
 
 def test_in_a_class_too_nothing_prepared_outlives_the_objects_of_a_test(clone: Clone) -> None:
@@ -106,7 +115,8 @@ def test_in_a_class_too_nothing_prepared_outlives_the_objects_of_a_test(clone: C
 
 
 def test_what_a_failed_pipeline_never_prepared_is_not_handed_on(clone: Clone) -> None:
-    """psycopg takes a statement for prepared as soon as it is in a pipeline, whether or not the server ever came to it."""
+    """psycopg takes a statement for prepared as soon as it is in a pipeline, whether or not the
+    server ever came to it."""
 
     def pipe(connection: psycopg.Connection[Any]) -> None:
         with connection.pipeline():

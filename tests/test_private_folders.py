@@ -1,4 +1,5 @@
-"""Nobody else enters the private server, and root neither runs it nor opens its own folders for it. S10 to S14."""
+"""Nobody else enters the private server, and root neither runs it nor opens its own folders for it.
+S10 to S14."""
 
 from __future__ import annotations
 
@@ -46,13 +47,22 @@ def test_root_does_not_run_it_and_another_user_cannot_enter(own: Settings) -> No
         place = str(server.embedded.cluster.socket / ".s.PGSQL.5432")
         code = f"import socket; socket.socket(socket.AF_UNIX).connect({place!r})"
         other = 65534 if server.embedded.cluster.account.uid != 65534 else 1
-        done = subprocess.run(["/usr/bin/env", "python3", "-c", "pass"], user=other, capture_output=True)
+        done = subprocess.run(
+            ["/usr/bin/env", "python3", "-c", "pass"], user=other, capture_output=True
+        )
         if done.returncode:
             pytest.skip("that user cannot run Python here")
-        assert b"PermissionError" in subprocess.run(["/usr/bin/env", "python3", "-c", code], user=other, capture_output=True).stderr
+        assert (
+            b"PermissionError"
+            in subprocess.run(
+                ["/usr/bin/env", "python3", "-c", code], user=other, capture_output=True
+            ).stderr
+        )
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root has files that the server's account cannot read")
+@pytest.mark.skipif(
+    os.getuid() != 0, reason="only root has files that the server's account cannot read"
+)
 def test_binaries_that_the_account_cannot_read_are_copied(own: Settings, tmp_path: Path) -> None:
     source = Embedded.locate(own).cluster.binaries.folder
     package = source.parent.parent
@@ -63,10 +73,16 @@ def test_binaries_that_the_account_cannot_read_are_copied(own: Settings, tmp_pat
     shutil.copytree(package, closed / package.name, symlinks=True)
     for libraries in package.parent.glob(f"{package.name}.libs"):
         shutil.copytree(libraries, closed / libraries.name, symlinks=True)
-    settings = load(tmp_path, {"cache_dir": own.cache_dir, "binaries": str(closed / source.relative_to(package.parent))}, {})
+    settings = load(
+        tmp_path,
+        {"cache_dir": own.cache_dir, "binaries": str(closed / source.relative_to(package.parent))},
+        {},
+    )
     with Server.open(settings) as server:
         assert server.embedded is not None
-        assert str(server.embedded.cluster.binaries.folder).startswith(f"{server.embedded.disk}-binaries-")
+        assert str(server.embedded.cluster.binaries.folder).startswith(
+            f"{server.embedded.disk}-binaries-"
+        )
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
     clear(Embedded.locate(settings))
 

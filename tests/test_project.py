@@ -46,7 +46,9 @@ def read(start: Path) -> str:
     return found.name
 
 
-@pytest.mark.parametrize("marker", ["pytest.ini", "tox.ini", "setup.py", ".git/", "pyproject.toml", ""])
+@pytest.mark.parametrize(
+    "marker", ["pytest.ini", "tox.ini", "setup.py", ".git/", "pyproject.toml", ""]
+)
 def test_a_file_above_the_root_is_not_read(marker: str, shared: Path) -> None:
     table(shared, "a stranger's")
     start = shared / "victim" / "tests"
@@ -75,8 +77,11 @@ def test_the_nearest_table_in_a_repository_is_read(repository: str, shared: Path
 
 @only_root
 @pytest.mark.parametrize("which", ["file", "git", "folder"])
-def test_a_strangers_file_in_a_shared_folder_is_not_read_whatever_is_beside_it(which: str, shared: Path) -> None:
-    """Also if the stranger makes the shared folder look like a repository, or our project stands in a folder of theirs."""
+def test_a_strangers_file_in_a_shared_folder_is_not_read_whatever_is_beside_it(
+    which: str, shared: Path
+) -> None:
+    """Also if the stranger makes the shared folder look like a repository, or our project stands in
+    a folder of theirs."""
     above = shared / "theirs" if which == "folder" else shared
     table(above, "a stranger's", STRANGER)
     if which == "git":
@@ -92,7 +97,11 @@ def test_a_strangers_file_in_a_shared_folder_is_not_read_whatever_is_beside_it(w
 @only_root
 @pytest.mark.parametrize(
     ("owner", "mode", "why"),
-    [(STRANGER, 0o644, f"it belongs to user id {STRANGER}"), (0, 0o666, "everybody may write it"), (0, 0o664, "group 54321 may")],
+    [
+        (STRANGER, 0o644, f"it belongs to user id {STRANGER}"),
+        (0, 0o666, "everybody may write it"),
+        (0, 0o664, "group 54321 may"),
+    ],
 )
 def test_a_file_of_the_project_that_somebody_else_can_write_is_refused_by_name(
     owner: int, mode: int, why: str, shared: Path
@@ -112,7 +121,8 @@ def test_a_file_of_the_project_that_somebody_else_can_write_is_refused_by_name(
 
 @only_root
 def test_a_project_of_another_user_is_theirs_whoever_runs_it(shared: Path) -> None:
-    """Root in a container, and a checkout that its user has mounted: whoever runs its tests runs their conftest.py anyway."""
+    """Root in a container, and a checkout that its user has mounted: whoever runs its tests runs
+    their conftest.py anyway."""
     path = table(shared / "checkout", "theirs", 1000)
     os.chown(path.parent, 1000, 1000)
     assert read(path.parent) == "theirs"
@@ -131,14 +141,20 @@ def test_group_and_owner_of_ours_are_trusted(tmp_path: Path) -> None:
 
 
 @only_root
-def test_a_run_in_a_strangers_shared_folder_runs_no_command_of_theirs(shared: Path, project: Project, tmp_path: Path) -> None:
+def test_a_run_in_a_strangers_shared_folder_runs_no_command_of_theirs(
+    shared: Path, project: Project, tmp_path: Path
+) -> None:
     for name in ("git", "ini"):
         ran = tmp_path / f"ran-{name}"
-        (shared / "pyproject.toml").write_text(f'[tool.dbclone]\nschema = "touch {ran}"\ninputs = []\nautouse = true\n')
+        (shared / "pyproject.toml").write_text(
+            f'[tool.dbclone]\nschema = "touch {ran}"\ninputs = []\nautouse = true\n'
+        )
         os.chown(shared / "pyproject.toml", STRANGER, STRANGER)
         victim = shared / f"victim-{name}"
         victim.mkdir()
-        (victim / ".git").mkdir() if name == "git" else (victim / "pytest.ini").write_text("[pytest]\n")
+        (victim / ".git").mkdir() if name == "git" else (victim / "pytest.ini").write_text(
+            "[pytest]\n"
+        )
         (victim / "test_v.py").write_text("def test_x(): pass\n")
         project.folder = victim
         for key in [key for key in project.environ if key.startswith("DBCLONE_")]:

@@ -10,7 +10,9 @@ from tests import promises
 @pytest.mark.parametrize("name", promises.IDS)
 def test_a_promise_has_a_test_that_names_it_or_a_reason_why_it_has_none(name: str) -> None:
     tried, excused = promises.named(), promises.untried()
-    assert (name in tried) != (name in excused), f"{name}: tests {tried.get(name)}, excuse {excused.get(name)}"
+    assert (name in tried) != (name in excused), (
+        f"{name}: tests {tried.get(name)}, excuse {excused.get(name)}"
+    )
     if name in excused:
         assert len(excused[name]["why"]) > 20, name
         assert len(excused[name]["instead"]) > 20, name

@@ -1,4 +1,5 @@
-"""Prune: what nobody living owns is dropped, templates have their time, and everything else is left alone."""
+"""Prune: what nobody living owns is dropped, templates have their time, and everything else is left
+alone."""
 
 from __future__ import annotations
 
@@ -31,11 +32,14 @@ DAY = 86400.0
 
 @pytest.fixture
 def shop(project: Project, options: dict[str, str]) -> Iterator[Open]:
-    """A function that opens the server with the settings of a project whose schema is one SQL file, and further settings."""
+    """A function that opens the server with the settings of a project whose schema is one SQL file,
+    and further settings."""
     project.configure(schema="schema.sql", bind=None)
     (project.folder / "schema.sql").write_text("CREATE TABLE item (id int);")
     with ExitStack() as stack:
-        yield lambda **more: stack.enter_context(Server.open(load(project.folder, {**options, **more}, {})))
+        yield lambda **more: stack.enter_context(
+            Server.open(load(project.folder, {**options, **more}, {}))
+        )
 
 
 def ensure(server: Server, schema: str = "") -> Template:
@@ -52,9 +56,15 @@ def leftover(server: Server, name: str, kind: str = "clone", **values: object) -
 
 
 def plain(server: Server, name: str, comment: str, options: str = "") -> str:
-    server.connection.execute(sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), sql.SQL(options)))
+    server.connection.execute(
+        sql.SQL("CREATE DATABASE {} {}").format(sql.Identifier(name), sql.SQL(options))
+    )
     if comment:
-        server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment)))
+        server.connection.execute(
+            sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+                sql.Identifier(name), sql.Literal(comment)
+            )
+        )
     return name
 
 
@@ -67,10 +77,14 @@ def names(pruned: list[tuple[Database, str]]) -> dict[str, str]:
     return {database.name: reason for database, reason in pruned}
 
 
-def test_sixty_four_leftovers_are_swept_at_once_and_a_dry_run_only_tells_of_them(project: Project, shop: Open) -> None:
+def test_sixty_four_leftovers_are_swept_at_once_and_a_dry_run_only_tells_of_them(
+    project: Project, shop: Open
+) -> None:
     """E4."""
     server = shop()
-    left = [leftover(server, clone_name(project.name, "dead", f"gw{number}")) for number in range(64)]
+    left = [
+        leftover(server, clone_name(project.name, "dead", f"gw{number}")) for number in range(64)
+    ]
     told = names(prune(server, dry_run=True))
     assert {name: told[name] for name in left} == dict.fromkeys(left, "clone whose owner is gone")
     assert project.databases(server) == sorted(left)
@@ -86,8 +100,11 @@ def test_what_there_is_no_time_for_is_left_to_the_next_prune(project: Project, s
     assert names(prune(server))[left] == "build whose owner is gone"
 
 
-def test_two_live_runs_and_a_prune_of_everything_do_not_disturb_each_other(project: Project, shop: Open) -> None:
-    """E5, E7: life is a lease in the server; clocks and marks that lie about pid, host and time change nothing."""
+def test_two_live_runs_and_a_prune_of_everything_do_not_disturb_each_other(
+    project: Project, shop: Open
+) -> None:
+    """E5, E7: life is a lease in the server; clocks and marks that lie about pid, host and time
+    change nothing."""
     one, two, pruner = ensure(shop()), ensure(shop()), shop(retain_days="0", retain_templates="1")
     with one.clone("gw0", "one") as first, two.clone("gw0", "two") as second:
         for clone in (first, second):
@@ -95,11 +112,17 @@ def test_two_live_runs_and_a_prune_of_everything_do_not_disturb_each_other(proje
             assert found is not None
             assert found.mark is not None
             assert found.sessions == 0
-            ddl.comment(pruner, clone.name, replace(found.mark, pid=1, host="elsewhere", created=1.0, used=1.0))
+            ddl.comment(
+                pruner,
+                clone.name,
+                replace(found.mark, pid=1, host="elsewhere", created=1.0, used=1.0),
+            )
         before = project.databases(pruner)
         for everything in (False, True):
             for dry_run in (True, False):
-                assert set(names(prune(pruner, everything=everything, dry_run=dry_run))).isdisjoint(before)
+                assert set(names(prune(pruner, everything=everything, dry_run=dry_run))).isdisjoint(
+                    before
+                )
         assert project.databases(pruner) == before
     for template in (one, two):
         close(template.server, pruner)
@@ -120,7 +143,9 @@ def test_a_lease_that_is_taken_while_a_prune_decides_still_saves_its_database(
         assert project.clones(pruner) == [clone.name]
 
 
-def test_a_template_that_a_run_has_only_found_is_in_use_all_the_same(project: Project, shop: Open) -> None:
+def test_a_template_that_a_run_has_only_found_is_in_use_all_the_same(
+    project: Project, shop: Open
+) -> None:
     pruner = shop()
     close(ensure(shop()).server, pruner)
     template = ensure(shop())
@@ -131,7 +156,9 @@ def test_a_template_that_a_run_has_only_found_is_in_use_all_the_same(project: Pr
     assert template.name in names(prune(pruner, everything=True))
 
 
-def test_a_leftover_with_somebody_in_it_stays_until_it_has_left(project: Project, shop: Open) -> None:
+def test_a_leftover_with_somebody_in_it_stays_until_it_has_left(
+    project: Project, shop: Open
+) -> None:
     """B9, S17: never FORCE on another run's database."""
     server = shop()
     left = leftover(server, clone_name(project.name, "dead", "gw0"))
@@ -189,7 +216,9 @@ def test_the_newest_templates_of_a_project_are_kept_by_number(project: Project, 
     assert project.databases(pruner) == sorted([made[2].name, made[3].name])
 
 
-def test_templates_that_nobody_used_for_long_are_dropped_and_use_is_noted(project: Project, shop: Open) -> None:
+def test_templates_that_nobody_used_for_long_are_dropped_and_use_is_noted(
+    project: Project, shop: Open
+) -> None:
     """S21."""
     old, current = ensure(shop(), "CREATE TABLE old ();"), ensure(shop(), "CREATE TABLE new ();")
     server = current.server
@@ -198,7 +227,9 @@ def test_templates_that_nobody_used_for_long_are_dropped_and_use_is_noted(projec
     ddl.comment(server, old.name, replace(old.database.mark, used=long_ago))
     assert old.name not in names(prune(server, current.name)), "a living run uses it"
     close(old.server, server)
-    assert names(prune(server, current.name, dry_run=True))[old.name] == "template unused for 15 days"
+    assert (
+        names(prune(server, current.name, dry_run=True))[old.name] == "template unused for 15 days"
+    )
     close(ensure(shop(), "CREATE TABLE old ();").server, server)
     assert old.name not in names(prune(server, current.name)), "it has just been used"
     ddl.comment(server, old.name, replace(old.database.mark, used=long_ago))
@@ -251,8 +282,11 @@ def test_scratch_leads_into_no_database_that_is_not_ours(name: str, shop: Open) 
 
 
 @pytest.mark.parametrize("kind", ["spare", "scratch"])
-def test_what_is_being_made_is_not_a_leftover(kind: str, project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between CREATE DATABASE and COMMENT it has no mark yet, and another run prunes at this very moment."""
+def test_what_is_being_made_is_not_a_leftover(
+    kind: str, project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between CREATE DATABASE and COMMENT it has no mark yet, and another run prunes at this very
+    moment."""
     template, pruner = ensure(shop()), shop()
     real, pruned = ddl.comment, []
 

@@ -1,4 +1,5 @@
-"""What psycopg offers on one connection, inside a rollback and for real: the same results, rows and errors."""
+"""What psycopg offers on one connection, inside a rollback and for real: the same results, rows and
+errors."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ Both = Callable[[Callable[[Isolation], Any]], Any]
 
 
 @pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(
+    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clone]:
     with table(server, settings, tmp_path_factory.mktemp("psycopg")) as made:
         yield made
 
@@ -35,7 +38,9 @@ def both(clone: Clone) -> Both:
 @pytest.mark.parametrize("withhold", [False, True])
 @pytest.mark.parametrize("autocommit", [False, True])
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_server_side_cursors_last_as_long_as_in_production(both: Both, withhold: bool, autocommit: bool, end: str) -> None:
+def test_server_side_cursors_last_as_long_as_in_production(
+    both: Both, withhold: bool, autocommit: bool, end: str
+) -> None:
     def program(db: Isolation) -> Any:
         connection = db.connect(autocommit=autocommit)
         connection.execute(INSERT, [1])
@@ -86,12 +91,17 @@ def test_switching_autocommit(both: Both) -> None:
         seen: list[Any] = []
         for value in range(4):
             connection.execute(INSERT, [value])
-            with pytest.raises(psycopg.ProgrammingError, match="can't change 'autocommit' now") as caught:
+            with pytest.raises(
+                psycopg.ProgrammingError, match="can't change 'autocommit' now"
+            ) as caught:
                 connection.autocommit = True
             seen.append(str(caught.value))
             connection.rollback() if value % 2 else connection.commit()
             connection.autocommit = True
-            seen += [refused(lambda: connection.execute(INSERT, [0])), connection.info.transaction_status]
+            seen += [
+                refused(lambda: connection.execute(INSERT, [0])),
+                connection.info.transaction_status,
+            ]
             connection.execute(INSERT, [value + 10])
             connection.autocommit = False
         with connection.transaction(), pytest.raises(psycopg.ProgrammingError) as caught:
@@ -105,7 +115,10 @@ def test_pipelines(both: Both) -> None:
     def program(db: Isolation) -> Any:
         connection = db.connect(autocommit=True)
         with connection.pipeline(), connection.transaction():
-            cursors = [connection.execute("INSERT INTO t VALUES (%s) RETURNING a", [value]) for value in (1, 2)]
+            cursors = [
+                connection.execute("INSERT INTO t VALUES (%s) RETURNING a", [value])
+                for value in (1, 2)
+            ]
             with connection.transaction():
                 connection.execute(INSERT, [3])
         seen: list[Any] = [cursor.fetchone() for cursor in cursors]
@@ -116,7 +129,11 @@ def test_pipelines(both: Both) -> None:
                 connection.execute(INSERT, [1])
 
         seen.append(refused(fail))
-        seen += [connection.info.transaction_status, connection.info.pipeline_status, values(connection)]
+        seen += [
+            connection.info.transaction_status,
+            connection.info.pipeline_status,
+            values(connection),
+        ]
         block = db.connect()
         with block.pipeline() as pipeline:
             block.execute(INSERT, [5])
@@ -130,7 +147,9 @@ def test_pipelines(both: Both) -> None:
 
 
 def test_copy_that_fails_or_is_broken_off(both: Both) -> None:
-    def copy(connection: psycopg.Connection[Any], *rows: int, error: type[Exception] | None = None) -> None:
+    def copy(
+        connection: psycopg.Connection[Any], *rows: int, error: type[Exception] | None = None
+    ) -> None:
         with connection.cursor().copy("COPY t (a) FROM STDIN") as target:
             for row in rows:
                 target.write_row([row])
@@ -144,7 +163,11 @@ def test_copy_that_fails_or_is_broken_off(both: Both) -> None:
         with pytest.raises(ZeroDivisionError):
             copy(alone, 4, error=ZeroDivisionError)
         copy(block, 5)
-        seen += [refused(lambda: copy(block, 5)), block.info.transaction_status, refused(lambda: block.execute("SELECT 1"))]
+        seen += [
+            refused(lambda: copy(block, 5)),
+            block.info.transaction_status,
+            refused(lambda: block.execute("SELECT 1")),
+        ]
         block.rollback()
         with block.cursor().copy("COPY (SELECT a FROM t ORDER BY a) TO STDOUT") as source:
             seen.append(list(source.rows()))
@@ -172,11 +195,25 @@ def test_two_phase_commit_is_refused_however_it_is_asked_for(clone: Clone) -> No
 
 def test_what_the_connection_tells_of_itself(both: Both) -> None:
     def program(db: Isolation) -> Any:
-        with db.connect(autocommit=True, row_factory=psycopg.rows.dict_row, cursor_factory=psycopg.RawCursor) as connection:
+        with db.connect(
+            autocommit=True, row_factory=psycopg.rows.dict_row, cursor_factory=psycopg.RawCursor
+        ) as connection:
             row = connection.execute("SELECT $1::int AS n", [1]).fetchone()
-            told = [row, connection.autocommit, connection.closed, connection.broken, type(connection.cursor()).__name__]
+            told = [
+                row,
+                connection.autocommit,
+                connection.closed,
+                connection.broken,
+                type(connection.cursor()).__name__,
+            ]
         status = connection.pgconn.transaction_status
-        return told, connection.closed, connection.broken, connection.info.transaction_status, status
+        return (
+            told,
+            connection.closed,
+            connection.broken,
+            connection.info.transaction_status,
+            status,
+        )
 
     assert both(program)[1:3] == (True, False)
 
@@ -184,9 +221,18 @@ def test_what_the_connection_tells_of_itself(both: Both) -> None:
 DECLARED = 'DECLARE "a ""b" CURSOR FOR SELECT generate_series(1, 3); Declare Other CURSOR WITH HOLD FOR SELECT 1'
 
 
-@pytest.mark.parametrize("texts", [DECLARED.split("; "), [DECLARED], [f"{DECLARED}; COMMIT; {DECLARED.replace('Other', 'more')}"]])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        DECLARED.split("; "),
+        [DECLARED],
+        [f"{DECLARED}; COMMIT; {DECLARED.replace('Other', 'more')}"],
+    ],
+)
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_cursors_declared_by_sql_last_as_long_as_in_production(both: Both, texts: list[str], autocommit: bool) -> None:
+def test_cursors_declared_by_sql_last_as_long_as_in_production(
+    both: Both, texts: list[str], autocommit: bool
+) -> None:
     def program(db: Isolation) -> Any:
         connection, seen = db.connect(autocommit=autocommit), []
         for text in [

@@ -62,7 +62,12 @@ def test_a_running_statement_can_be_cancelled(connect: Connect) -> None:
 def test_asynchronous_connections_work(connect: Connect) -> None:
     def wait(connection: Any) -> None:
         while (state := connection.poll()) != extensions.POLL_OK:
-            select.select([connection] * (state == extensions.POLL_READ), [connection] * (state == extensions.POLL_WRITE), [], 30)
+            select.select(
+                [connection] * (state == extensions.POLL_READ),
+                [connection] * (state == extensions.POLL_WRITE),
+                [],
+                30,
+            )
 
     connection = connect(async_=1)
     wait(connection)
@@ -122,13 +127,31 @@ def test_the_connection_tells_where_it_was_asked_to_lead(connect: Connect, url: 
     assert "secret" not in str(connection.info.dsn_parameters)
 
 
-def test_neither_parameters_nor_the_environment_lead_past_the_sandbox(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PGHOSTADDR": "192.0.2.1", "PGHOST": "nowhere", "PGSSLMODE": "verify-full", "PGPORT": "1"}.items():
+def test_neither_parameters_nor_the_environment_lead_past_the_sandbox(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "PGHOSTADDR": "192.0.2.1",
+        "PGHOST": "nowhere",
+        "PGSSLMODE": "verify-full",
+        "PGPORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
-    insert(connect(sslmode="require", hostaddr="192.0.2.1", port=2, channel_binding="require", connect_timeout=3), 1)
+    insert(
+        connect(
+            sslmode="require",
+            hostaddr="192.0.2.1",
+            port=2,
+            channel_binding="require",
+            connect_timeout=3,
+        ),
+        1,
+    )
 
 
-def test_a_lost_session_is_the_error_that_it_is_in_production(connect: Connect, session: Session, url: str) -> None:
+def test_a_lost_session_is_the_error_that_it_is_in_production(
+    connect: Connect, session: Session, url: str
+) -> None:
     seen: list[Any] = []
     with psycopg.connect(url, autocommit=True) as other:
         for connection in (psycopg2.connect(url), connect()):
@@ -137,7 +160,9 @@ def test_a_lost_session_is_the_error_that_it_is_in_production(connect: Connect, 
             other.execute("SELECT pg_terminate_backend(%s, 30000)", cursor.fetchone())
             with pytest.raises(psycopg2.OperationalError) as raised:
                 cursor.execute("SELECT 1")
-            seen.append((type(raised.value), str(raised.value), raised.value.pgcode, connection.closed))
+            seen.append(
+                (type(raised.value), str(raised.value), raised.value.pgcode, connection.closed)
+            )
             with pytest.raises(psycopg2.InterfaceError):
                 connection.cursor()
     assert seen[0] == seen[1]

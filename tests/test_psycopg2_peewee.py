@@ -1,4 +1,5 @@
-"""peewee over psycopg2: the same program under rollback and under truncate, where it commits for real."""
+"""peewee over psycopg2: the same program under rollback and under truncate, where it commits for
+real."""
 
 from __future__ import annotations
 
@@ -91,7 +92,11 @@ def transactions(db: Any, tell: Tell) -> None:
         db.begin()
         Item.create(name="manual again")
         db.commit()
-    done = [name for name in db.batch_commit([f"batch {n}" for n in range(5)], 2) if Item.create(name=name)]
+    done = [
+        name
+        for name in db.batch_commit([f"batch {n}" for n in range(5)], 2)
+        if Item.create(name=name)
+    ]
     tell(names(), done, db.is_connection_usable())
     db.begin()
     with pytest.raises(peewee.IntegrityError):
@@ -115,16 +120,26 @@ def levels(db: Any, tell: Tell) -> None:
     with pytest.raises(peewee.ProgrammingError) as raised:
         db.execute_sql("SELECT nothing")
     tell(str(raised.value))
-    tell([tuple(row) for row in db.execute_sql("SELECT 1, %s, NULL", ("x",)).fetchall()], db.server_version)
+    tell(
+        [tuple(row) for row in db.execute_sql("SELECT 1, %s, NULL", ("x",)).fetchall()],
+        db.server_version,
+    )
 
 
 def values(db: Any, tell: Tell) -> None:
     """Types of Postgres, bulk inserts, RETURNING, cursors on the server's side, introspection."""
-    Item.create(name="a", data={"a": [1, {"b": None}]}, tags=["x", "y"], blob=b"\x00\xff", price="1.25")
+    Item.create(
+        name="a", data={"a": [1, {"b": None}]}, tags=["x", "y"], blob=b"\x00\xff", price="1.25"
+    )
     Item.insert_many([{"name": f"n{n}", "data": {"n": n}} for n in range(300)]).execute()
     found = Item.get(Item.name == "a")
     tell(found.data, found.tags, bytes(found.blob), str(found.price))
-    tell([row.name for row in Item.update(price=2).where(Item.name == "a").returning(Item.name).execute()])
+    tell(
+        [
+            row.name
+            for row in Item.update(price=2).where(Item.name == "a").returning(Item.name).execute()
+        ]
+    )
     tell(Item.delete().where(Item.name.startswith("n1")).execute(), Item.select().count())
     with db.atomic():
         tell(len([item.name for item in ServerSide(Item.select())]))
@@ -157,9 +172,13 @@ def opening(db: Any, tell: Tell) -> None:
     tell(names())
 
 
-@pytest.mark.parametrize("program", [transactions, levels, values, opening], ids=lambda program: str(program.__name__))
+@pytest.mark.parametrize(
+    "program", [transactions, levels, values, opening], ids=lambda program: str(program.__name__)
+)
 @pytest.mark.parametrize("kind", [PostgresqlExtDatabase, PooledPostgresqlDatabase])
-def test_a_program_sees_the_same_under_rollback_and_for_real(clone: Clone, kind: Any, program: Callable[[Any, Tell], None]) -> None:
+def test_a_program_sees_the_same_under_rollback_and_for_real(
+    clone: Clone, kind: Any, program: Callable[[Any, Tell], None]
+) -> None:
     if program is values and kind is not PostgresqlExtDatabase:
         pytest.skip("the types are those of PostgresqlExtDatabase")
     seen: dict[str, list[Any]] = {"truncate": [], "rollback": []}
@@ -180,7 +199,9 @@ def test_a_program_sees_the_same_under_rollback_and_for_real(clone: Clone, kind:
         assert here == there
 
 
-def test_psycopg2_is_isolated_by_rollback_where_it_can_be(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_psycopg2_is_isolated_by_rollback_where_it_can_be(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without Unix sockets it is refused with a remedy, and works under auto."""
     db = peewee.PostgresqlDatabase(None)
     with bound(db, clone.url), db.bind_ctx(MODELS):
@@ -193,7 +214,10 @@ def test_psycopg2_is_isolated_by_rollback_where_it_can_be(clone: Clone, monkeypa
             assert names() == []
             db.close()
             monkeypatch.delattr(socket, "AF_UNIX", raising=False)
-        with pytest.raises(SandboxLimit, match="prefer_psycopg3=True"), clone.isolated("rollback", "test"):
+        with (
+            pytest.raises(SandboxLimit, match="prefer_psycopg3=True"),
+            clone.isolated("rollback", "test"),
+        ):
             pass
         clone.handle = None
 

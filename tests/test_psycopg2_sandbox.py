@@ -24,7 +24,17 @@ from dbclone.sandbox.wire.server import Conversation
 from dbclone.server.server import Server
 
 from .psycopg2_data import DATA
-from .psycopg2_programs import TRANSACTIONS, Connect, Told, connecting, count, database, insert, rows, sandbox
+from .psycopg2_programs import (
+    TRANSACTIONS,
+    Connect,
+    Told,
+    connecting,
+    count,
+    database,
+    insert,
+    rows,
+    sandbox,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +54,9 @@ def connect(session: Session, url: str) -> Iterator[Connect]:
         yield found
 
 
-@pytest.mark.parametrize("program", [*TRANSACTIONS, *DATA], ids=lambda program: str(program.__name__))
+@pytest.mark.parametrize(
+    "program", [*TRANSACTIONS, *DATA], ids=lambda program: str(program.__name__)
+)
 def test_a_program_sees_the_same_sandboxed_and_for_real(
     program: Callable[[Connect, Told], None], connect: Connect, server: Server
 ) -> None:
@@ -84,7 +96,8 @@ def test_psycopg_and_psycopg2_see_the_same_state(connect: Connect, session: Sess
 
 
 def test_a_limit_of_the_sandbox_is_no_error_of_psycopg2(connect: Connect) -> None:
-    """What it says arrives in its three parts; an application's own error handling must not swallow it."""
+    """What it says arrives in its three parts; an application's own error handling must not swallow
+    it."""
     connection = connect()
     connection.tpc_begin(connection.xid(1, "a", "b"))
     insert(connection, 1)
@@ -101,7 +114,9 @@ def test_a_limit_of_the_sandbox_is_no_error_of_psycopg2(connect: Connect) -> Non
         cursor.execute("SAVEPOINT dbclone_mine")
 
 
-def test_transactions_that_meet_are_refused_at_once_in_one_thread(connect: Connect, session: Session) -> None:
+def test_transactions_that_meet_are_refused_at_once_in_one_thread(
+    connect: Connect, session: Session
+) -> None:
     """Whoever could only wait for itself does not wait, whichever driver it uses."""
     session.session_lock.timeout = 600.0
     first, second = connect(), connect()
@@ -115,8 +130,11 @@ def test_transactions_that_meet_are_refused_at_once_in_one_thread(connect: Conne
     assert count(session) == 1
 
 
-def test_a_copy_whose_data_come_from_the_sandbox_is_an_error_and_no_deadlock(connect: Connect, session: Session) -> None:
-    """For real it would work; here one session would have to do two things at once. psycopg2 makes the error the server's own."""
+def test_a_copy_whose_data_come_from_the_sandbox_is_an_error_and_no_deadlock(
+    connect: Connect, session: Session
+) -> None:
+    """For real it would work; here one session would have to do two things at once. psycopg2 makes
+    the error the server's own."""
     session.session_lock.timeout = 600.0
     connection, other = connect(), connect()
     other.autocommit = True
@@ -143,12 +161,16 @@ def test_a_copy_much_larger_than_any_buffer_ends(connect: Connect, session: Sess
     connection = connect()
     with connection.cursor() as cursor:
         for size in (1 << 10, 8192, 1 << 24):
-            cursor.copy_from(io.StringIO("".join(f"{n}\t{'ü' * 500}\n" for n in range(3000))), "t", size=size)
+            cursor.copy_from(
+                io.StringIO("".join(f"{n}\t{'ü' * 500}\n" for n in range(3000))), "t", size=size
+            )
             assert cursor.rowcount == 3000
             connection.rollback()
 
 
-def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(session: Session, url: str) -> None:
+def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(
+    session: Session, url: str
+) -> None:
     with Connector(session) as gate:
         kept = gate.connect(url)
         insert(kept, 1)
@@ -158,8 +180,11 @@ def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(session:
         insert(kept, 2)
 
 
-def test_what_is_given_up_is_rolled_back_at_once(connect: Connect, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """D9: closed, not referred to any more, or found by the garbage collector in a cycle; the thread that serves it may be late."""
+def test_what_is_given_up_is_rolled_back_at_once(
+    connect: Connect, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D9: closed, not referred to any more, or found by the garbage collector in a cycle; the
+    thread that serves it may be late."""
     late = threading.Event()
     message = Conversation._message
 
@@ -192,7 +217,9 @@ def test_what_is_given_up_is_rolled_back_at_once(connect: Connect, session: Sess
     assert left == {"closed": 0, "dropped": 0, "in a cycle": 0}
 
 
-def test_a_block_left_open_when_a_test_ended_is_another_one_in_the_next(connect: Connect, session: Session) -> None:
+def test_a_block_left_open_when_a_test_ended_is_another_one_in_the_next(
+    connect: Connect, session: Session
+) -> None:
     """psycopg2 goes on believing that it is in a transaction, and so says no BEGIN."""
     connection = connect()
     for _ in range(2):

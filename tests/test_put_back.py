@@ -1,7 +1,8 @@
-"""What a test committed is put back, by the least means: each kind of write, alone, over connections of its own.
+"""What a test committed is put back, by the least means: each kind of write, alone, over
+connections of its own.
 
-The same for a superuser, whose control session is one in which most triggers sleep, and for a role that owns its databases and no
-more; the oracle shares nothing with the code that resets.
+The same for a superuser, whose control session is one in which most triggers sleep, and for a role
+that owns its databases and no more; the oracle shares nothing with the code that resets.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from .shop import cloned, identity
 PUT_BACK = [
     "INSERT INTO owner VALUES (1)",
     "INSERT INTO owner VALUES (1); INSERT INTO owned VALUES (1)",
-    "INSERT INTO parent (name) VALUES ('a'), ('b'); INSERT INTO child (parent) SELECT id FROM parent;"
+    "INSERT INTO parent (name) VALUES ('a'), ('b'); INSERT INTO child (parent) SELECT id"
+    " FROM parent;"
     " INSERT INTO cascading SELECT id, id FROM parent",
-    "INSERT INTO ring_a VALUES (1, NULL); INSERT INTO ring_b VALUES (1, 1); UPDATE ring_a SET b = 1",
-    "INSERT INTO tree (up) VALUES (NULL); INSERT INTO tree (up) SELECT id FROM tree; INSERT INTO tree (up) SELECT 2",
+    "INSERT INTO ring_a VALUES (1, NULL); INSERT INTO ring_b VALUES (1, 1); UPDATE ring_a"
+    " SET b = 1",
+    "INSERT INTO tree (up) VALUES (NULL); INSERT INTO tree (up) SELECT id FROM tree; INSERT"
+    " INTO tree (up) SELECT 2",
     "INSERT INTO doubled (v) VALUES (1)",
     "INSERT INTO part VALUES (1, 'low'), (50, 'high')",
     "INSERT INTO part_low VALUES (2, 'direct')",
@@ -43,11 +47,14 @@ PUT_BACK = [
     " INSERT INTO child (parent) SELECT id FROM parent",
     "INSERT INTO audit (what) VALUES ('x'); TRUNCATE audit",
     "UPDATE country SET name = name || '!'",
-    "UPDATE country SET name = 'x' WHERE code = 'de'; UPDATE city SET name = 'x' WHERE country = 'de'",
+    "UPDATE country SET name = 'x' WHERE code = 'de'; UPDATE city SET name = 'x' WHERE"
+    " country = 'de'",
     "DELETE FROM country WHERE code = 'it'",
     "DELETE FROM city; DELETE FROM country",
-    "DELETE FROM city WHERE country = 'fr'; DELETE FROM country WHERE code = 'fr'; INSERT INTO country VALUES ('fr', 'Frankreich')",
-    "INSERT INTO country VALUES ('es', 'España'); INSERT INTO city (country, name) VALUES ('es', 'Madrid')",
+    "DELETE FROM city WHERE country = 'fr'; DELETE FROM country WHERE code = 'fr'; INSERT"
+    " INTO country VALUES ('fr', 'Frankreich')",
+    "INSERT INTO country VALUES ('es', 'España'); INSERT INTO city (country, name) VALUES"
+    " ('es', 'Madrid')",
     "UPDATE city SET share = share * 2, tags = NULL, doc = 'null', raw = '' WHERE name = 'de1'",
     "UPDATE city SET country = 'it'",
     "TRUNCATE city",
@@ -121,13 +128,17 @@ REPLACED = [
     "CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq)",
     "CREATE STATISTICS linked ON country, name FROM city",
     "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
-    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 100', current_database()); END $$",
+    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 100', current_database());"
+    " END $$",
 ]
 
 
 @pytest.fixture(scope="module", params=["superuser", "plain role"])
 def clone(
-    request: pytest.FixtureRequest, server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    server: Server,
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Clone]:
     folder = tmp_path_factory.mktemp("shop")
     if request.param == "superuser":
@@ -155,7 +166,11 @@ def seen(clone: Clone, server: Server) -> str:
 def run(url: str, script: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in script.split("; ") if "$$" not in script else [script]:
-            connection.execute(statement.replace("{extension}", "pgcrypto" if "pgcrypto" in _EXTENSIONS else "citext").encode())
+            connection.execute(
+                statement.replace(
+                    "{extension}", "pgcrypto" if "pgcrypto" in _EXTENSIONS else "citext"
+                ).encode()
+            )
 
 
 _EXTENSIONS: set[str] = set()
@@ -163,14 +178,20 @@ _EXTENSIONS: set[str] = set()
 
 @pytest.fixture(autouse=True)
 def _extensions(server: Server) -> None:
-    _EXTENSIONS.update(name for (name,) in server.fetch("SELECT name::text FROM pg_available_extensions"))
+    _EXTENSIONS.update(
+        name for (name,) in server.fetch("SELECT name::text FROM pg_available_extensions")
+    )
 
 
 @pytest.mark.parametrize("script", PUT_BACK)
-def test_it_is_put_back_in_place(clone: Clone, server: Server, truth: dict[str, str], script: str) -> None:
-    """C6 (policies), C7 (rules), C8 (children), C9 (cycles), C10 (sequences), C11 (generated), C13 (large objects), C18 (names).
+def test_it_is_put_back_in_place(
+    clone: Clone, server: Server, truth: dict[str, str], script: str
+) -> None:
+    """C6 (policies), C7 (rules), C8 (children), C9 (cycles), C10 (sequences), C11 (generated), C13
+    (large objects), C18 (names).
 
-    The database stays the same one, and equals its template: twice, because the second time it is guessed."""
+    The database stays the same one, and equals its template: twice, because the second time it is
+    guessed."""
     before = identity(clone)
     for _ in range(3):
         with clone.isolated("truncate", "writer"):
@@ -180,8 +201,11 @@ def test_it_is_put_back_in_place(clone: Clone, server: Server, truth: dict[str, 
 
 
 @pytest.mark.parametrize("script", REPLACED)
-def test_it_costs_a_fresh_clone(clone: Clone, server: Server, truth: dict[str, str], script: str) -> None:
-    """C12 (materialized views), C15 (DDL). The database is another one, equals its template, and the report names the test."""
+def test_it_costs_a_fresh_clone(
+    clone: Clone, server: Server, truth: dict[str, str], script: str
+) -> None:
+    """C12 (materialized views), C15 (DDL). The database is another one, equals its template, and
+    the report names the test."""
     before = identity(clone)
     clone.report.notes.clear()
     with clone.isolated("truncate", f"test of {script}"):

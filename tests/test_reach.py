@@ -1,4 +1,5 @@
-"""What statements, lines of psql and command lines reach beyond the database that they run in: pure text."""
+"""What statements, lines of psql and command lines reach beyond the database that they run in: pure
+text."""
 
 from __future__ import annotations
 
@@ -46,22 +47,22 @@ BEYOND = {
     "COPY t TO PROGRAM 'rm -rf /'": "COPY TO PROGRAM",
     "SELECT public.dblink_exec('dbname=shop', 'DROP TABLE t')": "a call of dblink_exec",
     "WITH x AS (SELECT \"dblink_connect\" ('dbname=shop')) TABLE x": "a call of dblink_connect",
-    "CREATE TABLE t AS SELECT * FROM dblink('dbname=shop', 'SELECT 1') AS x (y int)": "a call of dblink",
+    "CREATE TABLE t AS SELECT * FROM" " dblink('dbname=shop', 'SELECT 1') AS x (y int)": "a call of dblink",
     "SELECT pg_create_logical_replication_slot('s', 'test_decoding')": "a call of pg_create_logical_replication_slot",
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'shop'": "a call of pg_terminate_backend",
+    "SELECT pg_terminate_backend(pid) FROM" " pg_stat_activity WHERE datname = 'shop'": "a call of pg_terminate_backend",
     "SELECT lo_export(1, '/tmp/x')": "a call of lo_export",
     "SELECT pg_read_file('/etc/passwd')": "a call of pg_read_file",
     "UPDATE pg_catalog.pg_database SET datallowconn = false": "UPDATE of pg_database",
     "DELETE FROM ONLY pg_authid": "DELETE of pg_authid",
     "INSERT INTO pg_db_role_setting VALUES (0, 0, NULL)": "INSERT of pg_db_role_setting",
-    "DO $$ BEGIN CREATE ROLE webapp; EXCEPTION WHEN duplicate_object THEN NULL; END $$": "CREATE ROLE webapp",
-    "DO $x$ BEGIN IF NOT EXISTS (SELECT) THEN CREATE USER webapp; END IF; END $x$": "CREATE USER webapp",
+    "DO $$ BEGIN CREATE ROLE webapp; EXCEPTION WHEN" " duplicate_object THEN NULL; END $$": "CREATE ROLE webapp",
+    "DO $x$ BEGIN IF NOT EXISTS (SELECT) THEN CREATE" " USER webapp; END IF; END $x$": "CREATE USER webapp",
     "DO LANGUAGE plpgsql 'BEGIN EXECUTE ''CREATE ROLE webapp''; END'": "CREATE ROLE webapp",
     "DO $$ BEGIN EXECUTE format('DROP DATABASE %I', 'shop'); END $$": "DROP DATABASE",
-    "DO $$ DECLARE x text; BEGIN x := dblink_exec('dbname=shop', 'DROP TABLE t'); END $$": "a call of dblink_exec",
-    "DO $$ BEGIN EXECUTE format('COMMENT ON DATABASE %I IS ''x''', current_database()); END $$": "COMMENT ON DATABASE",
-    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO bob', current_database()); END $$": "ALTER DATABASE",
-    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 1', 'shop'); END $$": "ALTER DATABASE",
+    "DO $$ DECLARE x text; BEGIN x :=" " dblink_exec('dbname=shop', 'DROP TABLE t'); END $$": "a call of dblink_exec",
+    "DO $$ BEGIN EXECUTE format('COMMENT ON DATABASE %I IS ''x''', current_database()); END" " $$": "COMMENT ON DATABASE",
+    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO" " bob', current_database()); END $$": "ALTER DATABASE",
+    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET" " work_mem = 1', 'shop'); END $$": "ALTER DATABASE",
     "SET SESSION standard_conforming_strings = 'off'": "SET standard_conforming_strings",
     "SELECT 'DROP DATABASE shop' \\gexec": "\\gexec",
     "SELECT 1 \\c shop": "\\c",
@@ -80,8 +81,10 @@ def test_what_reaches_beyond_is_told(text: str) -> None:
         "SELECT 'DROP DATABASE shop; \\connect shop'",
         "INSERT INTO log VALUES ($$DROP DATABASE shop$$, E'\\\\connect shop \\'')",
         "/* DROP DATABASE shop */ SELECT 1 -- \\connect shop",
-        'CREATE TABLE "DROP DATABASE" (role text, "user" text, server text, tablespace text, "\\connect" int)',
-        "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM dblink_exec('', 'DROP DATABASE shop'); END $$",
+        'CREATE TABLE "DROP DATABASE" (role text, "user" text, server text, tablespace text,'
+        ' "\\connect" int)',
+        "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM"
+        " dblink_exec('', 'DROP DATABASE shop'); END $$",
         "CREATE VIEW far AS SELECT * FROM dblink('dbname=shop', 'SELECT 1') AS x (y int)",
         "CREATE FUNCTION dblink_exec(text) RETURNS text LANGUAGE c AS '$libdir/dblink'",
         "GRANT EXECUTE ON FUNCTION dblink_exec(text) TO webapp",
@@ -100,8 +103,10 @@ def test_what_reaches_beyond_is_told(text: str) -> None:
         "DROP SERVER IF EXISTS far CASCADE",
         "CREATE EXTENSION dblink",
         "DO $$ BEGIN RAISE NOTICE 'DROP DATABASE shop'; END $$",
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 1', current_database()); END $$",
-        "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO webapp', current_database()); END $$",
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 1',"
+        " current_database()); END $$",
+        "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO webapp',"
+        " current_database()); END $$",
         "REINDEX TABLE t",
         "SET ROLE webapp",
         "SET standard_conforming_strings = on",
@@ -150,7 +155,8 @@ def test_lines_of_psql(line: str, kind: str, name: str | None) -> None:
 
 def test_a_function_reaches_when_it_is_called() -> None:
     name, inside = plants(
-        "CREATE OR REPLACE FUNCTION s.wipe() RETURNS void AS $$ BEGIN PERFORM dblink_exec(''); END $$ LANGUAGE plpgsql"
+        "CREATE OR REPLACE FUNCTION s.wipe() RETURNS void AS $$ BEGIN PERFORM"
+        " dblink_exec(''); END $$ LANGUAGE plpgsql"
     )
     assert (name, [one.what for one in inside]) == ("wipe", ["a call of dblink_exec"])
     assert plants("CREATE FUNCTION count() RETURNS int LANGUAGE sql AS 'SELECT 1'")[1] == ()
@@ -163,14 +169,14 @@ def test_a_function_reaches_when_it_is_called() -> None:
     [
         ("ALTER TABLE t OWNER TO gone", ("gone",), None),
         ("ALTER TABLE t ADD a int, OWNER TO gone", ("gone",), "ALTER TABLE t ADD a int"),
-        ("GRANT SELECT ON t TO gone, here WITH GRANT OPTION", ("gone", "here"), "GRANT SELECT ON t TO here WITH GRANT OPTION"),
-        ("GRANT SELECT ON t TO here, \"gone\", PUBLIC", ("here", "gone"), "GRANT SELECT ON t TO here, PUBLIC"),
+        ("GRANT SELECT ON t TO gone, here WITH" " GRANT OPTION", ("gone", "here"), "GRANT SELECT ON t TO here WITH GRANT" " OPTION"),
+        ("GRANT SELECT ON t TO here, \"gone\"," " PUBLIC", ("here", "gone"), "GRANT SELECT ON t TO here, PUBLIC"),
         ("REVOKE ALL ON SCHEMA s FROM gone CASCADE", ("gone",), None),
-        ("CREATE POLICY p ON t TO gone, here USING (a)", ("gone", "here"), "CREATE POLICY p ON t TO here USING (a)"),
+        ("CREATE POLICY p ON t TO gone, here" " USING (a)", ("gone", "here"), "CREATE POLICY p ON t TO here USING (a)"),
         ("CREATE POLICY p ON t TO gone USING (true)", ("gone",), None),
         ("CREATE SCHEMA s AUTHORIZATION gone", ("gone",), "CREATE SCHEMA s"),
-        ("CREATE SCHEMA AUTHORIZATION gone CREATE TABLE t ()", ("gone",), "CREATE SCHEMA gone CREATE TABLE t ()"),
-        ("ALTER DEFAULT PRIVILEGES FOR ROLE gone GRANT SELECT ON TABLES TO here", ("gone", "here"), None),
+        ("CREATE SCHEMA AUTHORIZATION gone CREATE" " TABLE t ()", ("gone",), "CREATE SCHEMA gone CREATE TABLE t ()"),
+        ("ALTER DEFAULT PRIVILEGES FOR ROLE gone GRANT" " SELECT ON TABLES TO here", ("gone", "here"), None),
         (
             "ALTER DEFAULT PRIVILEGES IN SCHEMA s GRANT SELECT ON TABLES TO here, gone",
             ("here", "gone"),
@@ -181,7 +187,9 @@ def test_a_function_reaches_when_it_is_called() -> None:
         ("set role to gone", ("gone",), None),
     ],
 )  # fmt: skip
-def test_roles_that_a_statement_names_can_be_left_out(text: str, names: tuple[str, ...], rest: str | None) -> None:
+def test_roles_that_a_statement_names_can_be_left_out(
+    text: str, names: tuple[str, ...], rest: str | None
+) -> None:
     found = naming(text)
     assert found is not None
     assert found.names == names
@@ -201,21 +209,29 @@ def ran(plan: Plan) -> list[str]:
     return [statement.text for statement in plan.statements()]
 
 
-SOMEBODYS = Roles(private=False, me="dev", there=frozenset({"dev", "here", "readers"}), members=frozenset({("readers", "here")}))
+SOMEBODYS = Roles(
+    private=False,
+    me="dev",
+    there=frozenset({"dev", "here", "readers"}),
+    members=frozenset({("readers", "here")}),
+)
 OURS = Roles(private=True, me="postgres", there=frozenset({"postgres", "here"}), maker=True)
 
 
 def test_roles_on_a_server_of_somebodys_own_are_never_made() -> None:
     text = (
-        "CREATE ROLE here; ALTER ROLE here LOGIN; GRANT readers TO here; GRANT SELECT ON t TO here, gone;"
+        "CREATE ROLE here; ALTER ROLE here LOGIN; GRANT readers TO here; GRANT SELECT ON t"
+        " TO here, gone;"
         "ALTER TABLE t OWNER TO gone;"
-        "DO $$ BEGIN CREATE ROLE here; EXCEPTION WHEN duplicate_object THEN NULL; END $$; DROP ROLE IF EXISTS nobody; SET ROLE gone"
+        "DO $$ BEGIN CREATE ROLE here; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        " DROP ROLE IF EXISTS nobody; SET ROLE gone"
     )
     (plan,), missing = plans([Script("a.sql", text)], SOMEBODYS)
     assert ran(plan) == ["GRANT SELECT ON t TO here"]
     assert missing == []
     assert plan.notes == [
-        "left out, because the roles of the server are as they are: 2 × CREATE ROLE here, ALTER ROLE here, GRANT readers TO here,"
+        "left out, because the roles of the server are as they are: 2 × CREATE ROLE here,"
+        " ALTER ROLE here, GRANT readers TO here,"
         " DROP ROLE nobody",
         "left out, because there is no role gone: GRANT, OWNER, SET ROLE",
     ]
@@ -235,7 +251,12 @@ def test_roles_on_a_server_of_somebodys_own_are_never_made() -> None:
 def test_roles_on_the_private_server_are_made_once() -> None:
     text = "CREATE ROLE here; CREATE ROLE new; ALTER ROLE new LOGIN; GRANT new TO here; GRANT SELECT ON t TO named; SET ROLE named"
     (plan,), missing = plans([Script("a.sql", text)], OURS)
-    assert ran(plan) == ["CREATE ROLE new", "ALTER ROLE new LOGIN", "GRANT new TO here", "GRANT SELECT ON t TO named"]
+    assert ran(plan) == [
+        "CREATE ROLE new",
+        "ALTER ROLE new LOGIN",
+        "GRANT new TO here",
+        "GRANT SELECT ON t TO named",
+    ]
     assert missing == ["named"]
     for refused in (
         "ALTER ROLE postgres NOSUPERUSER",
@@ -245,7 +266,10 @@ def test_roles_on_the_private_server_are_made_once() -> None:
     ):
         with pytest.raises(BuildFailed, match="reaches beyond"):
             plans([Script("a.sql", refused)], OURS)
-    (plan,), _ = plans([Script("a.sql", "CREATE ROLE postgres; ALTER ROLE postgres WITH SUPERUSER PASSWORD 'x'")], OURS)
+    (plan,), _ = plans(
+        [Script("a.sql", "CREATE ROLE postgres; ALTER ROLE postgres WITH SUPERUSER PASSWORD 'x'")],
+        OURS,
+    )
     assert ran(plan) == [], "as pg_dumpall writes it"
 
 
@@ -263,7 +287,11 @@ DUMP = "\\restrict x\nSET a = 1;\nDROP DATABASE shop;\nCREATE DATABASE shop;\n\\
         ("CREATE TABLE junk ();\n" + DUMP, 4),
         (DUMP + "CREATE DATABASE other;\n\\connect other\n", 3),
         ("\\connect shop\nCREATE DATABASE shop;\n", 1),
-        ("CREATE FUNCTION f() RETURNS void AS $$ BEGIN PERFORM dblink('', ''); END $$ LANGUAGE plpgsql;\nSELECT f();\n", 2),
+        (
+            "CREATE FUNCTION f() RETURNS void AS $$ BEGIN PERFORM dblink('', ''); END $$"
+            " LANGUAGE plpgsql;\nSELECT f();\n",
+            2,
+        ),
         ("SELECT 1;\n\nSELECT 'x'\n  \\gexec\n", 4),
     ],
 )
@@ -276,7 +304,10 @@ def test_a_file_that_works_elsewhere_is_refused_by_line(text: str, line: int) ->
 
 def test_a_dump_into_the_build_leaves_the_database_out() -> None:
     text = (
-        DUMP.replace("\\connect", "GRANT CONNECT ON DATABASE shop TO here;\nCOMMENT ON DATABASE shop IS 'x';\n\\connect")
+        DUMP.replace(
+            "\\connect",
+            "GRANT CONNECT ON DATABASE shop TO here;\nCOMMENT ON DATABASE shop IS 'x';\n\\connect",
+        )
         + "ALTER DATABASE shop SET a TO 'b';\nALTER ROLE here IN DATABASE shop SET c TO 'd';\n"
         "ALTER ROLE gone IN DATABASE shop SET c TO 1;\n"
         "COPY t FROM stdin;\n\\connect other\nDROP DATABASE shop;\n\\.\n\\unrestrict x\n"
@@ -291,10 +322,14 @@ def test_a_dump_into_the_build_leaves_the_database_out() -> None:
         "COPY t FROM stdin",
     ]
     assert plan.notes[0] == (
-        "left out, because shop stands for the database being built: DROP DATABASE shop, CREATE DATABASE shop,"
+        "left out, because shop stands for the database being built: DROP DATABASE shop,"
+        " CREATE DATABASE shop,"
         " COMMENT ON DATABASE shop, \\connect shop, ALTER ROLE gone IN DATABASE shop"
     )
-    assert plan.notes[1].startswith("run on the database being built instead of shop: GRANT ON DATABASE shop, ALTER DATABASE shop")
+    assert plan.notes[1].startswith(
+        "run on the database being built instead of shop: GRANT ON DATABASE shop, ALTER"
+        " DATABASE shop"
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,7 +382,9 @@ def test_programs_that_stay(line: str, tmp_path: Path) -> None:
 
 def write(folder: Path) -> None:
     (folder / "dump.sql").write_text(DUMP)
-    (folder / "clean.sql").write_text("\\set x 1\n\\if :x\nCREATE TABLE t ();\n\\endif\n\\copy t from 't.csv'\n\\c\n")
+    (folder / "clean.sql").write_text(
+        "\\set x 1\n\\if :x\nCREATE TABLE t ();\n\\endif\n\\copy t from 't.csv'\n\\c\n"
+    )
     (folder / "includes.sql").write_text("\\i clean.sql\n\\ir dump.sql\n")
     (folder / "shell.sql").write_text("SELECT 1; \\! touch x\n")
     (folder / "role.sql").write_text("CREATE ROLE gone;\n")

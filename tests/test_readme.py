@@ -1,4 +1,5 @@
-"""Everything that the README says to type works, and what it says of settings, commands and errors is what the code has."""
+"""Everything that the README says to type works, and what it says of settings, commands and errors
+is what the code has."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def blocks(language: str) -> list[str]:
 def shop(project: Project) -> Project:
     """The README's example project: the demo's shop, configured as the README says."""
     shutil.copytree(Path(dbclone.__file__).parent / "demo" / "shop", project.folder / "shop")
-    shutil.copy(Path(dbclone.__file__).parent / "demo" / "conftest.py", project.folder / "conftest.py")
+    shutil.copy(
+        Path(dbclone.__file__).parent / "demo" / "conftest.py", project.folder / "conftest.py"
+    )
     toml = blocks("toml")[0]
     project.write(pyproject=f"{toml}name = {project.name!r}\n")
     return project
@@ -53,8 +56,14 @@ def test_it_begins_with_the_two_commands_that_ci_runs() -> None:
 
 
 def test_the_extras_that_it_installs_exist() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {name for group in re.findall(r"(?:dbclone|\.)\[([\w,]+)\]", README) for name in group.split(",")}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = {
+        name
+        for group in re.findall(r"(?:dbclone|\.)\[([\w,]+)\]", README)
+        for name in group.split(",")
+    }
     assert named
     assert named <= set(extras)
 
@@ -76,8 +85,12 @@ def test_its_script_without_pytest_runs(shop: Project) -> None:
 
 
 def test_its_ci_steps_run(shop: Project, server: Server) -> None:
-    """The commands of both workflows, the second against a server given by URL as its service would be."""
-    shop.write(test_it="from shop.models import User\ndef test_it(dbclone):\n    assert User.select().count() == 0\n")
+    """The commands of both workflows, the second against a server given by URL as its service would
+    be."""
+    shop.write(
+        test_it="from shop.models import User\ndef test_it(dbclone):\n    assert"
+        " User.select().count() == 0\n"
+    )
     plain, service = (re.findall(r"- run: (.*)", block) for block in blocks("yaml"))
     assert "DBCLONE_URL:" in blocks("yaml")[1]
     for steps, environ in ((plain, {}), (service, {"DBCLONE_URL": server.dsn.url})):
@@ -93,7 +106,12 @@ def test_its_ci_steps_run(shop: Project, server: Server) -> None:
 def test_its_table_of_settings_is_the_codes() -> None:
     section = README.split("## Settings")[1].split("\n## ")[0]
     documented = {
-        row[0]: row[1:] for row in (line.strip("|").split(" | ", 2) for line in section.splitlines() if line.startswith("| `"))
+        row[0]: row[1:]
+        for row in (
+            line.strip("|").split(" | ", 2)
+            for line in section.splitlines()
+            if line.startswith("| `")
+        )
     }
     assert len(documented) == len(describe())
     for name, default, text, choices in describe():
@@ -111,7 +129,9 @@ def test_its_table_of_settings_is_the_codes() -> None:
 
 
 def test_it_documents_every_command_and_its_options() -> None:
-    commands = next(action for action in _parser()._actions if hasattr(action, "choices") and action.choices)
+    commands = next(
+        action for action in _parser()._actions if hasattr(action, "choices") and action.choices
+    )
     section = README.split("## Commands")[1].split("\n## ")[0]
     shared = {"--json", "--help", "-h", *(f"--{name.replace('_', '-')}" for name, *_ in describe())}
     assert commands.choices is not None

@@ -1,4 +1,5 @@
-"""What tests start from and how a database is between two of them: the whole table of what changes either."""
+"""What tests start from and how a database is between two of them: the whole table of what changes
+either."""
 
 from __future__ import annotations
 
@@ -27,4 +28,6 @@ def test_the_table_is_whole() -> None:
 
 @pytest.mark.parametrize("event", Event)
 def test_an_event_leads_where_the_table_says(event: Event) -> None:
-    assert {state: after(*state, event) for state in TABLE} == {state: row[event.name] for state, row in TABLE.items()}
+    assert {state: after(*state, event) for state in TABLE} == {
+        state: row[event.name] for state, row in TABLE.items()
+    }

@@ -1,4 +1,5 @@
-"""The other resets of a clone: clone, drop, none; tables to keep; snapshots; and what they have in common."""
+"""The other resets of a clone: clone, drop, none; tables to keep; snapshots; and what they have in
+common."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def clone(server: Server, settings: Settings, tmp_path: Path) -> Iterator[Clone]
 
 
 def test_a_fresh_clone_for_each_test(clone: Clone) -> None:
-    """Everything is real in it: sessions, DDL, prepared transactions; whatever is left there goes with it."""
+    """Everything is real in it: sessions, DDL, prepared transactions; whatever is left there goes
+    with it."""
     truth, seen = fingerprint(clone.url), {identity(clone)}
     for number in range(3):
         left = None
@@ -60,7 +62,9 @@ def test_dropping_and_building_again(clone: Clone) -> None:
         for statement in EVERYTHING:
             isolation.execute(statement.encode())
     with psycopg.connect(clone.url) as connection:
-        assert connection.execute("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace").fetchone() == (0,)
+        assert connection.execute(
+            "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        ).fetchone() == (0,)
     with clone.isolated("drop", "second") as isolation:
         assert isolation.execute("SELECT count(*) FROM country").fetchone() == (3,)
         assert isolation.execute("SELECT count(*) FROM parent").fetchone() == (0,)
@@ -95,7 +99,9 @@ def test_resets_of_all_kinds_one_after_the_other(clone: Clone) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["audit", "public.audit", "aud*"])
-def test_a_table_to_keep_is_kept(server: Server, settings: Settings, tmp_path: Path, pattern: str) -> None:
+def test_a_table_to_keep_is_kept(
+    server: Server, settings: Settings, tmp_path: Path, pattern: str
+) -> None:
     """With its sequence, as the tests leave it; everything else is put back."""
     with cloned(server, settings, tmp_path, keep=(pattern,)) as clone:
         for number in range(3):
@@ -108,7 +114,9 @@ def test_a_table_to_keep_is_kept(server: Server, settings: Settings, tmp_path: P
             assert isolation.execute("SELECT count(*) FROM parent").fetchone() == (0,)
 
 
-def test_a_partitioned_table_is_kept_by_its_own_name(server: Server, settings: Settings, tmp_path: Path) -> None:
+def test_a_partitioned_table_is_kept_by_its_own_name(
+    server: Server, settings: Settings, tmp_path: Path
+) -> None:
     with cloned(server, settings, tmp_path, keep=("part",)) as clone:
         with clone.isolated("truncate") as isolation:
             isolation.execute("INSERT INTO part VALUES (1, 'low'), (50, 'high')")
@@ -116,19 +124,32 @@ def test_a_partitioned_table_is_kept_by_its_own_name(server: Server, settings: S
             assert isolation.execute("SELECT count(*) FROM part").fetchone() == (2,)
 
 
-def test_a_kept_table_that_references_another_is_refused_at_the_start(server: Server, settings: Settings, tmp_path: Path) -> None:
+def test_a_kept_table_that_references_another_is_refused_at_the_start(
+    server: Server, settings: Settings, tmp_path: Path
+) -> None:
     """C4: rather than broken by a reset, or emptied with the other."""
-    with pytest.raises(KeptTableReferenced) as caught, cloned(server, settings, tmp_path, keep=("child",)):
+    with (
+        pytest.raises(KeptTableReferenced) as caught,
+        cloned(server, settings, tmp_path, keep=("child",)),
+    ):
         pass
     assert "public.child" in caught.value.message
     assert "public.parent" in caught.value.message
     assert "child_parent_fkey" in caught.value.detail
-    with cloned(server, settings, tmp_path, keep=("child", "parent", "cascading")) as clone, clone.isolated("truncate"):
+    with (
+        cloned(server, settings, tmp_path, keep=("child", "parent", "cascading")) as clone,
+        clone.isolated("truncate"),
+    ):
         pass
 
 
-def test_a_name_that_no_table_has_is_refused_at_the_start(server: Server, settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="'nothing'"), cloned(server, settings, tmp_path, keep=("nothing",)):
+def test_a_name_that_no_table_has_is_refused_at_the_start(
+    server: Server, settings: Settings, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(SettingsError, match="'nothing'"),
+        cloned(server, settings, tmp_path, keep=("nothing",)),
+    ):
         pass
 
 
@@ -147,7 +168,10 @@ def test_coming_back_to_a_snapshot_any_number_of_times(clone: Clone) -> None:
             assert isolation.execute("SELECT name FROM parent").fetchall() == [("one",)]
             isolation.restore("two")
             assert isolation.execute("SELECT count(*) FROM parent, brand_new").fetchall() == [(0,)]
-            assert isolation.execute("SELECT name FROM parent ORDER BY id").fetchall() == [("one",), ("two",)]
+            assert isolation.execute("SELECT name FROM parent ORDER BY id").fetchall() == [
+                ("one",),
+                ("two",),
+            ]
     assert fingerprint(clone.url) == truth
     with clone.isolated("truncate", "another test") as isolation:
         isolation.restore("one")
@@ -173,16 +197,23 @@ def test_snapshots_die_with_the_clone(server: Server, settings: Settings, tmp_pa
         clone.snapshot("a")
         clone.snapshot("b")
         name = clone.mark.project
-        count = server.fetch("SELECT count(*) FROM pg_database WHERE datname ~ %s", [f"^dbclone_{name}_"])
+        count = server.fetch(
+            "SELECT count(*) FROM pg_database WHERE datname ~ %s", [f"^dbclone_{name}_"]
+        )
         assert count == [(4,)]  # the template, the clone and two snapshots
-    assert server.fetch("SELECT count(*) FROM pg_database WHERE datname ~ %s", [f"^dbclone_{name}_"]) == [(1,)]
+    assert server.fetch(
+        "SELECT count(*) FROM pg_database WHERE datname ~ %s", [f"^dbclone_{name}_"]
+    ) == [(1,)]
 
 
 def test_a_snapshot_that_cannot_be_says_why(clone: Clone) -> None:
     with clone.isolated("truncate") as isolation:
         with pytest.raises(TemplateError, match="'never'"):
             isolation.restore("never")
-        with psycopg.connect(clone.url, application_name="somebody"), pytest.raises(ResetBlocked, match="connected") as caught:
+        with (
+            psycopg.connect(clone.url, application_name="somebody"),
+            pytest.raises(ResetBlocked, match="connected") as caught,
+        ):
             isolation.snapshot("now")
         assert "somebody" in caught.value.detail
     clone.handle = None
@@ -201,7 +232,9 @@ def test_an_audit_inside_a_layer_leaves_the_sequences_alone(clone: Clone) -> Non
             with clone.connect("elsewhere", autocommit=True) as elsewhere:
                 elsewhere.execute("INSERT INTO parent (name) VALUES ('escaped')")
             isolation.execute("INSERT INTO parent (name) VALUES ('test')")
-            assert isolation.execute("SELECT count(*) FROM parent WHERE name = 'layer'").fetchone() == (1,)
+            assert isolation.execute(
+                "SELECT count(*) FROM parent WHERE name = 'layer'"
+            ).fetchone() == (1,)
 
     with clone.layer("class") as layer:
         layer.execute("INSERT INTO parent (name) VALUES ('layer')")
@@ -209,10 +242,15 @@ def test_an_audit_inside_a_layer_leaves_the_sequences_alone(clone: Clone) -> Non
             with pytest.warns(UserWarning, match="outside its sandbox"):
                 escape()
     with clone.isolated("truncate", "next") as isolation:
-        assert isolation.execute("INSERT INTO parent (name) VALUES ('first') RETURNING id").fetchone() == (1,)
+        assert isolation.execute(
+            "INSERT INTO parent (name) VALUES ('first') RETURNING id"
+        ).fetchone() == (1,)
 
 
 def test_a_reset_that_there_is_not_is_refused_by_name(clone: Clone) -> None:
-    with pytest.raises(SettingsError, match="'rolback' is no reset") as caught, clone.isolated("rolback", "test"):
+    with (
+        pytest.raises(SettingsError, match="'rolback' is no reset") as caught,
+        clone.isolated("rolback", "test"),
+    ):
         pass
     assert "rollback" in caught.value.hint

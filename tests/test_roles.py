@@ -1,4 +1,5 @@
-"""Roles without superuser: everything works for one with CREATEDB; what it lacks is named, with the statement that gives it."""
+"""Roles without superuser: everything works for one with CREATEDB; what it lacks is named, with the
+statement that gives it."""
 
 from __future__ import annotations
 
@@ -58,8 +59,11 @@ def humble(server: Server, run: Run) -> Iterator[Dsn]:
     run(f"DROP ROLE {name}")
 
 
-def test_every_reset_works_for_a_role_with_createdb_and_nothing_else(project: Project, server: Server, role: Dsn) -> None:
-    """Promise 13: real tests of an application, rolled back, put back, in fresh clones, dropped and built again."""
+def test_every_reset_works_for_a_role_with_createdb_and_nothing_else(
+    project: Project, server: Server, role: Dsn
+) -> None:
+    """Promise 13: real tests of an application, rolled back, put back, in fresh clones, dropped and
+    built again."""
     project.configure(url=role.url)
     tests = "".join(
         f"""
@@ -116,27 +120,41 @@ RESET ROLE;
 def test_tables_that_the_schema_gave_to_another_role_are_reset_too(
     reset: str, server: Server, settings: Settings, tmp_path: Path, humble: Dsn, role: Dsn, run: Run
 ) -> None:
-    """B18: the application acts as a role whose privileges ours does not inherit, so that what it may not put back is copied."""
+    """B18: the application acts as a role whose privileges ours does not inherit, so that what it
+    may not put back is copied."""
     ours, other = role.get("user"), humble.get("user")
     run(f"ALTER ROLE {ours} NOINHERIT")
     run(f"GRANT {other} TO {ours}" + (" WITH INHERIT FALSE" if server.facts.major >= 16 else ""))
-    with Server.open(settings, role) as plain, cloned(plain, settings, tmp_path, SCHEMA.format(other=other)) as clone:
+    with (
+        Server.open(settings, role) as plain,
+        cloned(plain, settings, tmp_path, SCHEMA.format(other=other)) as clone,
+    ):
         for _ in range(3):
             with clone.isolated(reset, "test") as isolation:
                 assert isolation.execute("SELECT count(*) FROM ours.item").fetchone() == (2,)
                 isolation.execute(f"SET ROLE {other}".encode())
-                assert isolation.execute("SELECT array_agg(id) FROM theirs.item").fetchone() == ([1],)
+                assert isolation.execute("SELECT array_agg(id) FROM theirs.item").fetchone() == (
+                    [1],
+                )
                 isolation.execute("INSERT INTO theirs.item VALUES (2)")
                 isolation.execute("RESET ROLE")
                 isolation.execute("INSERT INTO ours.item (name) VALUES ('c')")
         if reset == "drop":
-            assert any("not everything could be dropped: must be owner of" in note for note in clone.report.notes)
+            assert any(
+                "not everything could be dropped: must be owner of" in note
+                for note in clone.report.notes
+            )
 
 
-def test_two_roles_of_one_project_do_not_meet(server: Server, settings: Settings, tmp_path: Path, role: Dsn, run: Run) -> None:
+def test_two_roles_of_one_project_do_not_meet(
+    server: Server, settings: Settings, tmp_path: Path, role: Dsn, run: Run
+) -> None:
     """B18: who copied the other's template would own the database, and not the tables in it."""
     with cloned(
-        server, settings, tmp_path, SCHEMA.format(other="CURRENT_USER").replace("SET ROLE CURRENT_USER", "SELECT 1")
+        server,
+        settings,
+        tmp_path,
+        SCHEMA.format(other="CURRENT_USER").replace("SET ROLE CURRENT_USER", "SELECT 1"),
     ) as first:
         with Server.open(replace(first.server.settings, url=role.url)) as plain:
             schema = handles.load(plain.settings)[0]
@@ -156,7 +174,10 @@ def test_a_template_that_may_not_be_copied_any_more_is_said_with_what_allows_it(
     server: Server, settings: Settings, tmp_path: Path, role: Dsn, run: Run
 ) -> None:
     """B19: a superuser has made our template a plain database of somebody else."""
-    with Server.open(settings, role) as plain, cloned(plain, settings, tmp_path, "CREATE TABLE item ();") as clone:
+    with (
+        Server.open(settings, role) as plain,
+        cloned(plain, settings, tmp_path, "CREATE TABLE item ();") as clone,
+    ):
         name = clone.template.name
         template = Template(plain, clone.template, clone.schema)  # type: ignore[arg-type]
         run(f"ALTER DATABASE {name} IS_TEMPLATE false")
@@ -169,26 +190,40 @@ def test_a_template_that_may_not_be_copied_any_more_is_said_with_what_allows_it(
         with template.clone("gw1") as again:
             assert again.name != clone.name
         run(f"ALTER ROLE {role.get('user')} NOCREATEDB")
-        with pytest.raises(PermissionMissing, match=r"may not create databases .* any more") as caught:
+        with pytest.raises(
+            PermissionMissing, match=r"may not create databases .* any more"
+        ) as caught:
             template.clone("gw2")
         assert caught.value.hint == f'Run as a superuser: ALTER ROLE "{role.get("user")}" CREATEDB;'
 
 
 @pytest.mark.parametrize("who", ["superuser", "other"])
 def test_a_session_that_we_may_not_end_is_named_with_the_grant_and_its_database_left_to_prune(
-    who: str, server: Server, settings: Settings, tmp_path: Path, humble: Dsn, role: Dsn, run: Run, caplog: pytest.LogCaptureFixture
+    who: str,
+    server: Server,
+    settings: Settings,
+    tmp_path: Path,
+    humble: Dsn,
+    role: Dsn,
+    run: Run,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """B10: at the end of a clone; the run does not fail for it."""
     ours, other = role.get("user"), humble.get("user")
     with Server.open(settings, role) as plain, contextlib.ExitStack() as stack:
         with cloned(plain, settings, tmp_path, "CREATE TABLE item ();") as clone:
             dsn = (server.dsn if who == "superuser" else humble).replace(dbname=clone.name)
-            held = stack.enter_context(psycopg.connect(dsn.url, application_name="a tool", autocommit=True))
+            held = stack.enter_context(
+                psycopg.connect(dsn.url, application_name="a tool", autocommit=True)
+            )
         found = ddl.find(plain, clone.name)
         assert found is not None
         held.execute("SELECT 1")
         said = caplog.text
-        assert f"Session {held.info.backend_pid} of role \"{held.info.user}\" calls itself 'a tool'" in said
+        assert (
+            f"Session {held.info.backend_pid} of role \"{held.info.user}\" calls itself 'a tool'"
+            in said
+        )
         if who == "other":
             assert f'GRANT "{other}" TO "{ours}";' in said
             run(f'GRANT "{other}" TO "{ours}"')
@@ -202,7 +237,9 @@ def test_a_session_that_we_may_not_end_is_named_with_the_grant_and_its_database_
         assert ddl.find(plain, clone.name) is None
 
 
-@pytest.mark.parametrize("statement", ["CREATE EXTENSION pg_stat_statements", "SET session_preload_libraries = 'x'"])
+@pytest.mark.parametrize(
+    "statement", ["CREATE EXTENSION pg_stat_statements", "SET session_preload_libraries = 'x'"]
+)
 def test_a_schema_that_needs_more_is_told_what(
     statement: str, server: Server, settings: Settings, tmp_path: Path, role: Dsn
 ) -> None:
@@ -231,8 +268,13 @@ def test_a_maintenance_database_that_is_closed_to_the_role_is_said_with_its_name
         with Server.open(settings, role) as plain:
             with pytest.raises(PermissionMissing) as caught:
                 plain.connect(name, "test")
-            assert caught.value.hint == f'Run as a superuser: GRANT CONNECT ON DATABASE "{name}" TO "{role.get("user")}";'
+            assert (
+                caught.value.hint == f'Run as a superuser: GRANT CONNECT ON DATABASE "{name}" TO'
+                f' "{role.get("user")}";'
+            )
             run(caught.value.hint.partition(": ")[2])
             plain.connect(name, "test").close()
     finally:
-        server.connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        server.connection.execute(
+            sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+        )

@@ -1,4 +1,5 @@
-"""What a rollback notices at its end: a boundary that was destroyed, a connection that was lost, a lock that was kept."""
+"""What a rollback notices at its end: a boundary that was destroyed, a connection that was lost, a
+lock that was kept."""
 
 from __future__ import annotations
 
@@ -20,12 +21,16 @@ from dbclone.server.server import Server
 @pytest.fixture(scope="module")
 def url(server: Server) -> Iterator[str]:
     name = f"sandbox_{uuid.uuid4().hex[:8]}"
-    server.connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    server.connection.execute(
+        psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name))
+    )
     found = server.database(name).url
     with psycopg.connect(found, autocommit=True) as connection:
         connection.execute("CREATE TABLE t (a int UNIQUE)")
     yield found
-    server.connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
+    server.connection.execute(
+        psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name))
+    )
 
 
 @pytest.mark.parametrize("escape", ["COMMIT", "COMMIT; BEGIN", "ROLLBACK"])
@@ -43,7 +48,10 @@ def test_a_boundary_that_was_destroyed_is_noticed_at_the_end(url: str, escape: s
 
 def test_a_connection_that_was_killed_is_noticed_at_the_end(url: str) -> None:
     """D12."""
-    with psycopg.connect(url, autocommit=True) as real, psycopg.connect(url, autocommit=True) as killer:
+    with (
+        psycopg.connect(url, autocommit=True) as real,
+        psycopg.connect(url, autocommit=True) as killer,
+    ):
         session = Session(real)
         level = Level(session)
         level.enter()
@@ -59,7 +67,9 @@ def test_session_locks_do_not_outlive_the_test(url: str) -> None:
         level.enter()
         session.connect(autocommit=True).execute("SELECT pg_advisory_lock(42)")
         level.leave()
-        assert real.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42").fetchone() == (0,)
+        assert real.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42"
+        ).fetchone() == (0,)
 
 
 def test_statements_prepared_by_sql_do_not_outlive_the_test(url: str) -> None:
@@ -73,7 +83,9 @@ def test_statements_prepared_by_sql_do_not_outlive_the_test(url: str) -> None:
             assert connection.execute("EXECUTE mine").fetchone() == (1,)
             level.leave()
             session.disconnect()
-        assert real.execute("SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'").fetchone() == (0,)
+        assert real.execute(
+            "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'"
+        ).fetchone() == (0,)
 
 
 def test_putting_sequences_back_leaves_nothing_for_the_next_audit_to_look_for(url: str) -> None:
@@ -86,7 +98,10 @@ def test_putting_sequences_back_leaves_nothing_for_the_next_audit_to_look_for(ur
             level.enter()
             session.connect(autocommit=True).execute("SELECT nextval('counter')")
             assert level.leave().verdict is Verdict.NOTHING
-            assert real.execute("SELECT last_value, is_called FROM counter").fetchone() == (1, False)
+            assert real.execute("SELECT last_value, is_called FROM counter").fetchone() == (
+                1,
+                False,
+            )
 
 
 def test_sequences_that_cannot_be_put_back_leave_no_transaction_open(url: str) -> None:

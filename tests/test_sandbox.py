@@ -18,18 +18,26 @@ from dbclone.sandbox.session import SandboxConnection, Session
 from dbclone.server.server import Server
 
 Count = Callable[[], int]
-IDLE, INTRANS, INERROR = TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR
+IDLE, INTRANS, INERROR = (
+    TransactionStatus.IDLE,
+    TransactionStatus.INTRANS,
+    TransactionStatus.INERROR,
+)
 
 
 @pytest.fixture(scope="module")
 def url(server: Server) -> Iterator[str]:
     name = f"sandbox_{uuid.uuid4().hex[:8]}"
-    server.connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    server.connection.execute(
+        psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name))
+    )
     found = server.database(name).url
     with psycopg.connect(found, autocommit=True) as connection:
         connection.execute("CREATE TABLE t (a int UNIQUE)")
     yield found
-    server.connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
+    server.connection.execute(
+        psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name))
+    )
 
 
 @pytest.fixture
@@ -65,7 +73,9 @@ def insert(connection: psycopg.Connection[Any], *values: int) -> None:
         connection.execute("INSERT INTO t VALUES (%s)", [value])
 
 
-def test_a_failing_statement_outside_a_block_does_not_poison_what_follows(connection: SandboxConnection, count: Count) -> None:
+def test_a_failing_statement_outside_a_block_does_not_poison_what_follows(
+    connection: SandboxConnection, count: Count
+) -> None:
     """D3."""
     insert(connection, 1)
     for _ in range(3):
@@ -75,7 +85,9 @@ def test_a_failing_statement_outside_a_block_does_not_poison_what_follows(connec
     assert count() == 1
 
 
-def test_inside_a_block_it_does_until_rolled_back(connection: SandboxConnection, count: Count) -> None:
+def test_inside_a_block_it_does_until_rolled_back(
+    connection: SandboxConnection, count: Count
+) -> None:
     connection.execute("BEGIN")
     insert(connection, 1)
     with pytest.raises(psycopg.errors.DivisionByZero):
@@ -88,7 +100,9 @@ def test_inside_a_block_it_does_until_rolled_back(connection: SandboxConnection,
     assert count() == 0
 
 
-def test_commit_of_a_failed_block_rolls_back_as_the_server_does(connection: SandboxConnection, count: Count) -> None:
+def test_commit_of_a_failed_block_rolls_back_as_the_server_does(
+    connection: SandboxConnection, count: Count
+) -> None:
     connection.execute("BEGIN")
     insert(connection, 1)
     with pytest.raises(psycopg.errors.DivisionByZero):
@@ -108,7 +122,9 @@ def test_commit_keeps_and_rollback_undoes_the_block_alone(session: Session, coun
     assert count() == 1
 
 
-def test_savepoints_of_the_application_nest_to_any_depth(connection: SandboxConnection, count: Count) -> None:
+def test_savepoints_of_the_application_nest_to_any_depth(
+    connection: SandboxConnection, count: Count
+) -> None:
     connection.execute("BEGIN")
     for depth in range(8):
         connection.execute(f"SAVEPOINT s{depth}")
@@ -128,7 +144,9 @@ def test_what_production_refuses_outside_a_block_is_refused(connection: SandboxC
             connection.execute(statement)
 
 
-def test_what_production_only_warns_of_does_nothing(connection: SandboxConnection, count: Count) -> None:
+def test_what_production_only_warns_of_does_nothing(
+    connection: SandboxConnection, count: Count
+) -> None:
     assert connection.execute("COMMIT").statusmessage == "COMMIT"
     assert connection.execute("ROLLBACK").statusmessage == "ROLLBACK"
     connection.execute("BEGIN")
@@ -138,10 +156,13 @@ def test_what_production_only_warns_of_does_nothing(connection: SandboxConnectio
     assert count() == 1
 
 
-def test_several_statements_in_one_string_may_control(connection: SandboxConnection, count: Count) -> None:
+def test_several_statements_in_one_string_may_control(
+    connection: SandboxConnection, count: Count
+) -> None:
     """D2: COMMIT; BEGIN in SQL text does not lose the boundary."""
     connection.execute(
-        "BEGIN; INSERT INTO t VALUES (1); COMMIT; BEGIN; INSERT INTO t VALUES (2); ROLLBACK; INSERT INTO t VALUES (3)"
+        "BEGIN; INSERT INTO t VALUES (1); COMMIT; BEGIN; INSERT INTO t VALUES (2); ROLLBACK;"
+        " INSERT INTO t VALUES (3)"
     )
     assert count() == 2
     with pytest.raises(psycopg.errors.UniqueViolation):
@@ -172,7 +193,9 @@ def test_psycopgs_transaction_blocks(connection: SandboxConnection, count: Count
     assert count() == 1
 
 
-def test_closing_rolls_an_open_block_back_and_keeps_the_session(session: Session, count: Count) -> None:
+def test_closing_rolls_an_open_block_back_and_keeps_the_session(
+    session: Session, count: Count
+) -> None:
     """D9."""
     first = session.connect()
     insert(first, 1)
@@ -229,7 +252,9 @@ def test_reserved_savepoint_names_are_refused(connection: SandboxConnection) -> 
         connection.execute("ROLLBACK TO dbclone_level_0")
 
 
-def test_another_thread_sees_what_the_test_wrote(session: Session, connection: SandboxConnection) -> None:
+def test_another_thread_sees_what_the_test_wrote(
+    session: Session, connection: SandboxConnection
+) -> None:
     """D8."""
     insert(connection, 1)
     seen: list[Any] = []
@@ -244,7 +269,9 @@ def test_another_thread_sees_what_the_test_wrote(session: Session, connection: S
     assert seen == [(1,)]
 
 
-def test_levels_undo_what_came_after_them_only(session: Session, connection: SandboxConnection, count: Count) -> None:
+def test_levels_undo_what_came_after_them_only(
+    session: Session, connection: SandboxConnection, count: Count
+) -> None:
     insert(connection, 1)
     outer, inner = Level(session), Level(session)
     outer.enter()
@@ -270,7 +297,8 @@ def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(session:
 
 @pytest.mark.parametrize("comment", ["-- name: q\n", "/* traced */ ", "--\n/* a /* b */ */\t"])
 def test_a_leading_comment_changes_no_outcome(session: Session, count: Count, comment: str) -> None:
-    """As sqlc, aiosql and tracing put them: each kind of statement that the sandbox treats in a way of its own."""
+    """As sqlc, aiosql and tracing put them: each kind of statement that the sandbox treats in a way
+    of its own."""
 
     def alone(text: str) -> str:
         with contextlib.closing(session.connect(autocommit=True)) as own:
@@ -283,7 +311,9 @@ def test_a_leading_comment_changes_no_outcome(session: Session, count: Count, co
         with contextlib.closing(session.connect()) as own:
             own.execute(f"{comment}SELECT count(*) FROM t")  # noqa: S608
             try:
-                return own.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").statusmessage or ""
+                return (
+                    own.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").statusmessage or ""
+                )
             except psycopg.Error as error:
                 return type(error).__name__
 
@@ -294,5 +324,6 @@ def test_a_leading_comment_changes_no_outcome(session: Session, count: Count, co
     assert late() == "ActiveSqlTransaction"
     with contextlib.closing(session.connect()) as one, contextlib.closing(session.connect()) as two:
         # Two that only read may have blocks of their own at the same time.
-        reads = [each.execute(f"{comment}SELECT count(*) FROM t").fetchone() for each in (one, two)]
+        text = f"{comment}SELECT count(*) FROM t"  # noqa: S608
+        reads = [each.execute(text).fetchone() for each in (one, two)]
         assert reads == [(count(),)] * 2

@@ -1,8 +1,9 @@
-"""The sandbox against production: one random program on a plain connection and on a sandboxed one, compared step by step.
+"""The sandbox against production: one random program on a plain connection and on a sandboxed one,
+compared step by step.
 
-What is compared after each step: rows, row count, command tag or the error's class and SQLSTATE, and the transaction status that
-the connection reports; and at the end what was committed. A program stops where the sandbox says SandboxLimit: that is loud, never
-wrong.
+What is compared after each step: rows, row count, command tag or the error's class and SQLSTATE,
+and the transaction status that the connection reports; and at the end what was committed. A program
+stops where the sandbox says SandboxLimit: that is loud, never wrong.
 """
 
 from __future__ import annotations
@@ -68,9 +69,13 @@ class Runner:
                 return
             except (psycopg.Error, Planned, TypeError, ValueError) as error:
                 result = (type(error).__name__, getattr(error, "sqlstate", None))
-                if result[1] == "42601":  # a block that failed for the sake of others refuses even what is no SQL
+                if (
+                    result[1] == "42601"
+                ):  # a block that failed for the sake of others refuses even what is no SQL
                     result = ("InFailedSqlTransaction", "25P02")
-                if step[0] == "pipeline":  # psycopg takes some statements for prepared that never were, now and then
+                if (
+                    step[0] == "pipeline"
+                ):  # psycopg takes some statements for prepared that never were, now and then
                     result = "an error"
             self.seen.append((step, result, [self.status(c) for c in self.connections]))
 
@@ -90,7 +95,13 @@ class Runner:
         cursor.execute(text.encode(), prepare=True if how == "prepare" else None)
         found = []
         while True:
-            found.append((cursor.statusmessage, cursor.rowcount, cursor.fetchall() if cursor.description else None))
+            found.append(
+                (
+                    cursor.statusmessage,
+                    cursor.rowcount,
+                    cursor.fetchall() if cursor.description else None,
+                )
+            )
             if not cursor.nextset():
                 return found
 
@@ -106,7 +117,9 @@ class Runner:
     def do_read_only(self, at: int, connection: psycopg.Connection[Any], value: bool) -> None:
         connection.read_only = value
 
-    def do_enter(self, at: int, connection: psycopg.Connection[Any], name: str | None, force: bool) -> None:
+    def do_enter(
+        self, at: int, connection: psycopg.Connection[Any], name: str | None, force: bool
+    ) -> None:
         block = connection.transaction(name, force_rollback=force)
         block.__enter__()
         self.blocks[at].append(block)
@@ -148,11 +161,15 @@ class Runner:
 
     def do_client(self, at: int, connection: psycopg.Connection[Any], number: int) -> Any:
         cursor = psycopg.ClientCursor(connection)
-        return cursor.execute("INSERT INTO item VALUES (%s, %s); SELECT count(*) FROM item", (number, "it's")).rowcount
+        return cursor.execute(
+            "INSERT INTO item VALUES (%s, %s); SELECT count(*) FROM item", (number, "it's")
+        ).rowcount
 
     def do_pipeline(self, at: int, connection: psycopg.Connection[Any], numbers: list[int]) -> Any:
         with connection.pipeline():
-            cursors = [connection.execute("INSERT INTO item VALUES (%s, 'piped')", (n,)) for n in numbers]
+            cursors = [
+                connection.execute("INSERT INTO item VALUES (%s, 'piped')", (n,)) for n in numbers
+            ]
         return [c.rowcount for c in cursors]
 
     def finish(self) -> None:
@@ -171,15 +188,20 @@ PLAIN = [
     "INSERT INTO part VALUES (1)", "INSERT INTO part VALUES (100)", "SET CONSTRAINTS ALL IMMEDIATE", "DELETE FROM part",
     "LOCK TABLE item", "INSERT INTO item VALUES (100, 'twice')", "DECLARE %s CURSOR FOR SELECT 1",
 ]  # fmt: skip
-INSERTS = [psycopg.sql.SQL("INSERT INTO item VALUES ({}, 'x')").format(n).as_string(None) for n in range(7)]
+INSERTS = [
+    psycopg.sql.SQL("INSERT INTO item VALUES ({}, 'x')").format(n).as_string(None) for n in range(7)
+]
 ORDINARY = st.sampled_from([*PLAIN, *INSERTS, *INSERTS])
 TEXT = st.one_of(
     ORDINARY,
     st.sampled_from(CONTROL),
-    # The server reads a whole string before it runs any of it, and so do we not: without what is no SQL at all.
-    st.lists(st.one_of(ORDINARY, st.sampled_from(CONTROL)).filter(lambda text: text != "nonsense"), min_size=2, max_size=4).map(
-        "; ".join
-    ),
+    # The server reads a whole string before it runs any of it, and so do we not: without what is no
+    # SQL at all.
+    st.lists(
+        st.one_of(ORDINARY, st.sampled_from(CONTROL)).filter(lambda text: text != "nonsense"),
+        min_size=2,
+        max_size=4,
+    ).map("; ".join),
 )
 STEP = st.one_of(
     st.tuples(st.just("sql"), TEXT),
@@ -220,10 +242,14 @@ def both(template: Template) -> Iterator[Both]:
         yield Both(plain.url, sandbox)
 
 
-def outcome(program: list[Step], count: int, plain: str, sandbox: Clone) -> tuple[list[Any], list[Any]]:
+def outcome(
+    program: list[Step], count: int, plain: str, sandbox: Clone
+) -> tuple[list[Any], list[Any]]:
     """Run a program both ways; return what was seen in each."""
     # Both connections are in one thread: who waits for the other would wait for ever.
-    production = Runner(lambda **options: psycopg.connect(plain, options="-c lock_timeout=100", **options))
+    production = Runner(
+        lambda **options: psycopg.connect(plain, options="-c lock_timeout=100", **options)
+    )
     production.run(program, count)
     production.finish()
     with psycopg.connect(plain, autocommit=True) as reader:
@@ -237,7 +263,9 @@ def outcome(program: list[Step], count: int, plain: str, sandbox: Clone) -> tupl
                 imitation.finish()
             with isolation.connect(autocommit=True) as reader:
                 imitation.seen.append(reader.execute(ROWS).fetchall())
-    assert sandbox.state.sandbox().real.info.transaction_status == TransactionStatus.IDLE, "the outer transaction was not ended"
+    assert sandbox.state.sandbox().real.info.transaction_status == TransactionStatus.IDLE, (
+        "the outer transaction was not ended"
+    )
     with sandbox.connect(autocommit=True) as reader:
         left = reader.execute(ROWS).fetchall()
         if left != [(100, "seeded")]:  # for the next program to begin where it should
@@ -246,13 +274,22 @@ def outcome(program: list[Step], count: int, plain: str, sandbox: Clone) -> tupl
     return production.seen, imitation.seen
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # programs leave cursors open, in either world
-@given(program=st.lists(st.tuples(st.integers(0, 1), STEP).map(lambda t: (t[0], *t[1])), max_size=14), count=st.integers(1, 2))
-@settings_of_hypothesis(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # programs leave cursors open, in either world
+@given(
+    program=st.lists(st.tuples(st.integers(0, 1), STEP).map(lambda t: (t[0], *t[1])), max_size=14),
+    count=st.integers(1, 2),
+)
+@settings_of_hypothesis(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck)
+)
 def test_a_program_sees_the_same(both: Both, program: list[Step], count: int) -> None:
     production, imitation = outcome(program, count, both.plain, both.sandbox)
     for number, (real, seen) in enumerate(zip(production, imitation, strict=False)):
-        if seen == "limit" or "55P03" in str(real):  # in production one would wait for the other, which is the same thread
+        if seen == "limit" or "55P03" in str(
+            real
+        ):  # in production one would wait for the other, which is the same thread
             return
         assert seen == real, f"step {number} of {program}"
     assert len(production) == len(imitation)

@@ -28,7 +28,14 @@ from dbclone.settings import load
 
 from .test_dsn import SPELLINGS
 
-SECRETS = ["s3cr3t-0af3", "p@ss/w:ord%41", "q'u\"o\\t`e$", ".*+?[(|)", "pässwörd €😀", "a b&c=d;e#f"]
+SECRETS = [
+    "s3cr3t-0af3",
+    "p@ss/w:ord%41",
+    "q'u\"o\\t`e$",
+    ".*+?[(|)",
+    "pässwörd €😀",
+    "a b&c=d;e#f",
+]
 
 
 def told(error: BaseException) -> str:
@@ -58,7 +65,11 @@ def safe_str(error: BaseException) -> str:
                 parts.append(say(found))
             except RuntimeError:  # one of them cannot be printed
                 continue
-        waiting += [e for e in (found.__cause__, found.__context__, *getattr(found, "exceptions", ())) if e is not None]
+        waiting += [
+            e
+            for e in (found.__cause__, found.__context__, *getattr(found, "exceptions", ()))
+            if e is not None
+        ]
     return "\n".join(parts)
 
 
@@ -76,9 +87,13 @@ def secret(request: pytest.FixtureRequest) -> str:
 def dsn(server: Server, secret: str) -> Iterator[Dsn]:
     """An empty database; a password is given and not asked for."""
     name = f"empty_{uuid.uuid4().hex[:8]}"
-    server.connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    server.connection.execute(
+        psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name))
+    )
     yield server.database(name).replace(password=secret)
-    server.connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
+    server.connection.execute(
+        psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name))
+    )
 
 
 def failure(made: Schema, dsn: Dsn) -> Error:
@@ -100,25 +115,34 @@ def test_a_command_may_print_its_whole_environment(tmp_path: Path, dsn: Dsn) -> 
     (tmp_path / "fails.py").write_text(
         "import json, os, sys\nfor name, value in os.environ.items(): print(name, '=', value)\n"
         "print(dict(os.environ), json.dumps(dict(os.environ)))\nprint('x' * 100_000)\n"
-        "sys.exit('cannot connect to ' + os.environ['DATABASE_URL'] + ' with ' + ascii(os.environ['PGPASSWORD']))\n"
+        "sys.exit('cannot connect to ' + os.environ['DATABASE_URL'] + ' with ' +"
+        " ascii(os.environ['PGPASSWORD']))\n"
     )
-    error = failure(schema(tmp_path, f"{sys.executable} fails.py {shlex.quote(dsn.get('password'))}"), dsn)
+    error = failure(
+        schema(tmp_path, f"{sys.executable} fails.py {shlex.quote(dsn.get('password'))}"), dsn
+    )
     assert f"cannot connect to {dsn.shown} with '***'" in error.detail
     assert len(error.detail) < 11_000
 
 
 def test_an_output_is_not_cut_within_a_password(tmp_path: Path, dsn: Dsn) -> None:
-    (tmp_path / "fails.py").write_text("import os, sys\nprint(os.environ['PGPASSWORD'] + 'x' * 9_996)\nsys.exit(1)\n")
+    (tmp_path / "fails.py").write_text(
+        "import os, sys\nprint(os.environ['PGPASSWORD'] + 'x' * 9_996)\nsys.exit(1)\n"
+    )
     detail = failure(schema(tmp_path, f"{sys.executable} fails.py"), dsn).detail
     assert f"{dsn.get('password')[-2:]}x" not in detail
     assert "**xxx" in detail
 
 
-def test_a_command_may_carry_the_password_of_another_database(tmp_path: Path, server: Server) -> None:
+def test_a_command_may_carry_the_password_of_another_database(
+    tmp_path: Path, server: Server
+) -> None:
     encoded = quote(SECRETS[1], safe="")
     line = f"{sys.executable} -c 'import sys; sys.exit(sys.argv)' postgresql://u:{encoded}@h/d password={SECRETS[0]}"
     made = schema(tmp_path, line)
-    assert not shows("\n".join(made.manifest()), SECRETS[0]) + shows("\n".join(made.manifest()), SECRETS[1])
+    assert not shows("\n".join(made.manifest()), SECRETS[0]) + shows(
+        "\n".join(made.manifest()), SECRETS[1]
+    )
     error = failure(made, server.dsn.replace(password=SECRETS[0]))
     assert not shows(told(error), SECRETS[1])
     assert "postgresql://u:***@h/d" in error.message
@@ -176,7 +200,9 @@ RAISED: dict[str, Callable[[str], BaseException]] = {
     "as its text": lambda url: ValueError(f"bad {url}"),
     "as its argument": lambda url: KeyError(url),
     "in an attribute": lambda url: Told(url, because="no"),
-    "in what a program printed": lambda url: subprocess.CalledProcessError(1, ["x", url], output=url),
+    "in what a program printed": lambda url: subprocess.CalledProcessError(
+        1, ["x", url], output=url
+    ),
     "by the driver": lambda url: psycopg.OperationalError(f"cannot connect to {url}"),
     "where nothing can be printed": lambda url: Untellable(url),
     "in its cause and context": _chained,
@@ -198,7 +224,8 @@ def test_a_callable_may_raise_its_url(tmp_path: Path, dsn: Dsn, how: str) -> Non
     module = types.ModuleType(f"raising_{uuid.uuid4().hex[:8]}")
     module.__dict__["RAISED"] = RAISED[how]
     sys.modules[module.__name__] = module
-    exec(compile("def make(url):\n    raise RAISED(str(url))\n", tmp_path / "raising.py", "exec"), module.__dict__)  # noqa: S102
+    text = "def make(url):\n    raise RAISED(str(url))\n"
+    exec(compile(text, tmp_path / "raising.py", "exec"), module.__dict__)  # noqa: S102
     try:
         error = failure(schema(tmp_path, f"{module.__name__}:make"), dsn)
     finally:
@@ -235,7 +262,9 @@ def test_sql_files_may_hold_the_password(tmp_path: Path, dsn: Dsn, secret: str) 
     assert "nothing" in failure(schema(tmp_path, "long.sql"), dsn).message
     (tmp_path / "psql.sql").write_text(f"\\connect {dsn.url}\n")
     assert "is a command of psql" in failure(schema(tmp_path, "psql.sql"), dsn).message
-    (tmp_path / "raise.sql").write_text(f"DO $do$ BEGIN RAISE '%', {literal} USING DETAIL = {literal}, HINT = {literal}; END $do$")
+    (tmp_path / "raise.sql").write_text(
+        f"DO $do$ BEGIN RAISE '%', {literal} USING DETAIL = {literal}, HINT = {literal}; END $do$"
+    )
     error = failure(schema(tmp_path, "raise.sql"), dsn)
     assert error.message == "raise.sql:1: ***"
 
@@ -243,16 +272,26 @@ def test_sql_files_may_hold_the_password(tmp_path: Path, dsn: Dsn, secret: str) 
 def test_models_may_hold_the_password(dsn: Dsn, secret: str) -> None:
     class Row(peewee.Model):  # type: ignore[misc]
         class Meta:
-            constraints = [peewee.Check(f"nothing = {psycopg.sql.Literal(secret).as_string(None)}".replace("%", "%%"))]
+            constraints = [
+                peewee.Check(
+                    f"nothing = {psycopg.sql.Literal(secret).as_string(None)}".replace("%", "%%")
+                )
+            ]
 
     assert "nothing" in failure(PeeweeSchema((Row,)), dsn).message
 
 
-@pytest.mark.parametrize("spec", ["{name}:make", f"{sys.executable} {{name}}.py"], ids=["callable", "command"])
-def test_pytest_shows_none_with_the_arguments_of_functions(tmp_path: Path, dsn: Dsn, secret: str, spec: str) -> None:
+@pytest.mark.parametrize(
+    "spec", ["{name}:make", f"{sys.executable} {{name}}.py"], ids=["callable", "command"]
+)
+def test_pytest_shows_none_with_the_arguments_of_functions(
+    tmp_path: Path, dsn: Dsn, secret: str, spec: str
+) -> None:
     """pytest prints the arguments at both ends of each traceback, and with -lvv all variables."""
     name = f"showing_{uuid.uuid4().hex[:8]}"
-    (tmp_path / f"{name}.py").write_text("def make(where):\n    raise ValueError('bad ' + where)\nassert __name__ != '__main__'\n")
+    (tmp_path / f"{name}.py").write_text(
+        "def make(where):\n    raise ValueError('bad ' + where)\nassert __name__ != '__main__'\n"
+    )
     made = schema(tmp_path, spec.replace("{name}", name), url=str(dsn.url))
 
     def build() -> Any:
@@ -260,7 +299,9 @@ def test_pytest_shows_none_with_the_arguments_of_functions(tmp_path: Path, dsn: 
             made.build(dsn.url, lambda text: None)
         return caught
 
-    shown = str(build().getrepr(style="long", showlocals=True, funcargs=True, truncate_locals=False))
+    shown = str(
+        build().getrepr(style="long", showlocals=True, funcargs=True, truncate_locals=False)
+    )
     assert "progress " in shown
     assert not shows(shown, secret)
 
@@ -270,7 +311,11 @@ def test_settings_that_hold_one_are_refused_without_it(tmp_path: Path, secret: s
     with pytest.raises(SettingsError, match="which no environment variable is called") as caught:
         bound_environment([url], Dsn(()), {})
     assert not shows(told(caught.value), secret)
-    for given_url in (f"{url}?nonsense=1", url.replace("@h", "@h:x"), f"host=h port=x password='{SPELLINGS['as libpq'](secret)}'"):
+    for given_url in (
+        f"{url}?nonsense=1",
+        url.replace("@h", "@h:x"),
+        f"host=h port=x password='{SPELLINGS['as libpq'](secret)}'",
+    ):
         with pytest.raises(SettingsError) as caught:
             Server.open(load(tmp_path, {"url": given_url}, {}))
         assert not shows(told(caught.value), secret)

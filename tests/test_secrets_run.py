@@ -1,4 +1,5 @@
-"""A whole project against a server that wants a password: nothing that its runs print, write or start shows it."""
+"""A whole project against a server that wants a password: nothing that its runs print, write or
+start shows it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from . import developer
 from .conftest import Project
 from .private import own_server
 
-# Whatever surrounds it is spelled otherwise in a URL, in SQL or in JSON; this stays as it is everywhere.
+# Whatever surrounds it is spelled otherwise in a URL, in SQL or in JSON; this stays as it is
+# everywhere.
 CORE = f"s3cr3t0{secrets.token_hex(12)}"
 PASSWORD = f"p'\"\\ @/:%{CORE}%%41 {{}}é"
 
@@ -97,15 +99,43 @@ def test_crashes(dbclone):
 def test_server_error(dbclone):
     dbclone.execute("SELECT %s::int", [os.environ["DATABASE_URL"][:3]])
 """
-SOUND = (["prepare", "--workers", "1"], ["prepare"], ["status", "--manifest"], ["prune", "--dry-run"], ["prune"])
-LOUD = ["-vv", "--showlocals", "--tb=long", "-o", "log_cli=true", "-o", "log_level=DEBUG", "-o", "log_file=run.log", "-rA"]
+SOUND = (
+    ["prepare", "--workers", "1"],
+    ["prepare"],
+    ["status", "--manifest"],
+    ["prune", "--dry-run"],
+    ["prune"],
+)
+LOUD = [
+    "-vv",
+    "--showlocals",
+    "--tb=long",
+    "-o",
+    "log_cli=true",
+    "-o",
+    "log_level=DEBUG",
+    "-o",
+    "log_file=run.log",
+    "-rA",
+]
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]) -> Iterator[tuple[Cluster, Dsn]]:
-    """A server that logs every statement and lets the role `canary` in with its password only, and where it is for that role."""
-    with own_server(tmp_path_factory.mktemp("guarded"), options) as settings, pytest.MonkeyPatch.context() as patch:
-        loud = {"log_statement": "all", "log_connections": "on", "log_min_messages": "debug1", "log_min_error_statement": "debug1"}
+def guarded(
+    tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]
+) -> Iterator[tuple[Cluster, Dsn]]:
+    """A server that logs every statement and lets the role `canary` in with its password only, and
+    where it is for that role."""
+    with (
+        own_server(tmp_path_factory.mktemp("guarded"), options) as settings,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        loud = {
+            "log_statement": "all",
+            "log_connections": "on",
+            "log_min_messages": "debug1",
+            "log_min_error_statement": "debug1",
+        }
         for name, value in loud.items():
             patch.setitem(cluster._THROW_AWAY, name, value)
         located = Embedded.locate(settings)
@@ -117,7 +147,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]) -
         process = made.start(60)
         with psycopg.connect(located.dsn.url, autocommit=True) as connection:
             connection.execute("SET log_statement = none")  # the only statement that has to say it
-            connection.execute(sql.SQL("CREATE ROLE canary LOGIN CREATEDB PASSWORD {}").format(PASSWORD))
+            connection.execute(
+                sql.SQL("CREATE ROLE canary LOGIN CREATEDB PASSWORD {}").format(PASSWORD)
+            )
         with developer.databases(located.dsn.url):
             yield made, located.dsn.replace(user="canary", password=PASSWORD)
         made.stop()
@@ -134,19 +166,39 @@ class Watched:
     printed: list[str]
 
     def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        done = self.project.run(*words, timeout=120, **{"DBCLONE_URL": str(self.dsn.url), **environ})
+        done = self.project.run(
+            *words, timeout=120, **{"DBCLONE_URL": str(self.dsn.url), **environ}
+        )
         self.printed += [done.stdout, done.stderr]
         return done
 
     def leaks(self) -> list[str]:
-        """Return where the password is: in what was printed, in any file of project, cache and server log, or in the server."""
+        """Return where the password is: in what was printed, in any file of project, cache and
+        server log, or in the server."""
         root = self.project.folder.parent
-        files = [path for folder in (root, self.cluster.folder) for path in folder.rglob("*") if path.is_file()]
+        files = [
+            path
+            for folder in (root, self.cluster.folder)
+            for path in folder.rglob("*")
+            if path.is_file()
+        ]
         assert self.project.folder / "words-of-the-seed" in files
-        found = [f"printed: {line}" for text in self.printed for line in text.splitlines() if CORE in line]
-        found += [f"in {path}" for path in files if CORE.encode() in path.read_bytes() or CORE in path.name]
+        found = [
+            f"printed: {line}"
+            for text in self.printed
+            for line in text.splitlines()
+            if CORE in line
+        ]
+        found += [
+            f"in {path}"
+            for path in files
+            if CORE.encode() in path.read_bytes() or CORE in path.name
+        ]
         with psycopg.connect(self.dsn.replace(dbname="postgres").url) as connection:
-            told = connection.execute("SELECT description FROM pg_shdescription UNION ALL SELECT query FROM pg_stat_activity")
+            told = connection.execute(
+                "SELECT description FROM pg_shdescription UNION ALL SELECT query FROM"
+                " pg_stat_activity"
+            )
             found += [f"server: {text}" for (text,) in told if CORE in text]
         return found
 
@@ -163,10 +215,19 @@ def watched(tmp_path: Path, project: Project, guarded: tuple[Cluster, Dsn]) -> I
 
 
 def test_no_run_of_tests_shows_the_password_whatever_fails(watched: Watched) -> None:
-    """S7, S8, S9: with all variables, all logs, a junit file, workers of xdist, one that crashes, and pytest's cache."""
+    """S7, S8, S9: with all variables, all logs, a junit file, workers of xdist, one that crashes,
+    and pytest's cache."""
     said = watched.run("pytest", *LOUD, "--junitxml=alone.xml", "test_all.py").stdout
     assert re.search(r"7 failed, 3 passed", said), said[-3000:]
-    words = ["--junitxml=workers.xml", "-n", "2", "--full-trace", "-k", "passes or variables or connect or crashes", "test_all.py"]
+    words = [
+        "--junitxml=workers.xml",
+        "-n",
+        "2",
+        "--full-trace",
+        "-k",
+        "passes or variables or connect or crashes",
+        "test_all.py",
+    ]
     said = watched.run("pytest", *LOUD, *words, BREAK="worker").stdout
     assert "crashed while running 'test_all.py::test_crashes'" in said
     assert (watched.project.folder / "workers.xml").stat().st_size > 10_000
@@ -174,17 +235,23 @@ def test_no_run_of_tests_shows_the_password_whatever_fails(watched: Watched) -> 
 
 
 def test_no_run_that_cannot_begin_shows_the_password(watched: Watched) -> None:
-    """S7, S8: a seed that raises its URL, a wrong password, nobody there, a malformed URL; with and without workers."""
+    """S7, S8: a seed that raises its URL, a wrong password, nobody there, a malformed URL; with and
+    without workers."""
     base = quote(PASSWORD, safe="")
     raised = "seeds:load raised ValueError"
-    refused, malformed = str(watched.dsn.replace(password=PASSWORD + "x").url), f"postgresql://canary:{base}@h:{CORE}/x"
+    refused, malformed = (
+        str(watched.dsn.replace(password=PASSWORD + "x").url),
+        f"postgresql://canary:{base}@h:{CORE}/x",
+    )
     for workers, text, url, more in (
         ("2", raised, str(watched.dsn.url), {"BREAK": "seed"}),
         ("0", "the server refused us", refused, {}),
         ("0", "no server answers", f"postgresql://canary:{base}@127.0.0.1:1/x", {}),
         ("0", "Its port is not a number", malformed, {}),
     ):
-        said = watched.run("pytest", *LOUD, "--full-trace", "-n", workers, "-k", "passes", DBCLONE_URL=url, **more)
+        said = watched.run(
+            "pytest", *LOUD, "--full-trace", "-n", workers, "-k", "passes", DBCLONE_URL=url, **more
+        )
         assert text in said.stdout + said.stderr, said.stdout + said.stderr
     assert watched.leaks() == []
 
@@ -202,8 +269,11 @@ for words, environ, status in json.loads(sys.argv[1]):
 
 
 def test_no_command_shows_the_password(watched: Watched) -> None:
-    """S7, S8, S9: `url` excepted, which is asked for it. psql itself looks at the command lines of all processes."""
-    calls: list[tuple[list[str], dict[str, str], int]] = [([*words, "--json"], {}, 0) for words in SOUND]
+    """S7, S8, S9: `url` excepted, which is asked for it. psql itself looks at the command lines of
+    all processes."""
+    calls: list[tuple[list[str], dict[str, str], int]] = [
+        ([*words, "--json"], {}, 0) for words in SOUND
+    ]
     calls += [(words, {}, 0) for words in SOUND]
     calls += [
         (["prepare", "--rebuild"], {"BREAK": "seed"}, 1),
@@ -221,6 +291,8 @@ def test_no_command_shows_the_password(watched: Watched) -> None:
     kept = watched.project.run("dbclone", "url", "--json", DBCLONE_URL=str(watched.dsn.url))
     assert CORE in kept.stdout
     assert CORE not in kept.stderr
-    psql = watched.run("dbclone", "psql", "--", "-XAtc", r"\! cat /proc/*/cmdline 2>/dev/null | tr '\0' ' '")
+    psql = watched.run(
+        "dbclone", "psql", "--", "-XAtc", r"\! cat /proc/*/cmdline 2>/dev/null | tr '\0' ' '"
+    )
     assert "dbclone psql" in psql.stdout or "no psql" in psql.stderr
     assert watched.leaks() == []

@@ -1,4 +1,5 @@
-"""The server as a whole run sees it: which one, as whom, with what settings; and every way in which it refuses us."""
+"""The server as a whole run sees it: which one, as whom, with what settings; and every way in which
+it refuses us."""
 
 from __future__ import annotations
 
@@ -41,10 +42,16 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 @pytest.fixture(scope="module")
 def outside(
-    tmp_path_factory: pytest.TempPathFactory, options: dict[str, str], processes: list[subprocess.Popen[bytes]]
+    tmp_path_factory: pytest.TempPathFactory,
+    options: dict[str, str],
+    processes: list[subprocess.Popen[bytes]],
 ) -> Iterator[Cluster]:
-    """A server that is not dbclone's, with few connections and a role `guarded` that needs a password; it can have a standby."""
-    with own_server(tmp_path_factory.mktemp("outside"), options) as settings, pytest.MonkeyPatch.context() as patch:
+    """A server that is not dbclone's, with few connections and a role `guarded` that needs a
+    password; it can have a standby."""
+    with (
+        own_server(tmp_path_factory.mktemp("outside"), options) as settings,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setitem(cluster._THROW_AWAY, "wal_level", "replica")
         patch.setitem(cluster._THROW_AWAY, "max_connections", "12")
         located = Embedded.locate(settings)
@@ -55,7 +62,9 @@ def outside(
         rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
         processes.append(made.start(60))
         with psycopg.connect(located.dsn.url, autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE ROLE guarded LOGIN CREATEDB PASSWORD {}").format(SECRET))
+            connection.execute(
+                sql.SQL("CREATE ROLE guarded LOGIN CREATEDB PASSWORD {}").format(SECRET)
+            )
             connection.execute("CREATE ROLE humble LOGIN")
             connection.execute("CREATE ROLE barred LOGIN CREATEDB")
             connection.execute("CREATE DATABASE home")
@@ -70,10 +79,14 @@ def at(outside: Cluster, user: str = "postgres", **more: str) -> Dsn:
 
 
 def opened(tmp_path: Path, dsn: Dsn | str, **more: str) -> Server:
-    return Server.open(load(tmp_path, {"url": dsn.url if isinstance(dsn, Dsn) else dsn, **more}, {}))
+    return Server.open(
+        load(tmp_path, {"url": dsn.url if isinstance(dsn, Dsn) else dsn, **more}, {})
+    )
 
 
-def test_a_url_leads_to_a_running_server_which_is_left_running(tmp_path: Path, outside: Cluster) -> None:
+def test_a_url_leads_to_a_running_server_which_is_left_running(
+    tmp_path: Path, outside: Cluster
+) -> None:
     with opened(tmp_path, at(outside)) as server:
         assert server.embedded is None
         assert server.fetch("SELECT current_database()::text") == [("postgres",)]
@@ -84,17 +97,28 @@ def test_a_url_leads_to_a_running_server_which_is_left_running(tmp_path: Path, o
     assert outside.pid() is not None
 
 
-def test_libpqs_variables_lead_there_too(tmp_path: Path, outside: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libpqs_variables_lead_there_too(
+    tmp_path: Path, outside: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the server filled in is in the Dsn, for a process that does not have these variables."""
-    for name, value in {"PGHOST": str(outside.socket), "PGPORT": "5432", "PGUSER": "postgres", "PGDATABASE": "home"}.items():
+    for name, value in {
+        "PGHOST": str(outside.socket),
+        "PGPORT": "5432",
+        "PGUSER": "postgres",
+        "PGDATABASE": "home",
+    }.items():
         monkeypatch.setenv(name, value)
     with Server.open(load(tmp_path, {}, {})) as server:
         assert server.embedded is None
         assert server.fetch("SELECT current_database()::text") == [("postgres",)]
-        assert {key: server.dsn.get(key) for key in ("host", "port", "user")} == dict(at(outside).params)
+        assert {key: server.dsn.get(key) for key in ("host", "port", "user")} == dict(
+            at(outside).params
+        )
 
 
-def test_a_service_leads_there_too(tmp_path: Path, outside: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_leads_there_too(
+    tmp_path: Path, outside: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "services").write_text(f"[mine]\nhost={outside.socket}\nport=5432\nuser=postgres\n")
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     monkeypatch.setenv("PGSERVICE", "mine")
@@ -103,7 +127,9 @@ def test_a_service_leads_there_too(tmp_path: Path, outside: Cluster, monkeypatch
         assert server.dsn.get("host") == str(outside.socket)
 
 
-def test_the_url_is_preferred_to_libpqs_variables(tmp_path: Path, outside: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_is_preferred_to_libpqs_variables(
+    tmp_path: Path, outside: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGHOST", "/nonexistent")
     monkeypatch.setenv("PGUSER", "nobody_there")
     with opened(tmp_path, at(outside)) as server:
@@ -119,10 +145,15 @@ def test_a_password_in_the_url_works_and_is_nowhere_shown(tmp_path: Path, outsid
 
 
 @pytest.mark.parametrize("password", [f"{SECRET} wrong", f"{SECRET}@/:%", ""])
-def test_a_wrong_password_is_an_error_that_does_not_show_it(tmp_path: Path, outside: Cluster, password: str) -> None:
+def test_a_wrong_password_is_an_error_that_does_not_show_it(
+    tmp_path: Path, outside: Cluster, password: str
+) -> None:
     """S7: not in the text, and not in an error behind it that a traceback would print."""
     with pytest.raises(ServerError, match="the server refused us") as caught:
-        opened(tmp_path, at(outside, "guarded", password=password) if password else at(outside, "guarded"))
+        opened(
+            tmp_path,
+            at(outside, "guarded", password=password) if password else at(outside, "guarded"),
+        )
     error: BaseException | None = caught.value
     assert error is not None
     assert "PGPASSWORD" in caught.value.hint
@@ -145,22 +176,33 @@ def test_a_refused_server_has_no_session_of_ours_left(tmp_path: Path, outside: C
         until(lambda: not server.fetch(query))
 
 
-def test_who_may_not_enter_the_maintenance_database_uses_the_urls_own(tmp_path: Path, outside: Cluster) -> None:
+def test_who_may_not_enter_the_maintenance_database_uses_the_urls_own(
+    tmp_path: Path, outside: Cluster
+) -> None:
     with opened(tmp_path, at(outside, "barred", dbname="home")) as server:
         assert server.fetch("SELECT current_database()::text") == [("home",)]
 
 
 @pytest.mark.parametrize("more", [{}, {"dbname": "postgres"}])
-def test_who_may_enter_no_database_is_told_the_grant(tmp_path: Path, outside: Cluster, more: dict[str, str]) -> None:
+def test_who_may_enter_no_database_is_told_the_grant(
+    tmp_path: Path, outside: Cluster, more: dict[str, str]
+) -> None:
     with pytest.raises(PermissionMissing, match="cannot enter database 'postgres'") as caught:
         opened(tmp_path, at(outside, "barred", **more))
     assert 'GRANT CONNECT ON DATABASE "postgres"' in caught.value.hint
 
 
-def test_a_maintenance_database_that_is_not_there_is_done_without(tmp_path: Path, outside: Cluster) -> None:
+def test_a_maintenance_database_that_is_not_there_is_done_without(
+    tmp_path: Path, outside: Cluster
+) -> None:
     with opened(tmp_path, at(outside)) as server, server.connect("home", "test") as inside:
         server.connection.close()
-        until(lambda: inside.execute("SELECT FROM pg_stat_activity WHERE datname = 'postgres'").fetchone() is None)
+        until(
+            lambda: (
+                inside.execute("SELECT FROM pg_stat_activity WHERE datname = 'postgres'").fetchone()
+                is None
+            )
+        )
         inside.execute("ALTER DATABASE postgres RENAME TO away")
         try:
             with opened(tmp_path, at(outside, dbname="home")) as other:
@@ -182,7 +224,12 @@ def test_a_full_server_is_told_from_one_that_is_not_there(tmp_path: Path, outsid
         for connection in crowd:
             connection.close()
     with opened(tmp_path, at(outside)) as server:
-        until(lambda: server.fetch("SELECT count(*)::int FROM pg_stat_activity WHERE datname = 'home'") == [(0,)])
+        until(
+            lambda: (
+                server.fetch("SELECT count(*)::int FROM pg_stat_activity WHERE datname = 'home'")
+                == [(0,)]
+            )
+        )
 
 
 def test_nobody_listening_is_an_error_with_the_ways_out(tmp_path: Path) -> None:
@@ -205,25 +252,49 @@ def test_who_accepts_and_never_answers_is_given_up(tmp_path: Path) -> None:
             opened(tmp_path, url, connect_timeout="0.1")
 
 
-def test_settings_of_role_and_database_do_not_reach_our_statements(tmp_path: Path, outside: Cluster) -> None:
+def test_settings_of_role_and_database_do_not_reach_our_statements(
+    tmp_path: Path, outside: Cluster
+) -> None:
     """S18; a role for reading has default_transaction_read_only, a careful one statement_timeout."""
-    ours = {"search_path": "pg_catalog", "default_transaction_read_only": "off", "lock_timeout": "1min"}
-    ours |= {"idle_session_timeout": "0", "idle_in_transaction_session_timeout": "0", "tcp_user_timeout": "0"}
+    ours = {
+        "search_path": "pg_catalog",
+        "default_transaction_read_only": "off",
+        "lock_timeout": "1min",
+    }
+    ours |= {
+        "idle_session_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+        "tcp_user_timeout": "0",
+    }
     with opened(tmp_path, at(outside)) as server:
         theirs = {
             "search_path": "evil", "default_transaction_read_only": "on", "statement_timeout": "1", "lock_timeout": "1",
             "idle_session_timeout": "1h", "idle_in_transaction_session_timeout": "1h", "tcp_user_timeout": "77",
         }  # fmt: skip
         if server.facts.major >= 17:
-            ours, theirs = {**ours, "transaction_timeout": "0"}, {**theirs, "transaction_timeout": "1h"}
+            ours, theirs = (
+                {**ours, "transaction_timeout": "0"},
+                {**theirs, "transaction_timeout": "1h"},
+            )
         for name, value in theirs.items():
-            server.connection.execute(sql.SQL("ALTER ROLE guarded SET {} = {}").format(sql.Identifier(name), value))
+            server.connection.execute(
+                sql.SQL("ALTER ROLE guarded SET {} = {}").format(sql.Identifier(name), value)
+            )
         try:
-            with opened(tmp_path, at(outside, "guarded", password=SECRET)) as guarded, guarded.connect("home", "test") as other:
-                # What is asked of the administrative session has a limit all the same: that of a build.
+            with (
+                opened(tmp_path, at(outside, "guarded", password=SECRET)) as guarded,
+                guarded.connect("home", "test") as other,
+            ):
+                # What is asked of the administrative session has a limit all the same: that of a
+                # build.
                 for connection, limit in ((guarded.connection, "10min"), (other, "0")):
                     asked = {**ours, "statement_timeout": limit}
-                    shown = {name: connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone() for name in asked}
+                    shown = {
+                        name: connection.execute(
+                            sql.SQL("SHOW {}").format(sql.Identifier(name))
+                        ).fetchone()
+                        for name in asked
+                    }
                     assert shown == {name: (value,) for name, value in asked.items()}
         finally:
             server.connection.execute("ALTER ROLE guarded RESET ALL")
@@ -231,7 +302,10 @@ def test_settings_of_role_and_database_do_not_reach_our_statements(tmp_path: Pat
 
 def test_options_in_the_url_stay(tmp_path: Path, outside: Cluster) -> None:
     """S23."""
-    with opened(tmp_path, at(outside, options="-c work_mem=77MB")) as server, server.connect("home", "test") as connection:
+    with (
+        opened(tmp_path, at(outside, options="-c work_mem=77MB")) as server,
+        server.connect("home", "test") as connection,
+    ):
         assert connection.execute("SHOW work_mem").fetchone() == ("77MB",)
 
 
@@ -242,7 +316,9 @@ def test_a_session_says_whose_it_is(tmp_path: Path, outside: Cluster) -> None:
         assert f":{os.getpid()}" in names[0][0]
 
 
-def test_a_session_of_a_host_with_an_odd_name_keeps_its_process_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_of_a_host_with_an_odd_name_keeps_its_process_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "ünï\n" * 30)
     described = describe_self("copy")
     assert described.isascii()
@@ -251,10 +327,17 @@ def test_a_session_of_a_host_with_an_odd_name_keeps_its_process_id(monkeypatch: 
     assert described.endswith(f":{os.getpid()}")
 
 
-def test_a_standby_is_refused_by_name(tmp_path: Path, outside: Cluster, processes: list[subprocess.Popen[bytes]]) -> None:
+def test_a_standby_is_refused_by_name(
+    tmp_path: Path, outside: Cluster, processes: list[subprocess.Popen[bytes]]
+) -> None:
     """S3."""
     outside.stop()
-    twin = Cluster(outside.folder.with_name("standby"), outside.folder.with_name("standby"), outside.binaries, outside.account)
+    twin = Cluster(
+        outside.folder.with_name("standby"),
+        outside.folder.with_name("standby"),
+        outside.binaries,
+        outside.account,
+    )
     shutil.copytree(outside.folder, twin.folder, symlinks=True)
     for path in (twin.folder, *twin.folder.rglob("*")):
         shutil.chown(path, outside.account.uid, outside.account.gid)

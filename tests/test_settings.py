@@ -17,10 +17,26 @@ def write(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_options_beat_the_environment_which_beats_the_file_which_beats_the_default(tmp_path: Path) -> None:
-    write(tmp_path, '[project]\nname = "shop"\n[tool.dbclone]\nreset = "truncate"\nbind = "a:b"\nseed = "a:c"\n')
-    found = load(tmp_path, {"reset": "none", "seed": None}, {"DBCLONE_RESET": "rollback", "DBCLONE_BIND": "x:y"})
-    assert (found.reset, found.bind, found.seed, found.name, found.autouse) == ("none", "x:y", "a:c", "shop", False)
+def test_options_beat_the_environment_which_beats_the_file_which_beats_the_default(
+    tmp_path: Path,
+) -> None:
+    write(
+        tmp_path,
+        '[project]\nname = "shop"\n[tool.dbclone]\nreset = "truncate"\nbind = "a:b"\nseed ='
+        ' "a:c"\n',
+    )
+    found = load(
+        tmp_path,
+        {"reset": "none", "seed": None},
+        {"DBCLONE_RESET": "rollback", "DBCLONE_BIND": "x:y"},
+    )
+    assert (found.reset, found.bind, found.seed, found.name, found.autouse) == (
+        "none",
+        "x:y",
+        "a:c",
+        "shop",
+        False,
+    )
     assert found.source("reset") == "the option --reset"
     assert found.source("bind") == "the environment variable DBCLONE_BIND"
     assert found.source("seed") == f"{tmp_path / 'pyproject.toml'} [tool.dbclone]"
@@ -72,13 +88,19 @@ def test_a_wrong_type_quotes_key_value_and_source(key: str, value: Any, wanted: 
 def test_the_nearest_choice_and_the_nearest_key_are_suggested(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"Did you mean 'truncate'\?"):
         load(tmp_path, {"reset": "trunkate"}, {})
-    with pytest.raises(SettingsError, match=r"(?s)unknown setting 'DBCLONE_SCHEMAS'.*Did you mean 'schema'\?"):
+    with pytest.raises(
+        SettingsError, match=r"(?s)unknown setting 'DBCLONE_SCHEMAS'.*Did you mean 'schema'\?"
+    ):
         load(tmp_path, {}, {"DBCLONE_SCHEMAS": "x"})
-    with pytest.raises(SettingsError, match=r"(?s)unknown setting 'zzz'.*The settings are: schema, "):
+    with pytest.raises(
+        SettingsError, match=r"(?s)unknown setting 'zzz'.*The settings are: schema, "
+    ):
         load(write(tmp_path, "[tool.dbclone]\nzzz = 1\n"), {}, {})
 
 
-@pytest.mark.parametrize("text", ["[tool.dbclone\n", "[tool]\ndbclone = 3 # tool.dbclone\n", "# tool.dbclone\n\xff\x00"])
+@pytest.mark.parametrize(
+    "text", ["[tool.dbclone\n", "[tool]\ndbclone = 3 # tool.dbclone\n", "# tool.dbclone\n\xff\x00"]
+)
 def test_a_broken_file_is_a_clear_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "pyproject.toml").write_bytes(text.encode("latin-1"))
     with pytest.raises(SettingsError, match=r"pyproject\.toml"):
@@ -89,7 +111,9 @@ def test_a_url_is_never_quoted() -> None:
     with pytest.raises(SettingsError) as caught:
         load(Path("/"), {"url": ["postgresql://u:s3cr3t@h"]}, {})
     assert "s3cr3t" not in str(caught.value)
-    assert "s3cr3t" not in str(load(Path("/"), {"url": "postgresql://u:s3cr3t@h"}, {}).error("url", "x", "y"))
+    assert "s3cr3t" not in str(
+        load(Path("/"), {"url": "postgresql://u:s3cr3t@h"}, {}).error("url", "x", "y")
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,13 +121,18 @@ def test_a_url_is_never_quoted() -> None:
     [
         ("nowhere_at_all.models:X", ["there is no module 'nowhere_at_all'"]),
         ("sample_settings.nothing:X", ["there is no module 'sample_settings.nothing'"]),
-        ("sample_settings:MODLES", ["'sample_settings' has no 'MODLES'", "Did you mean sample_settings:MODELS?"]),
+        (
+            "sample_settings:MODLES",
+            ["'sample_settings' has no 'MODLES'", "Did you mean sample_settings:MODELS?"],
+        ),
         ("sample_settings:Holder.lod", ["has no 'lod'", "load"]),
         ("sample_broken:X", ["raised ZeroDivisionError"]),
         ("sample_missing:X", ["No module named 'not_installed_here'"]),
     ],
 )
-def test_a_name_that_cannot_be_imported_says_why(tmp_path: Path, spec: str, texts: list[str]) -> None:
+def test_a_name_that_cannot_be_imported_says_why(
+    tmp_path: Path, spec: str, texts: list[str]
+) -> None:
     (tmp_path / "sample_settings.py").write_text("MODELS = []\nclass Holder:\n    load = 1\n")
     (tmp_path / "sample_broken.py").write_text("1 / 0\n")
     (tmp_path / "sample_missing.py").write_text("import not_installed_here\n")
@@ -121,12 +150,16 @@ def test_a_src_layout_is_importable(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_an_option_of_the_plugin_and_has_help() -> None:
-    assert tuple(name for name, *_ in describe()) == tuple(sorted(OPTIONS, key=[name for name, *_ in describe()].index))
+    assert tuple(name for name, *_ in describe()) == tuple(
+        sorted(OPTIONS, key=[name for name, *_ in describe()].index)
+    )
     assert {name for name, *_ in describe()} == set(OPTIONS)
     assert all(text and not text.endswith(".") for _, _, text, _ in describe())
 
 
-def test_the_cache_follows_the_platforms_convention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_follows_the_platforms_convention(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
     assert Settings().cache == tmp_path / "dbclone"

@@ -1,4 +1,5 @@
-"""Several connections side by side in one sandbox: what they do ends as it would for real, or is refused; never otherwise."""
+"""Several connections side by side in one sandbox: what they do ends as it would for real, or is
+refused; never otherwise."""
 
 from __future__ import annotations
 
@@ -19,8 +20,21 @@ from dbclone.server.server import Server
 from dbclone.sql.analysis import analyze
 
 Step = tuple[int, str]
-OPERATIONS = ["BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT s", "ROLLBACK TO s", "RELEASE s", "read", "fail", "write", "write"]
-PROGRAMS = strategies.lists(strategies.tuples(strategies.integers(0, 2), strategies.sampled_from(OPERATIONS)), max_size=14)
+OPERATIONS = [
+    "BEGIN",
+    "COMMIT",
+    "ROLLBACK",
+    "SAVEPOINT s",
+    "ROLLBACK TO s",
+    "RELEASE s",
+    "read",
+    "fail",
+    "write",
+    "write",
+]
+PROGRAMS = strategies.lists(
+    strategies.tuples(strategies.integers(0, 2), strategies.sampled_from(OPERATIONS)), max_size=14
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +69,12 @@ def rows(connection: psycopg.Connection[Any]) -> list[Any]:
 
 
 def run(program: list[Step], connections: list[psycopg.Connection[Any]]) -> list[Any]:
-    """Return the SQLSTATE of each step, and in the end the rows that another connection sees when all have ended."""
+    """Return the SQLSTATE of each step, and in the end the rows that another connection sees when
+    all have ended."""
     seen: list[Any] = []
-    for number, (who, operation) in enumerate([*program, (0, "COMMIT"), (1, "ROLLBACK"), (2, "COMMIT")]):
+    for number, (who, operation) in enumerate(
+        [*program, (0, "COMMIT"), (1, "ROLLBACK"), (2, "COMMIT")]
+    ):
         connection = connections[who]
         try:
             if operation == "write":
@@ -75,10 +92,13 @@ def run(program: list[Step], connections: list[psycopg.Connection[Any]]) -> list
 def test_programs_of_three_connections_end_as_they_would_for_real_or_are_refused(
     url: str, real: list[psycopg.Connection[Any]]
 ) -> None:
-    """D8: the rows that each reads, those that are there in the end, and each step's error and transaction status."""
+    """D8: the rows that each reads, those that are there in the end, and each step's error and
+    transaction status."""
     counted = {"equal": 0, "refused": 0}
 
-    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(PROGRAMS)
     def check(program: list[Step]) -> None:
         real[3].execute("TRUNCATE t")
@@ -94,15 +114,20 @@ def test_programs_of_three_connections_end_as_they_would_for_real_or_are_refused
             counted["refused"] += 1
         finally:
             level.leave()
-            lone.execute("DEALLOCATE ALL")  # another Session over the same connection gives the same names
+            lone.execute(
+                "DEALLOCATE ALL"
+            )  # another Session over the same connection gives the same names
 
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as lone:
         check()
     assert counted["equal"] > counted["refused"], counted
 
 
-def test_what_was_committed_meanwhile_survives_the_rollback_of_a_transaction_that_only_read(session: Session) -> None:
-    """What a test's session is in, once it has looked at something, while the application under test commits."""
+def test_what_was_committed_meanwhile_survives_the_rollback_of_a_transaction_that_only_read(
+    session: Session,
+) -> None:
+    """What a test's session is in, once it has looked at something, while the application under
+    test commits."""
     reader, writer = session.connect(), session.connect()
     assert rows(reader) == []
     writer.execute("INSERT INTO t VALUES (1)")
@@ -130,7 +155,9 @@ def test_one_that_reads_first_and_writes_later_undoes_its_own_writes_only(sessio
     assert rows(first) == [(1,)]
 
 
-def test_a_wider_fixtures_transaction_that_only_read_may_end_inside_a_test(session: Session) -> None:
+def test_a_wider_fixtures_transaction_that_only_read_may_end_inside_a_test(
+    session: Session,
+) -> None:
     wider = session.connect()
     rows(wider)
     level = Level(session)

@@ -1,4 +1,5 @@
-"""Where statements end and which ones control transactions: against hostile text, and against the server's own opinion."""
+"""Where statements end and which ones control transactions: against hostile text, and against the
+server's own opinion."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ PARTS = [
     "SELECT 1", "SELECT ';'", "SELECT 'it''s; fine'",
     r"SELECT E'\';' || ''", 'SELECT 1 AS ";"', "SELECT $$;$$", "SELECT $x$ $$; $y$ ; $x$",
     "SELECT 1 -- ; not here\n + 1", "SELECT 1 /* ; /* nested ; */ ; */ + 1", "DO $do$ BEGIN PERFORM 1; END $do$",
-    "CREATE FUNCTION pg_temp.f{n}() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END",
+    "CREATE FUNCTION pg_temp.f{n}() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT CASE WHEN" " true THEN 1 END; SELECT 2; END",
     "CREATE FUNCTION pg_temp.g{n}() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'",
-    "CREATE TEMP TABLE t{n} (a int); CREATE RULE r AS ON INSERT TO t{n} DO INSTEAD (SELECT 1; SELECT 2)",
+    "CREATE TEMP TABLE t{n} (a int); CREATE RULE r AS ON INSERT TO t{n} DO INSTEAD (SELECT" " 1; SELECT 2)",
     "SELECT 1 AS année", "SELECT 'ünï;'", "SELECT $é€$ ; $$ $é€$", "SELECT 1 AS \u00a0", "SELECT 1 AS a$$b, 2 AS c$$",
     "SELECT E'a\\''\n-- it goes on\n'b\\';'", "SELECT 'a'\n'\\', ';'", "SELECT E'a\\'', '\\' || ';'",
     "SELECT 1 -- a ' up to the return\r+ 1",
@@ -29,17 +30,25 @@ PARTS = [
 SPACE = st.sampled_from(["", " ", "\n", "\t-- c;\n", "/* ; */", "\n\n"])
 
 
-@given(chosen=st.lists(st.tuples(SPACE, st.integers(0, len(PARTS) - 1), SPACE), min_size=1, max_size=8))
-def test_a_script_falls_into_the_statements_it_was_made_of(server: Server, chosen: list[tuple[str, int, str]]) -> None:
+@given(
+    chosen=st.lists(st.tuples(SPACE, st.integers(0, len(PARTS) - 1), SPACE), min_size=1, max_size=8)
+)
+def test_a_script_falls_into_the_statements_it_was_made_of(
+    server: Server, chosen: list[tuple[str, int, str]]
+) -> None:
     expected: list[str] = []
     script = ""
     for number, (before, index, after) in enumerate(chosen):
         text = PARTS[index].replace("{n}", str(number))
-        expected += text.split("; CREATE RULE")[:1] + ["CREATE RULE" + rest for rest in text.split("; CREATE RULE")[1:]]
+        expected += text.split("; CREATE RULE")[:1] + [
+            "CREATE RULE" + rest for rest in text.split("; CREATE RULE")[1:]
+        ]
         script += before + text + after + ";"
     found = list(split(script))
     assert len(found) == len(expected)
-    assert all(statement.text.startswith(text) for statement, text in zip(found, expected, strict=True))
+    assert all(
+        statement.text.startswith(text) for statement, text in zip(found, expected, strict=True)
+    )
     with psycopg.connect(server.dsn.url, autocommit=True) as connection:
         for statement in found:
             connection.execute(statement.text.encode())
@@ -47,9 +56,7 @@ def test_a_script_falls_into_the_statements_it_was_made_of(server: Server, chose
 
 
 def test_what_pg_dump_writes_is_understood() -> None:
-    text = (
-        "\\restrict abc\nSET x = 1;\nCOPY public.t (a, b) FROM stdin;\n1\t;\n2\t'\n\\.\n\nSELECT 2;\n\\unrestrict abc\n\\echo no\n"
-    )
+    text = "\\restrict abc\nSET x = 1;\nCOPY public.t (a, b) FROM stdin;\n1\t;\n2\t'\n\\.\n\nSELECT 2;\n\\unrestrict abc\n\\echo no\n"
     found = list(split(text))
     assert [(s.text, s.line, s.data) for s in found] == [
         ("\\restrict abc", 1, None),
@@ -121,7 +128,9 @@ def test_what_a_statement_does_to_the_transaction(text: str, expected: Control |
 
 def test_pieces_are_told_only_where_something_controls() -> None:
     assert analyze("SELECT 1; SELECT 'commit'").controls == ()
-    assert [(t, c.verb if c else None) for t, c in analyze("COMMIT; SELECT ';' ; BEGIN").controls] == [
+    assert [
+        (t, c.verb if c else None) for t, c in analyze("COMMIT; SELECT ';' ; BEGIN").controls
+    ] == [
         ("COMMIT", "commit"),
         ("SELECT ';'", None),
         ("BEGIN", "begin"),
@@ -170,14 +179,16 @@ LONG: dict[str, Callable[[int], str]] = {
     "dollars that quote nothing": lambda n: "SELECT " + "$a " * (n // 3) + "$" + "a" * (n // 3),
     "a long dollar quote": lambda n: "DO $a$" + "$b$ $a " * (n // 7) + "$a$",
     "parentheses without an end": lambda n: "(" * n,
-    "a body of many statements": lambda n: "CREATE FUNCTION f() BEGIN ATOMIC " + "SELECT 1;" * (n // 9),
+    "a body of many statements": lambda n: (
+        "CREATE FUNCTION f() BEGIN ATOMIC " + "SELECT 1;" * (n // 9)
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", LONG)
 def test_work_and_memory_grow_as_the_text_does(kind: str) -> None:
-    """No part of a text is looked at again and again, and none is remembered in much more than its own size; a record for each
-    repetition of a pattern's group takes some 200 bytes a character."""
+    """No part of a text is looked at again and again, and none is remembered in much more than its
+    own size; a record for each repetition of a pattern's group takes some 200 bytes a character."""
     text = Counted(LONG[kind](20_000))
     tracemalloc.start()
     try:
@@ -192,7 +203,8 @@ def test_work_and_memory_grow_as_the_text_does(kind: str) -> None:
 
 
 def test_a_script_of_many_megabytes_is_no_matter() -> None:
-    """With work or memory that grew faster than the text, this would take many minutes or many gigabytes."""
+    """With work or memory that grew faster than the text, this would take many minutes or many
+    gigabytes."""
     parts = [
         "SELECT 1;\n" * 100_000,
         "COPY t FROM STDIN;\n",

@@ -1,4 +1,5 @@
-"""`server stop` spares whoever uses the private server, and says who; scripts leave nothing behind, however they end."""
+"""`server stop` spares whoever uses the private server, and says who; scripts leave nothing behind,
+however they end."""
 
 from __future__ import annotations
 
@@ -53,27 +54,41 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("dbclone.ServerError: the private server is in use by ")
-    assert "HINT:  Wait for them. If they are to end with it: python -m dbclone server stop --force" in said.err
+    assert (
+        "HINT:  Wait for them. If they are to end with it: python -m dbclone server stop --force"
+        in said.err
+    )
     return said.err
 
 
-def test_a_run_is_not_stopped_under_way_and_goes_on(place: Settings, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_stopped_under_way_and_goes_on(
+    place: Settings, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its tests would fail with "terminating connection due to administrator command"."""
     with Server.open(place) as user:
         said = refused(words, capsys)
         assert "in use by 1 session\n" in said
-        assert f"(server process {user.fetch('SELECT pg_backend_pid()')[0][0]}, in database postgres, for " in said
+        assert (
+            f"(server process {user.fetch('SELECT pg_backend_pid()')[0][0]}, in database"
+            f" postgres, for " in said
+        )
         user.fetch("SELECT 1")
-        assert user.fetch("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'") == [(0,)]
+        assert user.fetch(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'"
+        ) == [(0,)]
     assert not runs(place), "the last one to leave stops it, as always"
 
 
-def test_runs_are_counted(project: Project, server: Server, options: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_counted(
+    project: Project, server: Server, options: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Clones whose lease is held say of which run they are."""
     project.configure(schema="schema.sql", bind=None)
     (project.folder / "schema.sql").write_text("CREATE TABLE item (id int);")
     settings = load(project.folder, options, {})
-    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    words = [
+        word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)
+    ]
     with alone(settings, "gw0", "one") as (_, first), alone(settings, "gw0", "two") as (_, second):
         said = refused(words, capsys)
         assert ": 2 runs are alive\n" in said
@@ -103,7 +118,9 @@ def test_somebody_who_only_looks_uses_it_too(
     assert not runs(place)
 
 
-def test_who_means_it_ends_them_all(place: Settings, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_means_it_ends_them_all(
+    place: Settings, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     server = Server.open(place)
     try:
         assert main(["server", "stop", "--force", "--json", *words]) == 0
@@ -116,7 +133,9 @@ def test_who_means_it_ends_them_all(place: Settings, words: list[str], capsys: p
     assert main(["server", "stop", *words]) == 0, "one that does not run is stopped"
 
 
-def test_a_server_that_nobody_uses_is_stopped_and_is_not_kept_any_more(place: Settings, words: list[str]) -> None:
+def test_a_server_that_nobody_uses_is_stopped_and_is_not_kept_any_more(
+    place: Settings, words: list[str]
+) -> None:
     assert main(["server", "start", *words]) == 0
     assert runs(place)
     assert main(["server", "stop", *words]) == 0
@@ -143,16 +162,24 @@ def test_a_server_that_does_not_answer_is_not_taken_for_one_that_nobody_uses(
         server.fetch("SELECT 1")
 
 
-def test_somebody_who_began_to_stop_it_and_does_not_go_on_is_named(place: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_who_began_to_stop_it_and_does_not_go_on_is_named(
+    place: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No wait is without a bound: who joins waits for the lock of whoever stops the server."""
     monkeypatch.setattr(embedded, "_STANDSTILL", 200)
     with Server.open(place) as server:
-        with psycopg.connect(server.dsn.url, autocommit=True, application_name="a stopper") as stopper:
+        with psycopg.connect(
+            server.dsn.url, autocommit=True, application_name="a stopper"
+        ) as stopper:
             server.connection.execute("SELECT pg_advisory_unlock_shared(%s)", [USERS_KEY])
             stopper.execute("SELECT pg_advisory_lock(%s)", [USERS_KEY])
-            with pytest.raises(ServerError, match=r"has begun to stop the private server .* and does not go on") as caught:
+            with pytest.raises(
+                ServerError, match=r"has begun to stop the private server .* and does not go on"
+            ) as caught:
                 Server.open(replace(place, connect_timeout=1.0))
-            assert f"a stopper (server process {stopper.info.backend_pid}, for " in caught.value.detail
+            assert (
+                f"a stopper (server process {stopper.info.backend_pid}, for " in caught.value.detail
+            )
         server.connection.execute("SELECT pg_advisory_lock_shared(%s)", [USERS_KEY])
         Server.open(place).close()
 
@@ -194,12 +221,21 @@ def run(project: Project, *acts: str, environ: Mapping[str, str] = {}) -> int:
     return done.returncode
 
 
-def test_scripts_that_die_leave_nothing_that_the_next_does_not_clear_away(script: Project, server: Server) -> None:
-    """SIGKILL, SIGTERM, SIGQUIT, an exit that cleans nothing up; a clone, two, a snapshot, a warm pool."""
+def test_scripts_that_die_leave_nothing_that_the_next_does_not_clear_away(
+    script: Project, server: Server
+) -> None:
+    """SIGKILL, SIGTERM, SIGQUIT, an exit that cleans nothing up; a clone, two, a snapshot, a warm
+    pool."""
     assert run(script) == 0
     template = script.databases(server)
     assert len(template) == 1
-    for acts in (["signal9"], ["signal15"], ["signal3"], ["exit"], ["truncate", "snapshot", "clone", "clone", "signal9"]):
+    for acts in (
+        ["signal9"],
+        ["signal15"],
+        ["signal3"],
+        ["exit"],
+        ["truncate", "snapshot", "clone", "clone", "signal9"],
+    ):
         run(script, *acts)
         assert len(script.databases(server)) > 1
         _nobody_left(server, script)
@@ -231,14 +267,16 @@ def _nobody_left(server: Server, project: Project) -> None:
 
     def free() -> bool:
         held = server.leases.held()
-        return not server.fetch("SELECT FROM pg_stat_activity WHERE datname = ANY(%s)", [project.databases(server)]) and not any(
-            lock_key(name) in held for name in project.clones(server)
-        )
+        return not server.fetch(
+            "SELECT FROM pg_stat_activity WHERE datname = ANY(%s)", [project.databases(server)]
+        ) and not any(lock_key(name) in held for name in project.clones(server))
 
     until(free)
 
 
-def test_the_private_server_of_a_killed_script_is_stopped_by_the_next(script: Project, place: Settings) -> None:
+def test_the_private_server_of_a_killed_script_is_stopped_by_the_next(
+    script: Project, place: Settings
+) -> None:
     environ = {"DBCLONE_CACHE_DIR": str(place.cache_dir)}
     assert run(script, "signal9", environ=environ) == -signal.SIGKILL
     assert runs(place)

@@ -1,4 +1,5 @@
-"""What a user has made of a database of ours, or in its likeness, is his: no prune, and nothing else, drops it."""
+"""What a user has made of a database of ours, or in its likeness, is his: no prune, and nothing
+else, drops it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ from .conftest import Project
 @pytest.fixture
 def template(project: Project, server: Server, options: dict[str, str]) -> Iterator[Template]:
     project.configure(schema="schema.sql", bind=None)
-    (project.folder / "schema.sql").write_text("CREATE TABLE item (id int); INSERT INTO item VALUES (1);")
+    (project.folder / "schema.sql").write_text(
+        "CREATE TABLE item (id int); INSERT INTO item VALUES (1);"
+    )
     with Server.open(load(project.folder, {**options, "retain_days": "0"}, {})) as opened:
         yield Template.ensure(opened, handles.load(opened.settings)[0])
 
@@ -37,7 +40,9 @@ def run(server: Server, text: str, *parts: sql.Composable) -> None:
 
 
 def comment_of(server: Server, name: str) -> str:
-    ((text,),) = server.fetch("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [name])
+    ((text,),) = server.fetch(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [name]
+    )
     return str(text)
 
 
@@ -53,32 +58,57 @@ def old_scratch(template: Template) -> str:
 
 def renamed(template: Template) -> str:
     mine = f"dbclone_{template.server.settings.project}_mine_now"
-    run(template.server, "ALTER DATABASE {} RENAME TO {}", sql.Identifier(old_scratch(template)), sql.Identifier(mine))
+    run(
+        template.server,
+        "ALTER DATABASE {} RENAME TO {}",
+        sql.Identifier(old_scratch(template)),
+        sql.Identifier(mine),
+    )
     return mine
 
 
 def renamed_like_ours(template: Template) -> str:
     mine = spare_name(template.server.settings.project)
-    run(template.server, "ALTER DATABASE {} RENAME TO {}", sql.Identifier(old_scratch(template)), sql.Identifier(mine))
+    run(
+        template.server,
+        "ALTER DATABASE {} RENAME TO {}",
+        sql.Identifier(old_scratch(template)),
+        sql.Identifier(mine),
+    )
     return mine
 
 
 def with_a_copied_comment(template: Template) -> str:
-    server, mine, ours = template.server, build_name(template.server.settings.project), old_scratch(template)
+    server, mine, ours = (
+        template.server,
+        build_name(template.server.settings.project),
+        old_scratch(template),
+    )
     run(server, "CREATE DATABASE {}", sql.Identifier(mine))
-    run(server, "COMMENT ON DATABASE {} IS {}", sql.Identifier(mine), sql.Literal(comment_of(server, ours)))
+    run(
+        server,
+        "COMMENT ON DATABASE {} IS {}",
+        sql.Identifier(mine),
+        sql.Literal(comment_of(server, ours)),
+    )
     prune(server, template.name)
     return mine
 
 
 def restored(template: Template) -> str:
-    """As from a dump of one of ours with its comment, under the name that it had: pg_dump --create gives both."""
+    """As from a dump of one of ours with its comment, under the name that it had: pg_dump --create
+    gives both."""
     server, ours = template.server, old_scratch(template)
     text = comment_of(server, ours)
     found = ddl.find(server, ours)
     assert found is not None
     ddl.drop(server, found)
-    run(server, "CREATE DATABASE {} CONNECTION LIMIT {}", sql.Identifier(ours), sql.Literal(found.limit))
+    run(
+        server,
+        "CREATE DATABASE {} CONNECTION LIMIT {}",
+        sql.Identifier(ours),
+        sql.Literal(found.limit),
+    )
     run(server, "COMMENT ON DATABASE {} IS {}", sql.Identifier(ours), sql.Literal(text))
     return ours
 
@@ -100,7 +130,12 @@ def with_the_limit_of_old(template: Template) -> str:
 def copied_from_ours(template: Template) -> str:
     """CREATE DATABASE … TEMPLATE: neither comment nor limit come along."""
     mine = build_name(template.server.settings.project)
-    run(template.server, "CREATE DATABASE {} TEMPLATE {}", sql.Identifier(mine), sql.Identifier(template.name))
+    run(
+        template.server,
+        "CREATE DATABASE {} TEMPLATE {}",
+        sql.Identifier(mine),
+        sql.Identifier(template.name),
+    )
     return mine
 
 
@@ -130,7 +165,9 @@ def test_what_a_user_has_taken_is_neither_pruned_nor_dropped_nor_touched(
 ) -> None:
     name = take(template)
     try:
-        with contextlib.closing(psycopg.connect(server.database(name).url, autocommit=True)) as mine:
+        with contextlib.closing(
+            psycopg.connect(server.database(name).url, autocommit=True)
+        ) as mine:
             mine.execute("CREATE TABLE work (id int); INSERT INTO work VALUES (42)")
         state = "SELECT oid, datallowconn, datconnlimit, shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
         before = server.fetch(state, [name])
@@ -139,7 +176,9 @@ def test_what_a_user_has_taken_is_neither_pruned_nor_dropped_nor_touched(
         with pytest.raises(NotOwned, match="left alone"):
             ddl.drop(template.server, found, force=True)
         for everything in (False, True):
-            assert name not in {d.name for d, _ in prune(template.server, template.name, everything=everything)}
+            assert name not in {
+                d.name for d, _ in prune(template.server, template.name, everything=everything)
+            }
         with template.clone() as clone, clone.isolated("clone", "test"):
             pass
         template.tidy()
@@ -157,7 +196,8 @@ def ours(server: Server, name: str) -> bool:
 
 
 def test_whatever_we_rename_stays_ours(template: Template, project: Project) -> None:
-    """From the build to the template, from the warm clone to the clone, aside and kept: the mark goes along each time."""
+    """From the build to the template, from the warm clone to the clone, aside and kept: the mark
+    goes along each time."""
     server = template.server
     assert ours(server, template.name)
     before = template.database.oid
@@ -178,7 +218,9 @@ def test_whatever_we_rename_stays_ours(template: Template, project: Project) -> 
 
 
 @pytest.mark.parametrize("step", ["put aside", "kept"])
-def test_what_was_renamed_by_us_and_left_is_dropped_by_the_next(step: str, template: Template, project: Project) -> None:
+def test_what_was_renamed_by_us_and_left_is_dropped_by_the_next(
+    step: str, template: Template, project: Project
+) -> None:
     """Name and mark change in one transaction, so that no process can die between them."""
     server = template.server
     if step == "kept":
@@ -186,9 +228,15 @@ def test_what_was_renamed_by_us_and_left_is_dropped_by_the_next(step: str, templ
         kept = keep(server, clone.name, clone.mark, "label")
         assert ours(server, kept)
     else:
-        names = [clone_name(project.name, "r", "gw0"), spare_name(project.name), spare_name(project.name)]
+        names = [
+            clone_name(project.name, "r", "gw0"),
+            spare_name(project.name),
+            spare_name(project.name),
+        ]
         for name in names[:2]:
-            ddl.create(server, name, "template0", Mark.make("clone", project.name, server.facts.system))
+            ddl.create(
+                server, name, "template0", Mark.make("clone", project.name, server.facts.system)
+            )
         assert ddl.swap(server, names[0], names[2], names[1])
         assert ours(server, names[0])
         assert ours(server, names[2])

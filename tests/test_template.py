@@ -30,11 +30,14 @@ SCHEMA = "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT genera
 
 @pytest.fixture
 def shop(project: Project, options: dict[str, str]) -> Iterator[Open]:
-    """A function that opens the server with the settings of a project whose schema is one SQL file, and further settings."""
+    """A function that opens the server with the settings of a project whose schema is one SQL file,
+    and further settings."""
     project.configure(schema="schema.sql", bind=None)
     (project.folder / "schema.sql").write_text(SCHEMA)
     with ExitStack() as stack:
-        yield lambda **more: stack.enter_context(Server.open(load(project.folder, {**options, **more}, {})))
+        yield lambda **more: stack.enter_context(
+            Server.open(load(project.folder, {**options, **more}, {}))
+        )
 
 
 def ensure(server: Server, rebuild: bool = False) -> Template:
@@ -78,7 +81,9 @@ def test_another_role_has_a_template_of_its_own(shop: Open, role: Dsn) -> None:
     assert second.name != first.name
 
 
-def test_a_rebuild_replaces_the_template_while_an_old_clone_lives_on(project: Project, shop: Open) -> None:
+def test_a_rebuild_replaces_the_template_while_an_old_clone_lives_on(
+    project: Project, shop: Open
+) -> None:
     server = shop()
     before = ensure(server)
     with before.clone("old") as old:
@@ -92,7 +97,9 @@ def test_a_rebuild_replaces_the_template_while_an_old_clone_lives_on(project: Pr
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1/0", "BEGIN; CREATE TABLE t ()", "nonsense"])
-def test_a_schema_that_fails_leaves_no_database(statement: str, project: Project, shop: Open) -> None:
+def test_a_schema_that_fails_leaves_no_database(
+    statement: str, project: Project, shop: Open
+) -> None:
     server = shop()
     (project.folder / "schema.sql").write_text(f"{SCHEMA}\n{statement};")
     everything = server.fetch("SELECT datname FROM pg_database ORDER BY 1")
@@ -114,7 +121,11 @@ def test_a_template_admits_nobody_and_is_one_for_the_server_too(shop: Open) -> N
     mark = template.database.mark
     assert mark is not None
     assert (mark.name, mark.oid) == (template.name, template.database.oid)
-    assert (mark.kind, mark.project, mark.system) == ("template", template.server.settings.project, template.server.facts.system)
+    assert (mark.kind, mark.project, mark.system) == (
+        "template",
+        template.server.settings.project,
+        template.server.facts.system,
+    )
 
 
 def test_a_polluted_template1_does_not_matter(server: Server, shop: Open) -> None:
@@ -133,11 +144,16 @@ def test_all_rows_of_a_clone_are_frozen_and_its_tables_analysed(shop: Open) -> N
     template = ensure(shop())
     assert ask(template, "SELECT reltuples::int FROM pg_class WHERE relname = 'item'") == [(100,)]
     assert ask(template, "SELECT count(*) FROM pg_stats WHERE tablename = 'item'") == [(1,)]
-    assert ask(template, "SELECT relfrozenxid::text::int8 > xmin::text::int8 FROM pg_class WHERE relname = 'item'") == [(True,)]
+    assert ask(
+        template,
+        "SELECT relfrozenxid::text::int8 > xmin::text::int8 FROM pg_class WHERE relname = 'item'",
+    ) == [(True,)]
 
 
 def test_unlogged_tables_are_in_the_clone_with_their_rows(project: Project, shop: Open) -> None:
-    (project.folder / "schema.sql").write_text("CREATE UNLOGGED TABLE cache AS SELECT generate_series(1, 1000) AS id;")
+    (project.folder / "schema.sql").write_text(
+        "CREATE UNLOGGED TABLE cache AS SELECT generate_series(1, 1000) AS id;"
+    )
     template = ensure(shop())
     assert ask(template, "SELECT count(*) FROM cache") == [(1000,)]
 
@@ -156,7 +172,9 @@ def make(url):
 """
 
 
-def test_a_session_that_the_schema_forgot_is_ended_whatever_it_holds(project: Project, shop: Open) -> None:
+def test_a_session_that_the_schema_forgot_is_ended_whatever_it_holds(
+    project: Project, shop: Open
+) -> None:
     """A10: it holds a lock that the VACUUM of the build needs, so it is ended before, not after."""
     project.configure(schema="leaves_lock:make", bind=None)
     project.write(leaves_lock=LEAVES.format(others=[]))
@@ -167,7 +185,8 @@ def test_a_session_that_the_schema_forgot_is_ended_whatever_it_holds(project: Pr
 def test_a_session_that_cannot_be_ended_is_named_and_nothing_is_published(
     project: Project, server: Server, shop: Open, role: Dsn
 ) -> None:
-    """A10: a superuser is in the database that a plain role builds. The role's own forgotten session is ended all the same."""
+    """A10: a superuser is in the database that a plain role builds. The role's own forgotten
+    session is ended all the same."""
     project.configure(schema="leaves_two:make", bind=None)
     project.write(leaves_two=LEAVES.format(others=[server.dsn.replace(dbname="DBNAME").url]))
     plain = shop(url=role.url)
@@ -183,7 +202,9 @@ def test_a_session_that_cannot_be_ended_is_named_and_nothing_is_published(
         connection.close()
 
 
-def test_a_template_dropped_between_ensure_and_clone_is_built_again_unseen(project: Project, shop: Open) -> None:
+def test_a_template_dropped_between_ensure_and_clone_is_built_again_unseen(
+    project: Project, shop: Open
+) -> None:
     """A18: one rebuild, and no error."""
     template = ensure(shop())
     pruner = shop()
@@ -212,7 +233,9 @@ def test_a_worker_does_not_notice_that_its_template_was_dropped(
     assert len(dropped) == 1
 
 
-def test_a_template_that_is_always_dropped_is_a_clear_error(project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_is_always_dropped_is_a_clear_error(
+    project: Project, shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A18: one rebuild, not one after the other for ever."""
     template, other, real = ensure(shop()), shop(), Clone.create
 
@@ -232,19 +255,29 @@ def drop(server: Server, name: str) -> None:
         server.connection.execute(sql.SQL(text).format(sql.Identifier(name)))
 
 
-def test_a_stranger_with_the_name_of_our_template_is_left_alone(project: Project, shop: Open) -> None:
+def test_a_stranger_with_the_name_of_our_template_is_left_alone(
+    project: Project, shop: Open
+) -> None:
     """S1, S15."""
     server = shop()
     template = ensure(server)
     drop(server, template.name)
     server.connection.execute(
-        sql.SQL("CREATE DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(sql.Identifier(template.name))
+        sql.SQL("CREATE DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(
+            sql.Identifier(template.name)
+        )
     )
     for rebuild in (False, True):
         with pytest.raises(NotOwned, match="has the name of our template"):
             ensure(server, rebuild)
-    comment = Mark.make("template", server.settings.project, "1", fingerprint="of another server").text()
-    server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(template.name), sql.Literal(comment)))
+    comment = Mark.make(
+        "template", server.settings.project, "1", fingerprint="of another server"
+    ).text()
+    server.connection.execute(
+        sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+            sql.Identifier(template.name), sql.Literal(comment)
+        )
+    )
     with pytest.raises(NotOwned, match="has the name of our template") as caught:
         ensure(server)
     assert "of another server" in caught.value.detail
@@ -252,13 +285,21 @@ def test_a_stranger_with_the_name_of_our_template_is_left_alone(project: Project
 
 
 @pytest.mark.parametrize("number", [1, FORMAT + 1, 99])
-def test_the_template_of_another_version_of_dbclone_is_built_beside(number: int, project: Project, shop: Open) -> None:
+def test_the_template_of_another_version_of_dbclone_is_built_beside(
+    number: int, project: Project, shop: Open
+) -> None:
     """Neither may drop, rename or trust what the other has made; a clone comes from our own."""
     server = shop(retain_days="0", retain_templates="1")
     foreign = ensure(server)
-    (comment,) = server.fetch("SELECT shobj_description(%s, 'pg_database')", [foreign.database.oid])[0]
+    (comment,) = server.fetch(
+        "SELECT shobj_description(%s, 'pg_database')", [foreign.database.oid]
+    )[0]
     other = json.dumps({**json.loads(comment), "dbclone": number, "news": [1]})
-    server.connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(foreign.name), sql.Literal(other)))
+    server.connection.execute(
+        sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+            sql.Identifier(foreign.name), sql.Literal(other)
+        )
+    )
     server.leases.release(foreign.name, shared=True)
     try:
         for rebuild in (False, True, False):
@@ -269,12 +310,16 @@ def test_the_template_of_another_version_of_dbclone_is_built_beside(number: int,
             prune(server, ours.name, everything=True)
             assert project.databases(server) == sorted([foreign.name, ours.name])
         assert not ensure(server).built, "it is found again"
-        assert server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [foreign.name]) == [(foreign.database.oid,)]
+        assert server.fetch(
+            "SELECT oid::int8 FROM pg_database WHERE datname = %s", [foreign.name]
+        ) == [(foreign.database.oid,)]
     finally:
         drop(server, foreign.name)
 
 
-def test_the_whole_life_cycle_needs_no_more_than_createdb(project: Project, shop: Open, role: Dsn) -> None:
+def test_the_whole_life_cycle_needs_no_more_than_createdb(
+    project: Project, shop: Open, role: Dsn
+) -> None:
     """Promise 13: build, reuse, clone, rebuild, replace, prune."""
     server = shop(url=role.url)
     assert not server.facts.superuser

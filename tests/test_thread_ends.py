@@ -53,12 +53,17 @@ def test_a_thread_that_is_still_busy_when_the_test_ends(clone: Clone, left: str)
         thread = threading.Thread(target=work, args=[connection])
         thread.start()
         assert busy.wait(30)
-        while left == "statement" and connection.info.transaction_status != TransactionStatus.ACTIVE:
+        while (
+            left == "statement" and connection.info.transaction_status != TransactionStatus.ACTIVE
+        ):
             assert thread.is_alive()
     stop.set()
     thread.join(30)
     assert not thread.is_alive()
-    assert any("tests/test_a.py::test_busy" in note and "a connection of the application is" in note for note in clone.report.notes)
+    assert any(
+        "tests/test_a.py::test_busy" in note and "a connection of the application is" in note
+        for note in clone.report.notes
+    )
     clone.report.notes.clear()
     with clone.isolated("rollback", "next") as db:
         db.execute(INSERT, [1])
@@ -69,8 +74,12 @@ def test_notices_reach_the_connection_that_caused_them(both: Callable[..., Any])
     def program(db: Isolation) -> Any:
         first, second = db.connect(autocommit=True), db.connect(autocommit=True)
         heard: list[Any] = []
-        first.add_notice_handler(lambda diagnostic: heard.append(("first", diagnostic.message_primary)))
-        second.add_notice_handler(lambda diagnostic: heard.append(("second", diagnostic.message_primary)))
+        first.add_notice_handler(
+            lambda diagnostic: heard.append(("first", diagnostic.message_primary))
+        )
+        second.add_notice_handler(
+            lambda diagnostic: heard.append(("second", diagnostic.message_primary))
+        )
         for number, connection in enumerate((first, second, first)):
             connection.execute(f"DO $$ BEGIN RAISE NOTICE 'n{number}'; END $$")
         return heard

@@ -1,4 +1,5 @@
-"""Connections in several threads see the test's data and take turns; what cannot be as in production is an error in time."""
+"""Connections in several threads see the test's data and take turns; what cannot be as in
+production is an error in time."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ class T(peewee.Model):  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(
+    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clone]:
     with table(server, settings, tmp_path_factory.mktemp("threads"), database) as made:
         yield made
 
@@ -78,7 +81,12 @@ def test_a_thread_pool_over_the_applications_handle(both: Callable[..., Any]) ->
             done = list(executor.map(job, range(40)))
         with database.atomic():
             T.delete().where(T.a < 20).execute()
-        return done, T.select().count(), values(db.connection), [t.b for t in T.select().order_by(T.a)]
+        return (
+            done,
+            T.select().count(),
+            values(db.connection),
+            [t.b for t in T.select().order_by(T.a)],
+        )
 
     assert both(program)[1] == 21
 
@@ -109,7 +117,9 @@ def test_a_live_server_in_a_thread(both: Callable[..., Any]) -> None:
         try:
             for a in range(1, 8):
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/add/{a}", timeout=30) as response:
+                    with urllib.request.urlopen(
+                        f"http://127.0.0.1:{server.server_port}/add/{a}", timeout=30
+                    ) as response:
                         answers.append(response.read())
                 except urllib.error.HTTPError as error:
                     with error:
@@ -131,7 +141,9 @@ def test_threads_that_share_one_connection(both: Callable[..., Any]) -> None:
         def job(number: int) -> Any:
             with connection.cursor() as cursor:
                 cursor.executemany(INSERT, [(number * 10 + i,) for i in range(5)])
-                return cursor.execute("SELECT count(*) FROM t WHERE a / 10 = %s", [number]).fetchone()
+                return cursor.execute(
+                    "SELECT count(*) FROM t WHERE a / 10 = %s", [number]
+                ).fetchone()
 
         with ThreadPoolExecutor(8) as executor:
             return list(executor.map(job, range(20))), len(values(connection))
@@ -179,7 +191,9 @@ def test_waiting_for_a_transaction_that_waits_oneself_is_an_error_in_time(clone:
         with pytest.raises(SandboxLimit, match="another connection has written"):
             beside.execute("SELECT 1")  # the same thread need not wait to know
         started = time.monotonic()
-        with pytest.raises(SandboxLimit, match="waits for a transaction, which has written") as caught:
+        with pytest.raises(
+            SandboxLimit, match="waits for a transaction, which has written"
+        ) as caught:
             run(lambda: beside.execute("SELECT 1"))
         assert time.monotonic() - started < 20
         assert 'reset="truncate"' in caught.value.hint
@@ -188,11 +202,16 @@ def test_waiting_for_a_transaction_that_waits_oneself_is_an_error_in_time(clone:
         assert values(db.connection) == [1, 2]
 
 
-def test_reading_in_the_middle_of_anothers_transaction_refuses_nothing(both: Callable[..., Any]) -> None:
+def test_reading_in_the_middle_of_anothers_transaction_refuses_nothing(
+    both: Callable[..., Any],
+) -> None:
     def program(db: Isolation) -> Any:
         first = db.connect()
         first.execute("SELECT 1")
-        seen = [run(lambda: db.execute(query).fetchall()) for query in ("SELECT a FROM t", "SHOW port", "TABLE t")]  # noqa: B023
+        seen = [
+            run(lambda query=query: db.execute(query).fetchall())
+            for query in ("SELECT a FROM t", "SHOW port", "TABLE t")
+        ]
         run(lambda: db.execute(psycopg.sql.SQL("SELECT {}").format(1)))
         first.execute(INSERT, [1])
         first.rollback()
@@ -203,7 +222,9 @@ def test_reading_in_the_middle_of_anothers_transaction_refuses_nothing(both: Cal
 
 @pytest.mark.parametrize("held", ["pipeline", "copy", "stream"])
 @pytest.mark.parametrize("where", ["this thread", "another thread"])
-def test_who_holds_the_session_too_long_is_an_error_in_time(clone: Clone, held: str, where: str) -> None:
+def test_who_holds_the_session_too_long_is_an_error_in_time(
+    clone: Clone, held: str, where: str
+) -> None:
     with clone.isolated("rollback", "test") as db, contextlib.ExitStack() as stack:
         holder, other = db.connect(autocommit=True), db.connect(autocommit=True)
         if held == "pipeline":
@@ -217,7 +238,9 @@ def test_who_holds_the_session_too_long_is_an_error_in_time(clone: Clone, held: 
             stack.callback(rows.close)  # type: ignore[attr-defined]
         started = time.monotonic()
         with pytest.raises(SandboxLimit, match=f"waits for {where}"):
-            other.execute("SELECT 1") if where == "this thread" else run(lambda: other.execute("SELECT 1"))
+            other.execute("SELECT 1") if where == "this thread" else run(
+                lambda: other.execute("SELECT 1")
+            )
         assert time.monotonic() - started < 20
         stack.close()
         other.execute(INSERT, [2])
@@ -227,7 +250,9 @@ def test_who_holds_the_session_too_long_is_an_error_in_time(clone: Clone, held: 
 def test_a_long_statement_in_one_thread_is_an_error_in_another(clone: Clone) -> None:
     with clone.isolated("rollback", "test") as db:
         sleeping = db.connect(autocommit=True)
-        thread = threading.Thread(target=lambda: refused(lambda: sleeping.execute("SELECT pg_sleep(60)")))
+        thread = threading.Thread(
+            target=lambda: refused(lambda: sleeping.execute("SELECT pg_sleep(60)"))
+        )
         thread.start()
         while sleeping.info.transaction_status != TransactionStatus.ACTIVE:
             assert thread.is_alive()

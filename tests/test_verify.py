@@ -1,4 +1,5 @@
-"""`python -m dbclone verify`: a template that is not what the schema builds today is found out, and nothing is touched for it."""
+"""`python -m dbclone verify`: a template that is not what the schema builds today is found out, and
+nothing is touched for it."""
 
 from __future__ import annotations
 
@@ -27,12 +28,21 @@ with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
 # What a variable could decide: statements, and how the difference is named.
 EXTRAS = {
     "INSERT INTO customer (id) VALUES (9)": ("rows of", "public.customer"),
-    "SELECT setval('customer_id_seq', 3, false)": ("position of sequence", "public.customer_id_seq"),
+    "SELECT setval('customer_id_seq', 3, false)": (
+        "position of sequence",
+        "public.customer_id_seq",
+    ),
     "SELECT lo_from_bytea(4711, 'x')": ("rows of", "large objects"),
     "CREATE INDEX tenants ON customer (tenant)": ("index", "public.tenants"),
-    "ALTER TABLE customer ADD CHECK (id > 0)": ("constraint", "customer_id_check of public.customer"),
+    "ALTER TABLE customer ADD CHECK (id > 0)": (
+        "constraint",
+        "customer_id_check of public.customer",
+    ),
     "GRANT SELECT ON customer TO PUBLIC": ("relation", "public.customer"),
-    "CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 2'": ("function", "public.one()"),
+    "CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 2'": (
+        "function",
+        "public.one()",
+    ),
     "ALTER SEQUENCE customer_id_seq CYCLE": ("sequence", "public.customer_id_seq"),
     "CREATE TYPE mood AS ENUM ('ok')": ("type", "public.mood"),
     "COMMENT ON TABLE customer IS 'c'": ("comment", "table public.customer"),
@@ -44,7 +54,8 @@ EXTRAS = {
 
 @pytest.fixture
 def migrated(project: Project) -> Project:
-    """A project whose migration also runs what the variable EXTRA says, which no fingerprint sees; its template is built."""
+    """A project whose migration also runs what the variable EXTRA says, which no fingerprint sees;
+    its template is built."""
     project.configure(schema="python migrate.py", inputs=["migrate.py"], bind=None)
     project.write(migrate=MIGRATE)
     assert project.run("dbclone", "prepare").returncode == 0
@@ -58,7 +69,9 @@ def verified(project: Project, *words: str, **environ: str) -> tuple[int, dict[s
     return done.returncode, json.loads(done.stdout)
 
 
-def test_a_template_that_is_what_the_schema_builds_is_said_to_be_equal(migrated: Project, server: Server) -> None:
+def test_a_template_that_is_what_the_schema_builds_is_said_to_be_equal(
+    migrated: Project, server: Server
+) -> None:
     before = migrated.databases(server)
     status, facts = verified(migrated)
     assert (status, facts["equal"], facts["differences"], facts["built"]) == (0, True, [], False)
@@ -68,14 +81,16 @@ def test_a_template_that_is_what_the_schema_builds_is_said_to_be_equal(migrated:
     assert "equal to what the schema builds now" in migrated.run("dbclone", "verify").stdout
 
 
-def test_a_migration_that_reads_a_variable_is_found_out_and_the_template_stays_as_it_was(migrated: Project, server: Server) -> None:
+def test_a_migration_that_reads_a_variable_is_found_out_and_the_template_stays_as_it_was(
+    migrated: Project, server: Server
+) -> None:
     """A19: no input changed, so the fingerprint is the same, and yet another schema is built."""
     (template,) = migrated.databases(server)
     status, facts = verified(migrated, EXTRA="ALTER TABLE customer ALTER tenant TYPE varchar(20)")
     assert (status, facts["equal"]) == (1, False)
-    assert [(d["kind"], d["name"], d["part"], d["template"], d["rebuilt"]) for d in facts["differences"]] == [
-        ("column", "public.customer.tenant", "type", "text", "character varying(20)")
-    ]
+    assert [
+        (d["kind"], d["name"], d["part"], d["template"], d["rebuilt"]) for d in facts["differences"]
+    ] == [("column", "public.customer.tenant", "type", "text", "character varying(20)")]
     assert migrated.databases(server) == [template]
     assert verified(migrated)[0] == 0, "the template was changed"
     shown = migrated.run("dbclone", "verify", EXTRA="DROP FUNCTION one()")
@@ -93,19 +108,34 @@ def test_every_kind_of_difference_is_named(migrated: Project) -> None:
     assert not any(d["unsteady"] for d in facts["differences"])
 
 
-def test_what_differs_with_every_build_is_told_from_what_an_input_decides(migrated: Project) -> None:
+def test_what_differs_with_every_build_is_told_from_what_an_input_decides(
+    migrated: Project,
+) -> None:
     clock = "ALTER TABLE customer ADD made timestamptz DEFAULT clock_timestamp()"
     migrated.run("dbclone", "prepare", "--rebuild", EXTRA=clock)
     status, facts = verified(migrated, EXTRA=clock)
-    assert (status, [(d["part"], d["unsteady"]) for d in facts["differences"]]) == (1, [("made", True)])
+    assert (status, [(d["part"], d["unsteady"]) for d in facts["differences"]]) == (
+        1,
+        [("made", True)],
+    )
     assert verified(migrated, "--allow-unsteady", EXTRA=clock)[0] == 0
-    status, facts = verified(migrated, "--allow-unsteady", EXTRA=";".join([clock, "UPDATE customer SET tenant = 'b' WHERE id = 2"]))
-    assert (status, {d["part"]: d["unsteady"] for d in facts["differences"]}) == (1, {"made": True, "tenant": False})
+    status, facts = verified(
+        migrated,
+        "--allow-unsteady",
+        EXTRA=";".join([clock, "UPDATE customer SET tenant = 'b' WHERE id = 2"]),
+    )
+    assert (status, {d["part"]: d["unsteady"] for d in facts["differences"]}) == (
+        1,
+        {"made": True, "tenant": False},
+    )
 
 
-def test_what_cannot_be_compared_is_said_and_no_password_is_shown(migrated: Project, server: Server) -> None:
+def test_what_cannot_be_compared_is_said_and_no_password_is_shown(
+    migrated: Project, server: Server
+) -> None:
     extra = (
-        "CREATE EXTENSION IF NOT EXISTS file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;"
+        "CREATE EXTENSION IF NOT EXISTS file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER"
+        " file_fdw;"
         "CREATE FOREIGN TABLE far (x text) SERVER files OPTIONS (filename '/dev/null');"
         "ALTER TABLE customer ALTER secret SET DEFAULT 'postgresql://u:s3cr3t@h/d'"
     )
@@ -118,7 +148,9 @@ def test_what_cannot_be_compared_is_said_and_no_password_is_shown(migrated: Proj
     assert "s3cr3t" not in done.stdout + done.stderr
 
 
-def test_a_build_that_fails_beside_the_template_leaves_nothing(migrated: Project, server: Server) -> None:
+def test_a_build_that_fails_beside_the_template_leaves_nothing(
+    migrated: Project, server: Server
+) -> None:
     before = migrated.databases(server)
     done = migrated.run("dbclone", "verify", EXTRA="SELECT 1/0")
     assert done.returncode == 1
@@ -126,14 +158,22 @@ def test_a_build_that_fails_beside_the_template_leaves_nothing(migrated: Project
     assert migrated.databases(server) == before
 
 
-def test_rows_that_a_policy_hides_from_the_role_are_not_taken_for_equal(project: Project, role: Dsn) -> None:
+def test_rows_that_a_policy_hides_from_the_role_are_not_taken_for_equal(
+    project: Project, role: Dsn
+) -> None:
     project.configure(schema="schema.sql", bind=None)
     (project.folder / "schema.sql").write_text(
-        "CREATE TABLE hidden (id int); INSERT INTO hidden VALUES (1); ALTER TABLE hidden ENABLE ROW LEVEL SECURITY,"
+        "CREATE TABLE hidden (id int); INSERT INTO hidden VALUES (1); ALTER TABLE hidden"
+        " ENABLE ROW LEVEL SECURITY,"
         " FORCE ROW LEVEL SECURITY; CREATE TABLE seen (id int); INSERT INTO seen VALUES (1)"
     )
     status, facts = verified(project, "--url", role.replace(dbname="postgres").url)
-    assert (status, facts["equal"], facts["rows"], list(facts["not_compared"])) == (0, True, 1, ["public.hidden"])
+    assert (status, facts["equal"], facts["rows"], list(facts["not_compared"])) == (
+        0,
+        True,
+        1,
+        ["public.hidden"],
+    )
     shown = project.run("dbclone", "verify", "--url", role.replace(dbname="postgres").url).stdout
     assert "not compared: public.hidden: " in shown
     assert "as far as it was compared" in shown

@@ -54,7 +54,13 @@ def test_the_decorator_hands_everything_through_and_leaves_an_empty_database(
         clone.handle = db if with_handle else None
         for _ in range(2):
             with clone.isolated(reset, "test") as isolation:
-                assert decorated(style)(1, 5, 6, two=3, four=4, dbclone=isolation) == (1, (5, 6), 3, {"four": 4}, ["x"])
+                assert decorated(style)(1, 5, 6, two=3, four=4, dbclone=isolation) == (
+                    1,
+                    (5, 6),
+                    3,
+                    {"four": 4},
+                    ["x"],
+                )
         clone.handle = None
 
 
@@ -64,7 +70,8 @@ def test_the_decorator_without_a_clone_says_so() -> None:
 
 
 def test_the_decorator_under_pytest(project: Project) -> None:
-    """With fixtures, parameters, classes, and a dbclone fixture that the test may or may not ask for."""
+    """With fixtures, parameters, classes, and a dbclone fixture that the test may or may not ask
+    for."""
     project.write(
         test_a="""
         import pytest

@@ -24,7 +24,9 @@ def connection(server: Server) -> Iterator[psycopg.Connection[Any]]:
     server.connection.execute("DROP DATABASE witnessed WITH (FORCE)")
 
 
-def judged(connection: psycopg.Connection[Any], witness: CommitTracker, begun: Moment | None = None) -> Verdict:
+def judged(
+    connection: psycopg.Connection[Any], witness: CommitTracker, begun: Moment | None = None
+) -> Verdict:
     """Ask in both ways, which must give the same answer."""
     with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
         for text in prepare("asked"):
@@ -39,7 +41,12 @@ def judged(connection: psycopg.Connection[Any], witness: CommitTracker, begun: M
 
 def rows(connection: psycopg.Connection[Any], since: Since) -> list[int]:
     """Return what is new in the table."""
-    return [v for (v,) in connection.execute(sql.SQL("SELECT v FROM t WHERE {}").format(sql.SQL(since.newer())))]
+    return [
+        v
+        for (v,) in connection.execute(
+            sql.SQL("SELECT v FROM t WHERE {}").format(sql.SQL(since.newer()))
+        )
+    ]
 
 
 def test_reading_changes_nothing(connection: psycopg.Connection[Any]) -> None:
@@ -67,7 +74,8 @@ def test_every_write_shows(connection: psycopg.Connection[Any], write: str) -> N
 
 
 def test_a_sequence_shows_again_after_it_was_put_back(connection: psycopg.Connection[Any]) -> None:
-    """The server logs only each 32nd number of a sequence that goes on; the first after a setval always."""
+    """The server logs only each 32nd number of a sequence that goes on; the first after a setval
+    always."""
     for _ in range(3):
         connection.execute("SELECT nextval('s'), nextval('s')")
         connection.execute("SELECT setval('s', 1, false)")
@@ -76,7 +84,9 @@ def test_a_sequence_shows_again_after_it_was_put_back(connection: psycopg.Connec
         assert not witness.unchanged(now(connection))
 
 
-def test_what_was_rolled_back_is_nothing_and_what_was_committed_is_not(connection: psycopg.Connection[Any]) -> None:
+def test_what_was_rolled_back_is_nothing_and_what_was_committed_is_not(
+    connection: psycopg.Connection[Any],
+) -> None:
     witness = CommitTracker(now(connection))
     for _ in range(3):
         with contextlib.suppress(psycopg.Error), connection.transaction(force_rollback=True):
@@ -97,7 +107,9 @@ def test_before_or_during(connection: psycopg.Connection[Any]) -> None:
     assert judged(connection, witness, begun) is Verdict.DURING
 
 
-def test_a_transaction_that_is_open_while_asked_is_remembered(connection: psycopg.Connection[Any], server: Server) -> None:
+def test_a_transaction_that_is_open_while_asked_is_remembered(
+    connection: psycopg.Connection[Any], server: Server
+) -> None:
     """One that began before the moment and commits after it is new, though its number is older."""
     with psycopg.connect(server.database("witnessed").url) as other:
         other.execute("INSERT INTO t VALUES (1)")
@@ -131,7 +143,8 @@ def test_our_own_writes_are_not_new(connection: psycopg.Connection[Any]) -> None
 def test_too_many_to_ask_for_counts_as_committed(connection: psycopg.Connection[Any]) -> None:
     witness = CommitTracker(now(connection))
     connection.execute(
-        "DO $$ BEGIN FOR i IN 1..6000 LOOP BEGIN INSERT INTO t VALUES (1); RAISE EXCEPTION 'x'; EXCEPTION WHEN OTHERS THEN NULL;"
+        "DO $$ BEGIN FOR i IN 1..6000 LOOP BEGIN INSERT INTO t VALUES (1); RAISE EXCEPTION"
+        " 'x'; EXCEPTION WHEN OTHERS THEN NULL;"
         " END; END LOOP; END $$"
     )
     assert judged(connection, witness) is Verdict.DURING

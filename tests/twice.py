@@ -1,4 +1,5 @@
-"""Programs that run twice, inside a rollback and for real, and must not be able to tell the difference."""
+"""Programs that run twice, inside a rollback and for real, and must not be able to tell the
+difference."""
 
 from __future__ import annotations
 
@@ -28,11 +29,20 @@ INSERT = "INSERT INTO t VALUES (%s)"
 
 
 @contextlib.contextmanager
-def table(server: Server, settings: Settings, folder: Path, handle: Any = None, **changes: Any) -> Iterator[Clone]:
-    """A clone with one table, t (a int UNIQUE, b text), to which `handle` is bound; nothing must be left in it in the end."""
+def table(
+    server: Server, settings: Settings, folder: Path, handle: Any = None, **changes: Any
+) -> Iterator[Clone]:
+    """A clone with one table, t (a int UNIQUE, b text), to which `handle` is bound; nothing must be
+    left in it in the end."""
     (folder / "schema.sql").write_text(SCHEMA)
     name = f"twice{uuid.uuid4().hex[:6]}"
-    own = replace(settings, root=folder, name=name, schema=("schema.sql",), **{"lock_timeout": TIMEOUT, **changes})
+    own = replace(
+        settings,
+        root=folder,
+        name=name,
+        schema=("schema.sql",),
+        **{"lock_timeout": TIMEOUT, **changes},
+    )
     server.settings, before = own, server.settings
     try:
         with Template.ensure(server, SqlFiles(own, ("schema.sql",)), None).clone("main") as made:

@@ -1,4 +1,5 @@
-"""dbclone beside other packages: what isolating a test costs with each, and what each does not undo, established by doing it."""
+"""dbclone beside other packages: what isolating a test costs with each, and what each does not
+undo, established by doing it."""
 
 from __future__ import annotations
 
@@ -38,9 +39,10 @@ def run(
 ) -> dict[str, Any]:
     """Measure and probe all contenders, and return everything as plain data.
 
-    Arguments: `server_url`, of a superuser; `quick`, few tests and runs; `progress`, is told what goes on; `cache`, folder for the
-    environments (default: one in the temporary folder); `contenders`; `installed`, an environment that has what these need, so
-    that nothing is installed.
+    Arguments: `server_url`, of a superuser; `quick`, few tests and runs; `progress`, is told what
+    goes on; `cache`, folder for the environments (default: one in the temporary folder);
+    `contenders`; `installed`, an environment that has what these need, so that nothing is
+    installed.
     """
     started, tests, count = time.monotonic(), _TESTS[quick], _RUNS[quick]
     rows: dict[str, dict[str, Any]] = {}
@@ -91,19 +93,29 @@ def _prepared(
     installed: Installed | None,
     progress: Callable[[str], None],
 ) -> dict[str, Project]:
-    """Install and probe each contender, fill its row, and return the projects of those that can be measured."""
+    """Install and probe each contender, fill its row, and return the projects of those that can be
+    measured."""
     projects: dict[str, Project] = {}
     for contender in contenders:
-        row: dict[str, Any] = {name: getattr(contender, name) for name in ("name", "package", "how", "floor")}
+        row: dict[str, Any] = {
+            name: getattr(contender, name) for name in ("name", "package", "how", "floor")
+        }
         row |= {"version": "", "error": None, "packages": {}, **judged({}), "notes": {}}
         rows[contender.name] = row
         try:
             found = installed or contender.environment.install(cache or default_cache(), progress)
-            row |= {"packages": found.packages, "version": found.packages.get(contender.package, "")}
+            row |= {
+                "packages": found.packages,
+                "version": found.packages.get(contender.package, ""),
+            }
             project = Project(place, contender, found)
             progress(f"peers, probes: {contender.name}")
             row |= judged(project.probe())
             projects[contender.name] = project
         except (NotInstalled, Failed) as error:
-            row["error"] = f"not installed: {error}" if isinstance(error, NotInstalled) else f"its probes failed: {error}"
+            row["error"] = (
+                f"not installed: {error}"
+                if isinstance(error, NotInstalled)
+                else f"its probes failed: {error}"
+            )
     return projects

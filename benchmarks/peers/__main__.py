@@ -22,19 +22,41 @@ from .table import lines
 def _say(text: str) -> None:
     """Show progress on stderr: in one line to a person who watches."""
     watched = sys.stderr.isatty()
-    print(f"\r\x1b[K{text}" if watched else text, end="" if watched else "\n", file=sys.stderr, flush=True)
+    print(
+        f"\r\x1b[K{text}" if watched else text,
+        end="" if watched else "\n",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=METHOD, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.peers",
+        description=METHOD,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="few tests and runs: to see that it works")
-    parser.add_argument("--server", default="embedded", metavar="URL", help="of a superuser, instead of a private server")
-    parser.add_argument("--binaries", default="", metavar="FOLDER", help="of initdb and postgres for the private server")
     parser.add_argument(
-        "--environments", type=Path, metavar="FOLDER", help="where packages are installed (default: a temporary folder)"
+        "--quick", action="store_true", help="few tests and runs: to see that it works"
+    )
+    parser.add_argument(
+        "--server",
+        default="embedded",
+        metavar="URL",
+        help="of a superuser, instead of a private server",
+    )
+    parser.add_argument(
+        "--binaries",
+        default="",
+        metavar="FOLDER",
+        help="of initdb and postgres for the private server",
+    )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        metavar="FOLDER",
+        help="where packages are installed (default: a temporary folder)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
@@ -45,7 +67,11 @@ def main() -> None:
         url = arguments.server
         if url == "embedded":
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            options = {"cache_dir": str(folder / "cache"), "name": "peers", "binaries": arguments.binaries}
+            options = {
+                "cache_dir": str(folder / "cache"),
+                "name": "peers",
+                "binaries": arguments.binaries,
+            }
             server = stack.enter_context(Server.open(load(folder, options, {})))
             assert server.embedded is not None
             for place in (server.embedded.home, server.embedded.disk):

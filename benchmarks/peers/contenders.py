@@ -1,4 +1,5 @@
-"""Who is compared: each contender with its pinned packages, its project and the setting that its documentation describes."""
+"""Who is compared: each contender with its pinned packages, its project and the setting that its
+documentation describes."""
 
 from __future__ import annotations
 
@@ -9,11 +10,19 @@ from dataclasses import dataclass, field, replace
 from .environments import Environment
 
 _PYTEST, _PSYCOPG = "pytest==9.2.0", "psycopg[binary]==3.3.9"
-_OURS = Environment("dbclone", (_PYTEST, _PSYCOPG, "peewee==4.5.3", "pytest-xdist==3.8.0", "filelock==4.2.11"), checkout=True)
-_OURS_SQLALCHEMY = replace(_OURS, name="dbclone-sqlalchemy", requirements=(*_OURS.requirements, "sqlalchemy==2.1.9"))
+_OURS = Environment(
+    "dbclone",
+    (_PYTEST, _PSYCOPG, "peewee==4.5.3", "pytest-xdist==3.8.0", "filelock==4.2.11"),
+    checkout=True,
+)
+_OURS_SQLALCHEMY = replace(
+    _OURS, name="dbclone-sqlalchemy", requirements=(*_OURS.requirements, "sqlalchemy==2.1.9")
+)
 _POSTGRESQL = Environment("pytest-postgresql", ("pytest-postgresql==10.0.0", _PYTEST, _PSYCOPG))
 _PGTESTDBPY = Environment("pgtestdbpy", ("pgtestdbpy==0.0.1", _PYTEST, _PSYCOPG))
-_CLEAN = Environment("pytest-clean-database", ("pytest-clean-database[psql]==1.0.0", "pytest==8.4.2", _PSYCOPG))
+_CLEAN = Environment(
+    "pytest-clean-database", ("pytest-clean-database[psql]==1.0.0", "pytest==8.4.2", _PSYCOPG)
+)
 _DJANGO = Environment(
     "pytest-django",
     (
@@ -29,10 +38,11 @@ _SQLALCHEMY = Environment("sqlalchemy", ("sqlalchemy==2.1.9", _PYTEST, _PSYCOPG)
 
 @dataclass(frozen=True)
 class Contender:
-    """Arguments: `how`, how it isolates tests, in words; `environment`, its packages; `projects`, folders below project/ that make
-    its project, later ones on top; `floor`, the contender that reaches the database over the same library and isolates nothing,
-    or empty if it is one; `package`, whose version is told; `environ` and `options` of pytest, its setting; `counts`, whether
-    suites compare counts, which no contender but a floor is spared.
+    """Arguments: `how`, how it isolates tests, in words; `environment`, its packages; `projects`,
+    folders below project/ that make its project, later ones on top; `floor`, the contender that
+    reaches the database over the same library and isolates nothing, or empty if it is one;
+    `package`, whose version is told; `environ` and `options` of pytest, its setting; `counts`,
+    whether suites compare counts, which no contender but a floor is spared.
     """
 
     name: str
@@ -46,10 +56,23 @@ class Contender:
     counts: bool = True
 
 
-def _floor(library: str, environment: Environment, *projects: str, options: tuple[str, ...] = (), **environ: str) -> Contender:
+def _floor(
+    library: str,
+    environment: Environment,
+    *projects: str,
+    options: tuple[str, ...] = (),
+    **environ: str,
+) -> Contender:
     how = f"nothing is undone: the floor of what goes over {library}"
     return Contender(
-        f"no isolation, {library}", how, environment, projects, package=library, environ=environ, options=options, counts=False
+        f"no isolation, {library}",
+        how,
+        environment,
+        projects,
+        package=library,
+        environ=environ,
+        options=options,
+        counts=False,
     )
 
 
@@ -65,16 +88,23 @@ _PEEWEE, _PSYCOPG_FLOOR, _DJANGO_FLOOR, _SQLALCHEMY_FLOOR = (floor.name for floo
 
 def _dbclone(reset: str, how: str, **settings: str) -> Contender:
     name = ", ".join([f"dbclone {reset}", *settings])
-    environ = {f"DBCLONE_{key.upper()}": value for key, value in {"reset": reset, **settings}.items()}
+    environ = {
+        f"DBCLONE_{key.upper()}": value for key, value in {"reset": reset, **settings}.items()
+    }
     return Contender(name, how, _OURS, ("kept", "dbclone"), _PEEWEE, "pytest-dbclone", environ)
 
 
 def _django(name: str, how: str, **mark: bool) -> Contender:
     environ = {"PEERS_MARK": json.dumps(mark)}
-    return Contender(f"pytest-django {name}", how, _DJANGO, ("django",), _DJANGO_FLOOR, "pytest-django", environ)
+    return Contender(
+        f"pytest-django {name}", how, _DJANGO, ("django",), _DJANGO_FLOOR, "pytest-django", environ
+    )
 
 
-AUTO = _dbclone("auto", "the default; here a rollback, because the application has a handle that can be sandboxed")
+AUTO = _dbclone(
+    "auto",
+    "the default; here a rollback, because the application has a handle that can be sandboxed",
+)
 _OVER_SQLALCHEMY = replace(
     AUTO,
     name="dbclone auto, sqlalchemy",
@@ -109,7 +139,8 @@ PEERS = (
     ),
     Contender(
         "pytest-clean-database",
-        "clean_db_urls: insert triggers tell which tables to truncate after each test; the connection is kept",
+        "clean_db_urls: insert triggers tell which tables to truncate after each test; the"
+        " connection is kept",
         _CLEAN,
         ("clean_database",),
         _PSYCOPG_FLOOR,
@@ -118,7 +149,8 @@ PEERS = (
     _django("flush", "django_db(transaction=True): a flush after each test", transaction=True),
     _django(
         "flush, all options",
-        "django_db(transaction=True, reset_sequences=True, serialized_rollback=True): a flush, and the rows of migrations again",
+        "django_db(transaction=True, reset_sequences=True, serialized_rollback=True): a"
+        " flush, and the rows of migrations again",
         transaction=True,
         reset_sequences=True,
         serialized_rollback=True,
@@ -126,7 +158,8 @@ PEERS = (
     _django("rollback", "django_db: each test in a transaction that is rolled back"),
     Contender(
         "SQLAlchemy recipe",
-        'a Session in an external transaction, join_transaction_mode="create_savepoint", rolled back',
+        'a Session in an external transaction, join_transaction_mode="create_savepoint",'
+        " rolled back",
         _SQLALCHEMY,
         ("sqlalchemy",),
         _SQLALCHEMY_FLOOR,

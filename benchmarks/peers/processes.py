@@ -32,7 +32,8 @@ class Failed(Exception):
 
 @dataclass
 class Place:
-    """The server, as everybody is told of it, and a name that all databases and roles of this run have in theirs.
+    """The server, as everybody is told of it, and a name that all databases and roles of this run
+    have in theirs.
 
     Arguments: `url` of a superuser; `folder`, for projects and results.
     """
@@ -57,14 +58,29 @@ class Place:
             }
 
     def settings(self) -> dict[str, str]:
-        """Return the server's version, and those of its settings that decide what databases and commits cost."""
-        names = ["server_version", "fsync", "synchronous_commit", "full_page_writes", "wal_level", "autovacuum", "shared_buffers"]
+        """Return the server's version, and those of its settings that decide what databases and
+        commits cost."""
+        names = [
+            "server_version",
+            "fsync",
+            "synchronous_commit",
+            "full_page_writes",
+            "wal_level",
+            "autovacuum",
+            "shared_buffers",
+        ]
         with psycopg.connect(self.url) as connection:
-            return dict(connection.execute("SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)", [names]))
+            return dict(
+                connection.execute(
+                    "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)",
+                    [names],
+                )
+            )
 
     @contextmanager
     def swept(self) -> Iterator[None]:
-        """Drop at the end of the block whatever contenders left: databases and roles with the token in their names."""
+        """Drop at the end of the block whatever contenders left: databases and roles with the token
+        in their names."""
         try:
             yield
         finally:
@@ -72,8 +88,12 @@ class Place:
                 for (name,) in connection.execute(
                     "SELECT datname::text FROM pg_database WHERE datname ~ %s", [self.token]
                 ).fetchall():
-                    connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
-                    connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+                    connection.execute(
+                        sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name))
+                    )
+                    connection.execute(
+                        sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+                    )
                 for (name,) in connection.execute(
                     "SELECT rolname::text FROM pg_roles WHERE rolname ~ %s", [f"^{self.token}"]
                 ).fetchall():
@@ -82,7 +102,8 @@ class Place:
 
 @dataclass
 class Project:
-    """Arguments: `contender`, whose tests run; `installed`, with what; `patience`, seconds that a process may take."""
+    """Arguments: `contender`, whose tests run; `installed`, with what; `patience`, seconds that a
+    process may take."""
 
     place: Place
     contender: Contender
@@ -98,8 +119,9 @@ class Project:
             (self.folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
 
     def suite(self, tests: int) -> dict[str, Any]:
-        """Run so many tests and return `wall`, the process's seconds, and those of each test but the first and the last, which
-        set up and tear down what is for the whole session: `isolation` (its set-up and tear-down) and `whole`. Raises Failed."""
+        """Run so many tests and return `wall`, the process's seconds, and those of each test but
+        the first and the last, which set up and tear down what is for the whole session:
+        `isolation` (its set-up and tear-down) and `whole`. Raises Failed."""
         wall, found, told = self._run(["tests/test_shop.py"], tests, self.contender.counts)
         failed = [test for test in found if "failed" in test]
         if failed or len(found) != tests:
@@ -112,7 +134,8 @@ class Project:
         }
 
     def probe(self) -> dict[str, dict[str, Any]]:
-        """Run the probes, and one test of the suite so that all is compiled; return what they wrote down. Raises Failed."""
+        """Run the probes, and one test of the suite so that all is compiled; return what they wrote
+        down. Raises Failed."""
         results = self.folder / "probed.json"
         _, found, told = self._run(["tests/test_probes.py", "tests/test_shop.py"], 1, counted=False)
         try:
@@ -125,11 +148,18 @@ class Project:
                     noted["isolation failed"] = test["failed"]
         return probed
 
-    def _run(self, paths: list[str], tests: int, counted: bool) -> tuple[float, list[dict[str, Any]], str]:
-        """Return the seconds that the process took, what `timing` wrote, and the last of what it printed."""
+    def _run(
+        self, paths: list[str], tests: int, counted: bool
+    ) -> tuple[float, list[dict[str, Any]], str]:
+        """Return the seconds that the process took, what `timing` wrote, and the last of what it
+        printed."""
         results = self.folder / "results.json"
         results.unlink(missing_ok=True)
-        environ = {key: value for key, value in os.environ.items() if not key.startswith(_STRANGE) and key != "DATABASE_URL"}
+        environ = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(_STRANGE) and key != "DATABASE_URL"
+        }
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         environ |= {
             **self.place.environ,
@@ -139,7 +169,9 @@ class Project:
             "PEERS_COUNTED": str(int(counted)),
             "PEERS_RESULTS": str(results),
             "PEERS_PROBED": str(self.folder / "probed.json"),
-            "PYTHONPATH": os.pathsep.join([str(self.folder), *([str(ROOT)] if self.contender.environment.checkout else [])]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(self.folder), *([str(ROOT)] if self.contender.environment.checkout else [])]
+            ),
         }
         command = [
             self.installed.python,
@@ -155,7 +187,14 @@ class Project:
         ]
         started = time.perf_counter()
         try:
-            done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=self.patience)
+            done = subprocess.run(
+                command,
+                cwd=self.folder,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=self.patience,
+            )
         except subprocess.TimeoutExpired:
             raise Failed(f"it did not end within {self.patience:g} s") from None
         wall = time.perf_counter() - started

@@ -34,7 +34,8 @@ def lines(data: Mapping[str, Any]) -> list[str]:
     rows, server = data["rows"], data["server"]
     where = f"PostgreSQL {server['server_version']}, fsync {server['fsync']}"
     return [
-        f"{where}; {data['runs']} runs of {data['tests']} tests, by turns; median (min .. max) are of runs",
+        f"{where}; {data['runs']} runs of {data['tests']} tests, by turns; median (min .."
+        f" max) are of runs",
         "",
         *_costs(rows),
         "",
@@ -73,13 +74,19 @@ def _undone(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         told = {**row["undoes"], **row["allows"]}
         cells = "".join(f"{_WORDS[told[name]]:>{_width([name])}}" for name in names)
         found.append(f"{row['name']:{wide}}{cells}")
-        unknown += [f"        {row['name']}, {SHORT[name]}: {why}" for name, why in row["notes"].items() if told[name] is None]
+        unknown += [
+            f"        {row['name']}, {SHORT[name]}: {why}"
+            for name, why in row["notes"].items()
+            if told[name] is None
+        ]
     found += ["", *(f"    {SHORT[name]:8} {name}" for name in names if SHORT[name] != name)]
     return [*found, *(["    ?        cannot be told:", *unknown] if unknown else [])]
 
 
 def _spread(figures: Mapping[str, float] | None, digits: int) -> str:
-    return "{median:.{0}f} ({min:.{0}f} .. {max:.{0}f})".format(digits, **figures) if figures else ""
+    return (
+        "{median:.{0}f} ({min:.{0}f} .. {max:.{0}f})".format(digits, **figures) if figures else ""
+    )
 
 
 def _wide(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -1,4 +1,5 @@
-"""The fixtures of the benchmark's shop: an application, a client, and a database for the worker unless dbclone provides it."""
+"""The fixtures of the benchmark's shop: an application, a client, and a database for the worker
+unless dbclone provides it."""
 
 from __future__ import annotations
 

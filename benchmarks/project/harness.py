@@ -1,9 +1,11 @@
-"""How the tests of the benchmark's shop are isolated: one of several ways, told by BENCHMARK_CONTENDER. The tests are the same.
+"""How the tests of the benchmark's shop are isolated: one of several ways, told by
+BENCHMARK_CONTENDER. The tests are the same.
 
-recipe: a randomly named database per worker; each test creates its tables, drops them, and has a connection of its own.
-kept: the same, but the connection is kept. truncate_all: tables are made once; after each test one TRUNCATE names all of them.
-none: nothing is undone; the same statements with values that no other test uses, and nobody asserts what was counted.
-leaky: nothing is undone, and counts are asserted: what a broken isolation looks like. Anything else: dbclone does it.
+recipe: a randomly named database per worker; each test creates its tables, drops them, and has a
+connection of its own. kept: the same, but the connection is kept. truncate_all: tables are made
+once; after each test one TRUNCATE names all of them. none: nothing is undone; the same statements
+with values that no other test uses, and nobody asserts what was counted. leaky: nothing is undone,
+and counts are asserted: what a broken isolation looks like. Anything else: dbclone does it.
 """
 
 from __future__ import annotations
@@ -71,12 +73,15 @@ def with_test_db(models: Sequence[type]) -> Callable[[Callable[..., None]], Call
 
 @contextlib.contextmanager
 def own_database() -> Iterator[None]:
-    """Make a database with a random name for the block, and point the application at it; not if dbclone does that."""
+    """Make a database with a random name for the block, and point the application at it; not if
+    dbclone does that."""
     if CONTENDER not in ("recipe", "kept", "truncate_all", "none", "leaky"):
         yield
         return
     url = os.environ["BENCHMARK_URL"]
-    target: dict[str, Any] = {key: value for key, value in conninfo_to_dict(url).items() if key != "dbname"}
+    target: dict[str, Any] = {
+        key: value for key, value in conninfo_to_dict(url).items() if key != "dbname"
+    }
     name = f"benchmark_{secrets.token_hex(8)}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -89,13 +94,21 @@ def own_database() -> Iterator[None]:
     finally:
         db.close_all()
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(
+                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            )
 
 
 def expect(models: Sequence[Any], *expected: int) -> None:
-    """Count the rows of these tables in one query, and hold them against what is expected (nothing: that they are empty)."""
-    counts = [sql.SQL("(SELECT count(*) FROM {})").format(sql.Identifier(model._meta.table_name)) for model in models]
-    found = db.execute_sql(sql.SQL("SELECT {}").format(sql.SQL(", ").join(counts)).as_string()).fetchone()
+    """Count the rows of these tables in one query, and hold them against what is expected (nothing:
+    that they are empty)."""
+    counts = [
+        sql.SQL("(SELECT count(*) FROM {})").format(sql.Identifier(model._meta.table_name))
+        for model in models
+    ]
+    found = db.execute_sql(
+        sql.SQL("SELECT {}").format(sql.SQL(", ").join(counts)).as_string()
+    ).fetchone()
     assert CONTENDER == "none" or tuple(found) == (expected or (0,) * len(models))
 
 
@@ -111,10 +124,25 @@ def order(client: FlaskClient, names: Names) -> None:
     """Place an order of two products: rows in all eight tables."""
     lamp, novel = names("LAMP"), names("NOVEL")
     lines = [
-        {"sku": lamp, "name": "A lamp", "price": "20.00", "category": f"{names('Home')}/Light", "quantity": 2},
-        {"sku": novel, "name": "A novel", "price": "10.00", "category": names("Books"), "quantity": 1},
+        {
+            "sku": lamp,
+            "name": "A lamp",
+            "price": "20.00",
+            "category": f"{names('Home')}/Light",
+            "quantity": 2,
+        },
+        {
+            "sku": novel,
+            "name": "A novel",
+            "price": "10.00",
+            "category": names("Books"),
+            "quantity": 1,
+        },
     ]
     customer = {"username": names("ann"), "email": f"{names('ann')}@example.org"}
-    response = client.post("/orders", json={"customer": customer, "lines": lines, "payment": {"reference": names("R-1")}})
+    response = client.post(
+        "/orders",
+        json={"customer": customer, "lines": lines, "payment": {"reference": names("R-1")}},
+    )
     assert response.status_code == 201, response.text
     assert response.get_json()["lines"] == {lamp: 2, novel: 1}

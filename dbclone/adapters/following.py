@@ -1,10 +1,12 @@
-"""The application's handle is followed: whatever comes to stand behind it, while it is led somewhere, is led there too.
+"""The application's handle is followed: whatever comes to stand behind it, while it is led
+somewhere, is led there too.
 
-A handle is a name; behind it stand *targets*, which connect: a peewee Database, an Engine, a pool. An application may put others
-there at any time: by a Proxy's `initialize`, a sessionmaker's `configure`, `init`, `bind`, or by an assignment to the attribute of
-a module that the settings name. So each target is asked when it is about to connect (see `doors`) whether it stands behind the
-handle now, or connects to the database that the handle named before it was led away. Then what was done to the others is done to it
-first.
+A handle is a name; behind it stand *targets*, which connect: a peewee Database, an Engine, a pool.
+An application may put others there at any time: by a Proxy's `initialize`, a sessionmaker's
+`configure`, `init`, `bind`, or by an assignment to the attribute of a module that the settings
+name. So each target is asked when it is about to connect (see `doors`) whether it stands behind the
+handle now, or connects to the database that the handle named before it was led away. Then what was
+done to the others is done to it first.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ __all__ = ["Handle", "Lead", "imported", "is_led", "leads", "look", "present"]
 
 
 def imported(spec: str) -> Any:
-    """Return what `module:attribute`, or a module's name, means at present, without importing anything; None if nothing."""
+    """Return what `module:attribute`, or a module's name, means at present, without importing
+    anything; None if nothing."""
     module, _, path = spec.partition(":")
     found: Any = sys.modules.get(module)
     for part in path.split(".") if path else ():
@@ -37,8 +40,8 @@ def imported(spec: str) -> Any:
 class Handle:
     """A handle by the name that the settings give it, looked up anew whenever it matters.
 
-    Arguments: `find`, returns what it is at present, or None where that is no handle; `found`, what it is at first; `models`, those
-    of the schema, whose databases belong to it.
+    Arguments: `find`, returns what it is at present, or None where that is no handle; `found`, what
+    it is at first; `models`, those of the schema, whose databases belong to it.
     """
 
     def __init__(self, find: Callable[[], Any], found: Any, models: Sequence[Any] = ()) -> None:
@@ -59,12 +62,14 @@ def present(handle: Any) -> Any:
 
 
 class Lead:
-    """What is done to each target behind a handle for a block, and undone at its end, also to those that come in it.
+    """What is done to each target behind a handle for a block, and undone at its end, also to those
+    that come in it.
 
-    Targets are remembered weakly: a test may make an application of its own, and the next one another.
-    Arguments: `name`, of what is done; `handle`, the one that it is done to; `behind`, returns the targets; `at`, tells whether a
-    target that is not among them belongs to the handle by where it connects to; `do(target, before)`, returns what
-    `undo(target, before)` is given, and is given that itself if `strayed(target, before)`, because the application has undone it.
+    Targets are remembered weakly: a test may make an application of its own, and the next one
+    another. Arguments: `name`, of what is done; `handle`, the one that it is done to; `behind`,
+    returns the targets; `at`, tells whether a target that is not among them belongs to the handle
+    by where it connects to; `do(target, before)`, returns what `undo(target, before)` is given, and
+    is given that itself if `strayed(target, before)`, because the application has undone it.
     """
 
     def __init__(
@@ -99,7 +104,10 @@ class Lead:
     def _covered(self, target: Any) -> bool:
         """Whether a later lead, inside this one, has the target elsewhere on purpose."""
         later = leads()
-        return any(lead.name == self.name and target in lead.done for lead in later[later.index(self) + 1 :])
+        return any(
+            lead.name == self.name and target in lead.done
+            for lead in later[later.index(self) + 1 :]
+        )
 
     def take(self, target: Any) -> Any:
         """Do it to a target, and return it."""

@@ -1,7 +1,8 @@
-"""What dbclone knows of other people's libraries, one file each, none imported unless an object of that library turns up.
+"""What dbclone knows of other people's libraries, one file each, none imported unless an object of
+that library turns up.
 
-A *handle* is what the settings name; behind it stand *targets*, which connect, and which `following` finds. An adapter is a module
-with these functions:
+A *handle* is what the settings name; behind it stand *targets*, which connect, and which
+`following` finds. An adapter is a module with these functions:
 
     schema(settings, spec, thing)  the Schema that `thing` describes (models, metadata, a module of them)
     handle(thing)                  the database handle that those models use, or None
@@ -76,7 +77,9 @@ class Adapter(Protocol):
 
     def filled(self, handle: Any, url: str) -> contextlib.AbstractContextManager[None]: ...
 
-    def notified(self, handle: Any, take: Callable[[Any], Any]) -> contextlib.AbstractContextManager[None]: ...
+    def notified(
+        self, handle: Any, take: Callable[[Any], Any]
+    ) -> contextlib.AbstractContextManager[None]: ...
 
     def point(self, target: Any, url: str, before: Any) -> Any: ...
 
@@ -106,12 +109,15 @@ class Adapter(Protocol):
 
 
 def adapter_of(thing: Any) -> Adapter | None:
-    """Return the adapter for an object: a model, a handle, a collection or module of models; None if no library is recognised."""
+    """Return the adapter for an object: a model, a handle, a collection or module of models; None
+    if no library is recognised."""
     if isinstance(thing, (list, tuple, set)):
         return next((found for item in thing if (found := adapter_of(item)) is not None), None)
     if isinstance(thing, types.ModuleType):
         classes = [value for value in vars(thing).values() if isinstance(value, type)]
-        return adapter_of(classes) or adapter_of([v for v in vars(thing).values() if not isinstance(v, types.ModuleType)])
+        return adapter_of(classes) or adapter_of(
+            [v for v in vars(thing).values() if not isinstance(v, types.ModuleType)]
+        )
     return _adapter_of(thing if isinstance(thing, type) else type(thing))
 
 
@@ -126,19 +132,28 @@ def _adapter_of(kind: type) -> Adapter | None:
 
 
 def _is_command(settings: Settings, spec: str) -> bool:
-    """Return whether a text that ends in .sql is a command line, such as `psql -f schema.sql`, and no file's name with spaces."""
+    """Return whether a text that ends in .sql is a command line, such as `psql -f schema.sql`, and
+    no file's name with spaces."""
     words = spec.split()
     if len(words) < 2 or (settings.root / spec).exists():
         return False
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # where Command looks for it
-    return any(word.startswith("-") for word in words[1:]) or shutil.which(words[0], path=path) is not None
+    path = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )  # where Command looks for it
+    return (
+        any(word.startswith("-") for word in words[1:])
+        or shutil.which(words[0], path=path) is not None
+    )
 
 
 def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
-    """Return the schema that one string of the setting means, and the object behind it if there is one."""
+    """Return the schema that one string of the setting means, and the object behind it if there is
+    one."""
     if (found := tool(spec)) is not None:
         return Migrations(settings, spec, found), None
-    if (spec.endswith(".sql") and not _is_command(settings, spec)) or (re.search(r"[*?\[]", spec) and " " not in spec):
+    if (spec.endswith(".sql") and not _is_command(settings, spec)) or (
+        re.search(r"[*?\[]", spec) and " " not in spec
+    ):
         return SqlFiles(settings, (spec,)), None
     is_module = bool(_DOTTED.match(spec)) and "." in spec
     if not (_OBJECT.match(spec) or is_module):
@@ -152,15 +167,18 @@ def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
     raise settings.error(
         "schema",
         f"{spec} is {type(thing).__name__!r}, which is not a schema",
-        "Name peewee models (a list, tuple, module or base class), SQLAlchemy metadata, a callable taking a URL, SQL files, or a"
+        "Name peewee models (a list, tuple, module or base class), SQLAlchemy metadata, a"
+        " callable taking a URL, SQL files, or a"
         " command.",
     )
 
 
 def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
-    """Return the schema with its seed, and the application's handle (None if there is none to bind).
+    """Return the schema with its seed, and the application's handle (None if there is none to
+    bind).
 
-    Arguments: `extra`, a schema given as an object instead of a string (by a pytest hook or a caller). Raises SettingsError.
+    Arguments: `extra`, a schema given as an object instead of a string (by a pytest hook or a
+    caller). Raises SettingsError.
     """
     things: list[Any] = []
     parts: list[Schema] = []
@@ -176,7 +194,9 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
             parts.append(Function(settings, "schema", spec, extra))
         else:
             raise settings.error(
-                "schema", f"{type(extra).__name__!r} object given as a schema is none", "Give models, a callable or a string."
+                "schema",
+                f"{type(extra).__name__!r} object given as a schema is none",
+                "Give models, a callable or a string.",
             )
     elif not settings.schema:
         raise settings.error(
@@ -194,12 +214,16 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
     if settings.seed:
         function = settings.load_object("seed", settings.seed)
         if not callable(function):
-            raise settings.error("seed", "it cannot be called", "Name a function that takes the database's URL.")
+            raise settings.error(
+                "seed", "it cannot be called", "Name a function that takes the database's URL."
+            )
         parts.append(Function(settings, "seed", settings.seed, function))
     models = [model for thing in things for model in adapter_of(thing).models(thing)]  # type: ignore[union-attr]
     if settings.bind:
         spec, handle = settings.bind, settings.load_object("bind", settings.bind)
-        if handle is not None and adapter_of(handle) is None:  # None: an application factory will put one there
+        if (
+            handle is not None and adapter_of(handle) is None
+        ):  # None: an application factory will put one there
             raise settings.error(
                 "bind",
                 f"{type(handle).__name__!r} is not a database handle that dbclone knows",
@@ -221,11 +245,16 @@ def _handle(thing: Any) -> Any:
 
 
 def named(settings: Settings) -> list[tuple[str, Any]]:
-    """Return the handles that the settings name, each with that name, as far as their modules have been imported already."""
+    """Return the handles that the settings name, each with that name, as far as their modules have
+    been imported already."""
     if settings.bind:
         found = [(settings.bind, _handle(imported(settings.bind)))]
     else:
-        things = [(spec, imported(spec)) for spec in settings.schema if _OBJECT.match(spec) or _DOTTED.match(spec)]
+        things = [
+            (spec, imported(spec))
+            for spec in settings.schema
+            if _OBJECT.match(spec) or _DOTTED.match(spec)
+        ]
         found = [
             (f"of {spec}", adapter.handle(thing))
             for spec, thing in things
@@ -235,18 +264,22 @@ def named(settings: Settings) -> list[tuple[str, Any]]:
 
 
 def belongs(settings: Settings, target: Any) -> str:
-    """Return the name of the handle that a target stands behind, or of which it shares the database; empty if there is none."""
+    """Return the name of the handle that a target stands behind, or of which it shares the
+    database; empty if there is none."""
     for name, handle in named(settings):
         with contextlib.suppress(SettingsError):
             for found in targets(handle):
-                if found is target or ((place := _known(target).place(target)) is not None and place == _known(found).place(found)):
+                if found is target or (
+                    (place := _known(target).place(target)) is not None
+                    and place == _known(found).place(found)
+                ):
                     return name
     return ""
 
 
 def aside(settings: Settings) -> Callable[[], None]:
-    """Put aside what the application has open on the handles that the settings name, so that whoever goes on has to connect first;
-    return what gives it back."""
+    """Put aside what the application has open on the handles that the settings name, so that
+    whoever goes on has to connect first; return what gives it back."""
     stack = contextlib.ExitStack()
     for _, handle in named(settings):
         with contextlib.suppress(SettingsError):
@@ -265,13 +298,19 @@ def _known(target: Any) -> Adapter:
 
 
 def targets(handle: Any) -> list[Any]:
-    """Return the targets behind a handle at this moment. Raises SettingsError if it leads to something that is not PostgreSQL."""
+    """Return the targets behind a handle at this moment. Raises SettingsError if it leads to
+    something that is not PostgreSQL."""
     thing = present(handle)
-    return _known(thing).targets(thing, handle.models if isinstance(handle, Handle) else ()) if thing is not None else []
+    return (
+        _known(thing).targets(thing, handle.models if isinstance(handle, Handle) else ())
+        if thing is not None
+        else []
+    )
 
 
 def _led(handle: Any) -> Iterator[Any]:
-    """Yield the targets that are led to the clone for a handle, also those that are not behind it any more."""
+    """Yield the targets that are led to the clone for a handle, also those that are not behind it
+    any more."""
     for lead in leads():
         if lead.name == "bound" and lead.handle is handle:
             yield from list(lead.done)
@@ -281,8 +320,9 @@ def _led(handle: Any) -> Iterator[Any]:
 def bound(handle: Any, url: str) -> Iterator[None]:
     """Point the application's handle at a database for the block; do nothing without one.
 
-    Host, user and database change, all other parameters stay. What comes to stand behind the handle in the block is pointed there
-    too before it connects, and so is what connects to the database that the handle led to before. Raises SettingsError.
+    Host, user and database change, all other parameters stay. What comes to stand behind the handle
+    in the block is pointed there too before it connects, and so is what connects to the database
+    that the handle led to before. Raises SettingsError.
     """
     thing = present(handle)
     if handle is None:
@@ -318,9 +358,11 @@ def bound(handle: Any, url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lent(handle: Any, session: Session) -> Iterator[None]:
-    """Give the application's handle connections into a sandbox for the block, in every thread; do nothing without one.
+    """Give the application's handle connections into a sandbox for the block, in every thread; do
+    nothing without one.
 
-    Its own connections wait aside, and come back afterwards. Raises SandboxLimit if it cannot be sandboxed.
+    Its own connections wait aside, and come back afterwards. Raises SandboxLimit if it cannot be
+    sandboxed.
     """
     thing = present(handle)
     if handle is None:
@@ -330,13 +372,19 @@ def lent(handle: Any, session: Session) -> Iterator[None]:
     lead = Lead(
         "lent",
         handle,
-        lambda: [*targets(handle), *(target for target in _led(handle) if _known(target).holds(target))],
+        lambda: [
+            *targets(handle),
+            *(target for target in _led(handle) if _known(target).holds(target)),
+        ],
         lambda target: any(target is found for found in _led(handle)),
         lambda target, before: _known(target).lend(target, session, before),
         lambda target, before: _known(target).take_back(target, before),
         lambda target, before: _known(target).escaped(target, before),
     )
-    with lead.held(), _known(thing).notified(thing, lead.take) if thing is not None else contextlib.nullcontext():
+    with (
+        lead.held(),
+        _known(thing).notified(thing, lead.take) if thing is not None else contextlib.nullcontext(),
+    ):
         yield
 
 
@@ -348,15 +396,18 @@ def closed(handle: Any) -> None:
 
 def refusal(handle: Any) -> str:
     """Return why the handle cannot work in a sandbox, or an empty string."""
-    return next((reason for target in targets(handle) if (reason := _known(target).refusal(target))), "")
+    return next(
+        (reason for target in targets(handle) if (reason := _known(target).refusal(target))), ""
+    )
 
 
 def parameters(handle: Any) -> dict[str, str]:
-    """Return how the application's connections begin: their `options`, such as a search_path, if they have any."""
+    """Return how the application's connections begin: their `options`, such as a search_path, if
+    they have any."""
     return next((_known(target).parameters(target) for target in targets(handle)), {})
 
 
 def login(handle: Any) -> tuple[str, str]:
-    """Return (user, password) that the application's handle connects with by itself; empty where it does not say. Not to be asked
-    while the handle is bound."""
+    """Return (user, password) that the application's handle connects with by itself; empty where it
+    does not say. Not to be asked while the handle is bound."""
     return next((_known(target).login(target) for target in targets(handle)), ("", ""))

@@ -1,8 +1,9 @@
-"""The doors of other people's libraries: the few methods through which every use of a database passes, and those that put another
-database behind a handle. Who watches them is told before it happens, or when it has.
+"""The doors of other people's libraries: the few methods through which every use of a database
+passes, and those that put another database behind a handle. Who watches them is told before it
+happens, or when it has.
 
-Light on purpose: it names libraries, and imports none of them and nothing of ours. The doors of a library are fitted once in a
-process, and do nothing while nobody watches.
+Light on purpose: it names libraries, and imports none of them and nothing of ours. The doors of a
+library are fitted once in a process, and do nothing while nobody watches.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ __all__ = ["LIBRARIES", "Watcher", "expected", "fit", "used", "watched", "watche
 
 
 class Watcher(Protocol):
-    """Is told of `target` (a peewee Database, an Engine, a pool), which is about to be used (`use`) or has been put somewhere. What
-    it raises, the application gets."""
+    """Is told of `target` (a peewee Database, an Engine, a pool), which is about to be used (`use`)
+    or has been put somewhere. What it raises, the application gets."""
 
     def __call__(self, target: Any, use: bool) -> None: ...
 
 
-watchers: list[Watcher] = []  # of this process, outermost first; as global as the classes that have the doors
+watchers: list[
+    Watcher
+] = []  # of this process, outermost first; as global as the classes that have the doors
 used: list[bool] = [False]  # whether somebody has passed a door, or may have before it was there
 
 
@@ -43,7 +46,9 @@ def _before(owner: Any, name: str) -> None:
         __tracebackhide__ = True
         used[0] = True
         if watchers:
-            _tell(getattr(target, "_proxied", target), True)  # an OptionEngine has another engine's pool
+            _tell(
+                getattr(target, "_proxied", target), True
+            )  # an OptionEngine has another engine's pool
 
     @functools.wraps(method)
     def door(self: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -124,7 +129,8 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 class _Finder:
-    """Fits the doors of a library as soon as it has been imported, before whoever imports it can use it."""
+    """Fits the doors of a library as soon as it has been imported, before whoever imports it can
+    use it."""
 
     def __init__(self) -> None:
         self._busy = ""
@@ -151,7 +157,8 @@ class _Finder:
 
 @contextlib.contextmanager
 def expected() -> Iterator[None]:
-    """Fit for the block the doors of each library when it is imported, and at once of those that have been."""
+    """Fit for the block the doors of each library when it is imported, and at once of those that
+    have been."""
     used[0] = used[0] or any(name in sys.modules for name in LIBRARIES)
     for name in LIBRARIES:
         fit(name)

@@ -1,4 +1,5 @@
-"""peewee: models become a schema, a Database, pool, Proxy or FlaskDB is pointed at a clone and given sandboxed connections."""
+"""peewee: models become a schema, a Database, pool, Proxy or FlaskDB is pointed at a clone and
+given sandboxed connections."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def models_of(thing: Any) -> list[type[peewee.Model]]:
         found = {
             v
             for v in vars(thing).values()
-            if isinstance(v, type) and issubclass(v, peewee.Model) and v.__module__ == thing.__name__
+            if isinstance(v, type)
+            and issubclass(v, peewee.Model)
+            and v.__module__ == thing.__name__
         }
         chosen = {model for model in found if not _is_base(model)}
     elif isinstance(thing, type) and thing.__subclasses__():
@@ -48,16 +51,20 @@ def models_of(thing: Any) -> list[type[peewee.Model]]:
 
 
 def _is_base(model: type[peewee.Model]) -> bool:
-    """Whether a class only carries settings for others: it has subclasses and declares nothing but the automatic key."""
+    """Whether a class only carries settings for others: it has subclasses and declares nothing but
+    the automatic key."""
     return model is peewee.Model or bool(
         model.__subclasses__() and set(model._meta.fields) <= {"id"} and model._meta.auto_increment
     )
 
 
 def open_database(url: str) -> Any:
-    """Return a new peewee database that leads to `url`: over psycopg 3 where peewee knows it (since 4.0), else over psycopg2."""
+    """Return a new peewee database that leads to `url`: over psycopg 3 where peewee knows it (since
+    4.0), else over psycopg2."""
     dsn = parse(url)
-    arguments: dict[str, Any] = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
+    arguments: dict[str, Any] = {
+        k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"
+    }
     if hasattr(peewee, "Psycopg3Adapter"):
         arguments["prefer_psycopg3"] = True
     return peewee.PostgresqlDatabase(dsn.get("dbname"), **arguments)
@@ -65,7 +72,8 @@ def open_database(url: str) -> Any:
 
 @dataclass(frozen=True)
 class PeeweeSchema:
-    """Tables, indexes, sequences and schemas of models, in dependency order, foreign-key cycles last."""
+    """Tables, indexes, sequences and schemas of models, in dependency order, foreign-key cycles
+    last."""
 
     models: tuple[type[peewee.Model], ...]
 
@@ -83,8 +91,16 @@ class PeeweeSchema:
                 manager = model._schema
                 statements = [repr(manager._create_table(safe=False).query())]
                 statements += [repr(index.query()) for index in manager._create_indexes(safe=False)]
-                statements += [repr(f.sequence) for f in model._meta.sorted_fields if getattr(f, "sequence", None)]
-                statements += [repr(manager._create_foreign_key(f).query()) for m, f in self._deferred() if m is model]
+                statements += [
+                    repr(f.sequence)
+                    for f in model._meta.sorted_fields
+                    if getattr(f, "sequence", None)
+                ]
+                statements += [
+                    repr(manager._create_foreign_key(f).query())
+                    for m, f in self._deferred()
+                    if m is model
+                ]
                 name = f"model {model.__module__}.{model.__qualname__}"
                 entries[name] = digest("\n".join([entries.get(name, ""), *statements]).encode())
         return entries
@@ -97,7 +113,11 @@ class PeeweeSchema:
             try:
                 for name in dict.fromkeys(m._meta.schema for m in self.models if m._meta.schema):
                     progress(f"creating schema {name}")
-                    database.execute_sql(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(name)).as_string(None))
+                    database.execute_sql(
+                        sql.SQL("CREATE SCHEMA IF NOT EXISTS {}")
+                        .format(sql.Identifier(name))
+                        .as_string(None)
+                    )
                 for model in self.models:
                     progress(f"creating table {model._meta.table_name}")
                     model.create_table(safe=False)
@@ -105,7 +125,11 @@ class PeeweeSchema:
                     progress(f"creating foreign key {model._meta.table_name}.{field.column_name}")
                     model._schema.create_foreign_key(field)
             except peewee.PeeweeException as error:
-                where = f"{model.__module__}.{model.__qualname__}" if model is not None else "the schemas"
+                where = (
+                    f"{model.__module__}.{model.__qualname__}"
+                    if model is not None
+                    else "the schemas"
+                )
                 text = str(error).strip() or type(error).__name__
                 raise BuildFailed(
                     f"creating {where} failed: {text.splitlines()[0]}",
@@ -115,7 +139,18 @@ class PeeweeSchema:
 
 
 __all__ = ["with_test_db"]
-_TARGET = ("host", "hostaddr", "port", "user", "password", "dbname", "database", "service", "conninfo", "dsn")
+_TARGET = (
+    "host",
+    "hostaddr",
+    "port",
+    "user",
+    "password",
+    "dbname",
+    "database",
+    "service",
+    "conninfo",
+    "dsn",
+)
 hooks.fit("peewee")
 hooks.fit("playhouse.pwasyncio")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,18 +164,26 @@ def schema(settings: Settings, spec: str, thing: Any) -> Schema:
         if not (isinstance(item, type) and issubclass(item, peewee.Model))
     ]
     if strangers:
-        raise settings.error("schema", f"{strangers[0]!r} in {spec} is not a peewee model", "List models only.")
+        raise settings.error(
+            "schema", f"{strangers[0]!r} in {spec} is not a peewee model", "List models only."
+        )
     models = models_of(thing)
     if not models:
         raise settings.error(
-            "schema", f"there are no peewee models in {spec}", "Name a list of models, or a module that defines them."
+            "schema",
+            f"there are no peewee models in {spec}",
+            "Name a list of models, or a module that defines them.",
         )
     return PeeweeSchema(tuple(models))
 
 
 def handle(thing: Any) -> Any:
     """Return the database handle that models use, or None if they have none."""
-    databases = {id(m._meta.database): m._meta.database for m in models_of(thing) if m._meta.database is not None}
+    databases = {
+        id(m._meta.database): m._meta.database
+        for m in models_of(thing)
+        if m._meta.database is not None
+    }
     return next(iter(databases.values()), None)
 
 
@@ -159,13 +202,16 @@ def targets(handle: Any, models: Sequence[Any]) -> list[Any]:
         database = model._meta.database
         while isinstance(database, peewee.Proxy):
             database = database.obj
-        if isinstance(database, peewee.PostgresqlDatabase) and not any(database is known for known in found):
+        if isinstance(database, peewee.PostgresqlDatabase) and not any(
+            database is known for known in found
+        ):
             found.append(database)
     return found
 
 
 def _database(handle: Any) -> Any:
-    """Return the Database behind a handle: a Proxy's object, a FlaskDB's database; None if it has none yet."""
+    """Return the Database behind a handle: a Proxy's object, a FlaskDB's database; None if it has
+    none yet."""
     if isinstance(handle, peewee.Proxy):
         return _database(handle.obj) if handle.obj is not None else None
     if not isinstance(handle, peewee.Database) and hasattr(handle, "database"):
@@ -201,12 +247,18 @@ def _is_psycopg3(database: Any) -> bool:
 
 @contextlib.contextmanager
 def filled(handle: Any, url: str) -> Iterator[None]:
-    """Put a Database that leads to `url` behind a Proxy or FlaskDB that has none, until the application puts its own there."""
+    """Put a Database that leads to `url` behind a Proxy or FlaskDB that has none, until the
+    application puts its own there."""
     if _database(handle) is not None:
         yield
         return
-    proxy, fresh = handle if isinstance(handle, peewee.Proxy) else handle.database, open_database(url)
-    if proxy is None:  # a FlaskDB that has not seen its application yet: what it makes then is followed
+    proxy, fresh = (
+        handle if isinstance(handle, peewee.Proxy) else handle.database,
+        open_database(url),
+    )
+    if (
+        proxy is None
+    ):  # a FlaskDB that has not seen its application yet: what it makes then is followed
         yield
         return
     while isinstance(proxy.obj, peewee.Proxy):
@@ -227,7 +279,8 @@ def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
 
 @dataclass
 class _Pointed:
-    """What a Database was `before`, and where it has been led: the `name` of its database, and `where` that is."""
+    """What a Database was `before`, and where it has been led: the `name` of its database, and
+    `where` that is."""
 
     before: dict[str, Any]
     name: str
@@ -235,13 +288,16 @@ class _Pointed:
 
 
 def point(target: Any, url: str, before: _Pointed | None = None) -> _Pointed:
-    """Lead a Database to `url`; host, user and database change, all other connection parameters stay."""
+    """Lead a Database to `url`; host, user and database change, all other connection parameters
+    stay."""
     dsn = parse(url)
     where = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
     closed(target)
     was = before.before if before is not None else _attributes(target)
     kept = {k: v for k, v in (target.connect_params or {}).items() if k not in _TARGET}
-    prefer = {"prefer_psycopg3": True} if hasattr(target, "_adapter") and _is_psycopg3(target) else {}
+    prefer = (
+        {"prefer_psycopg3": True} if hasattr(target, "_adapter") and _is_psycopg3(target) else {}
+    )
     same = {
         name: getattr(target, f"_{name}")
         for name in ("encoding", "isolation_level")
@@ -268,7 +324,9 @@ def point_back(target: Any, before: _Pointed) -> None:
 def strayed(target: Any, before: _Pointed) -> bool:
     """Return whether the application has called `init` since."""
     given = target.connect_params
-    return target.database != before.name or any(given.get(name) != before.where.get(name) for name in _TARGET)
+    return target.database != before.name or any(
+        given.get(name) != before.where.get(name) for name in _TARGET
+    )
 
 
 def holds(target: Any) -> bool:
@@ -329,16 +387,25 @@ def parameters(target: Any) -> dict[str, str]:
 
 
 def login(target: Any) -> tuple[str, str]:
-    """Return (user, password) of the Database's parameters, or of the URL that stands in the place of the database's name."""
+    """Return (user, password) of the Database's parameters, or of the URL that stands in the place
+    of the database's name."""
     found = dict(getattr(target, "connect_params", None) or {})
     with contextlib.suppress(SettingsError):
         name = getattr(target, "database", None)
-        found = {**(parse(name).kwargs if isinstance(name, str) and ("://" in name or "=" in name) else {}), **found}
+        found = {
+            **(
+                parse(name).kwargs
+                if isinstance(name, str) and ("://" in name or "=" in name)
+                else {}
+            ),
+            **found,
+        }
     return str(found.get("user") or ""), str(found.get("password") or "")
 
 
 def refusal(target: Any) -> str:
-    """Return why this handle cannot be sandboxed: it speaks asyncpg, or psycopg2 where no local sockets can lead it elsewhere."""
+    """Return why this handle cannot be sandboxed: it speaks asyncpg, or psycopg2 where no local
+    sockets can lead it elsewhere."""
     if any(base.__module__ == "playhouse.pwasyncio" for base in type(target).__mro__):
         return f"{type(target).__name__} connects with asyncpg, and only psycopg's connections can be sandboxed"
     if _is_psycopg3(target) or hasattr(socket, "AF_UNIX"):
@@ -358,24 +425,37 @@ class _Lent:
 
 
 def lend(target: Any, session: Session, before: _Lent | None = None) -> _Lent:
-    """Give a Database sandboxed connections, in every thread; its own connections wait for `take_back`."""
+    """Give a Database sandboxed connections, in every thread; its own connections wait for
+    `take_back`."""
     if reason := refusal(target):
         raise SandboxLimit(
             "this project's peewee handle cannot be isolated by rollback",
             f"{reason}.",
-            'Write PostgresqlDatabase(…, prefer_psycopg3=True), which peewee 4 knows, or set reset = "truncate".',
+            "Write PostgresqlDatabase(…, prefer_psycopg3=True), which peewee 4 knows, or set"
+            ' reset = "truncate".',
         )
     if before is None:
-        pool = {name: getattr(target, name) for name in ("_connections", "_in_use") if hasattr(target, name)}
+        pool = {
+            name: getattr(target, name)
+            for name in ("_connections", "_in_use")
+            if hasattr(target, name)
+        }
         lent, again = _Lent(_State(target), pool, _door(target), _is_psycopg3(target)), False
         for name, value in pool.items():
             setattr(target, name, type(value)())
     else:
         before.leading.close()
-        lent = replace(before, place=_door(target), psycopg3=_is_psycopg3(target), leading=contextlib.ExitStack())
+        lent = replace(
+            before,
+            place=_door(target),
+            psycopg3=_is_psycopg3(target),
+            leading=contextlib.ExitStack(),
+        )
         again = True
     try:
-        lent.leading.enter_context(_led(target, session) if _is_psycopg3(target) else _led_psycopg2(target, session))
+        lent.leading.enter_context(
+            _led(target, session) if _is_psycopg3(target) else _led_psycopg2(target, session)
+        )
         if not again and not lent.state.values["closed"]:
             target.connect()
     except BaseException:
@@ -385,12 +465,14 @@ def lend(target: Any, session: Session, before: _Lent | None = None) -> _Lent:
 
 
 def _door(target: Any) -> Any:
-    """Return what opens a Database's connections: peewee 4 asks an adapter, of which `init` makes a new one."""
+    """Return what opens a Database's connections: peewee 4 asks an adapter, of which `init` makes a
+    new one."""
     return getattr(target, "_adapter", target)
 
 
 def escaped(target: Any, before: _Lent) -> bool:
-    """Return whether the application has called `init` since, so that its connections would be real ones.
+    """Return whether the application has called `init` since, so that its connections would be real
+    ones.
 
     Those of psycopg2 are still made by the factory among the parameters, which `init` keeps.
     """
@@ -426,7 +508,8 @@ def _led(database: Any, session: Session) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
-    """Have peewee open its psycopg2 connections as it always does, of a class that leads into the sandbox."""
+    """Have peewee open its psycopg2 connections as it always does, of a class that leads into the
+    sandbox."""
     from ..sandbox.wire.psycopg2 import Connector
 
     name = "connection_factory"
@@ -442,7 +525,8 @@ def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _usable(given: Any) -> Iterator[Any]:
-    """Yield a Database that leads into the isolation `given`: the application's own, or one made for the block."""
+    """Yield a Database that leads into the isolation `given`: the application's own, or one made
+    for the block."""
     database = _database(given.handle) if given.handle is not None else None
     if database is not None:
         yield database
@@ -456,11 +540,13 @@ def _usable(given: Any) -> Iterator[Any]:
 
 
 def with_test_db(models: Iterable[type[peewee.Model]]) -> Callable[[F], F]:
-    """Decorate a test so that `models` live in the worker's clone for the call: from an empty state, back to it afterwards.
+    """Decorate a test so that `models` live in the worker's clone for the call: from an empty
+    state, back to it afterwards.
 
-    The drop-in for decorators that create and drop tables. Works on functions, methods and coroutines; arguments, fixtures and the
-    return value go through. Arguments: `models`, as the old decorator took them. pytest hands the clone to the wrapper through the
-    `dbclone` fixture, which the test need not mention.
+    The drop-in for decorators that create and drop tables. Works on functions, methods and
+    coroutines; arguments, fixtures and the return value go through. Arguments: `models`, as the old
+    decorator took them. pytest hands the clone to the wrapper through the `dbclone` fixture, which
+    the test need not mention.
     """
     wanted = tuple(models)
 
@@ -474,7 +560,8 @@ def with_test_db(models: Iterable[type[peewee.Model]]) -> Callable[[F], F]:
             if given is None:
                 raise SettingsError(
                     f"with_test_db on {function.__qualname__}: there is no clone to bind to",
-                    "The decorated function was called without pytest, or by a runner that hands no fixtures to it.",
+                    "The decorated function was called without pytest, or by a runner that"
+                    " hands no fixtures to it.",
                     "Run it with pytest, or pass dbclone=… (what Clone.isolated() yields).",
                 )
             with _usable(given) as database, database.bind_ctx(wanted):
@@ -494,9 +581,17 @@ def with_test_db(models: Iterable[type[peewee.Model]]) -> Callable[[F], F]:
                     return function(*arguments, **keywords)
 
         if not asks:
-            extra = inspect.Parameter("dbclone", inspect.Parameter.KEYWORD_ONLY, default=inspect.Parameter.empty)
-            positional = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-            tail = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+            extra = inspect.Parameter(
+                "dbclone", inspect.Parameter.KEYWORD_ONLY, default=inspect.Parameter.empty
+            )
+            positional = [
+                p
+                for p in signature.parameters.values()
+                if p.kind is not inspect.Parameter.VAR_KEYWORD
+            ]
+            tail = [
+                p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD
+            ]
             wrapper.__signature__ = signature.replace(parameters=[*positional, extra, *tail])  # type: ignore[attr-defined]
         return wrapper  # type: ignore[return-value]
 

@@ -1,6 +1,8 @@
-"""psycopg_pool: a ConnectionPool or AsyncConnectionPool is pointed at a clone and hands out sandboxed connections.
+"""psycopg_pool: a ConnectionPool or AsyncConnectionPool is pointed at a clone and hands out
+sandboxed connections.
 
-The pool's own machinery stays at work: sizes, waiting, `configure`, `check` and `reset` do what they do in production.
+The pool's own machinery stays at work: sizes, waiting, `configure`, `check` and `reset` do what
+they do in production.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ def is_async(pool: Any) -> bool:
 
 
 def taken(pool: Any, timeout: float) -> list[Any]:
-    """Take the tasks of an open pool that no worker has begun, and return them when those that have been begun are at their end, or
-    after `timeout` seconds."""
+    """Take the tasks of an open pool that no worker has begun, and return them when those that have
+    been begun are at their end, or after `timeout` seconds."""
     tasks = []
     with contextlib.suppress(queue.Empty, asyncio.QueueEmpty):
         while True:
@@ -50,27 +52,35 @@ def taken(pool: Any, timeout: float) -> list[Any]:
 
 
 def returns(tasks: list[Any]) -> list[Any]:
-    """Return those of the tasks at the end of a sandbox that outlive it: real connections that came back to the pool."""
-    return [task for task in tasks if hasattr(task, "conn") and not isinstance(task.conn, Sandboxed)]
+    """Return those of the tasks at the end of a sandbox that outlive it: real connections that came
+    back to the pool."""
+    return [
+        task for task in tasks if hasattr(task, "conn") and not isinstance(task.conn, Sandboxed)
+    ]
 
 
 def given(pool: Any, tasks: list[Any]) -> None:
     """Give a pool tasks that were taken from it."""
     for task in tasks:
-        with contextlib.suppress(RuntimeError):  # its event loop has ended, and its workers have with it
+        with contextlib.suppress(
+            RuntimeError
+        ):  # its event loop has ended, and its workers have with it
             pool._tasks.put_nowait(task)
 
 
 def _settle(pool: Any, timeout: float) -> None:
     """Wait until the threads that work for the pool have nothing to do.
 
-    An asynchronous pool has none, and its tasks stop only where they wait: for the server, having chosen what kind of connection.
+    An asynchronous pool has none, and its tasks stop only where they wait: for the server, having
+    chosen what kind of connection.
     """
     waiting = getattr(getattr(pool._tasks, "not_empty", None), "_waiters", None)
     if waiting is None:
         return
     deadline = monotonic() + timeout
-    while len(waiting) < sum(worker.is_alive() for worker in pool._workers) and monotonic() < deadline:
+    while (
+        len(waiting) < sum(worker.is_alive() for worker in pool._workers) and monotonic() < deadline
+    ):
         time.sleep(_STEP)
 
 
@@ -97,9 +107,11 @@ def cancel(pool: Any) -> None:
 
 
 def adding(pool: Any, session: Any = None, aside: Any = None) -> Callable[[Any], Any]:
-    """Return the pool's `_add_to_pool` for connections into the sandbox of `session`, or for real ones if it is None.
+    """Return the pool's `_add_to_pool` for connections into the sandbox of `session`, or for real
+    ones if it is None.
 
-    The others are not handed out: a real one goes `aside`, and one into another sandbox comes too late for it.
+    The others are not handed out: a real one goes `aside`, and one into another sandbox comes too
+    late for it.
     """
     kind, waits = type(pool), is_async(pool)
 
@@ -126,7 +138,9 @@ _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname",
 def schema(settings: Settings, spec: str, thing: Any) -> Schema:
     """Refuse: a pool describes no tables."""
     raise settings.error(
-        "schema", f"{spec} is a pool of connections, which is not a schema", "Name SQL files, and the pool in bind."
+        "schema",
+        f"{spec} is a pool of connections, which is not a schema",
+        "Name SQL files, and the pool in bind.",
     )
 
 
@@ -146,7 +160,8 @@ def targets(handle: Any, models: Sequence[Any]) -> list[Any]:
 
 
 def place(target: Any) -> tuple[str, str, str] | None:
-    """Return host, port and name of the database that a pool leads to; None if it is asked for them each time."""
+    """Return host, port and name of the database that a pool leads to; None if it is asked for them
+    each time."""
     found: dict[str, Any] = {}
     with contextlib.suppress(psycopg.Error):
         found.update(conninfo_to_dict(target.conninfo) if isinstance(target.conninfo, str) else {})
@@ -193,21 +208,27 @@ def parameters(handle: Any) -> dict[str, str]:
     """Return the `options` that the pool's connections begin with, if there are any."""
     kwargs = handle.kwargs if isinstance(handle.kwargs, dict) else {}
     found = kwargs.get("options") or (
-        conninfo_to_dict(handle.conninfo).get("options") if isinstance(handle.conninfo, str) else None
+        conninfo_to_dict(handle.conninfo).get("options")
+        if isinstance(handle.conninfo, str)
+        else None
     )
     return {"options": str(found)} if found else {}
 
 
 def login(target: Any) -> tuple[str, str]:
-    """Return (user, password) of the pool's parameters, unless they are asked for anew for each connection."""
-    found: dict[str, Any] = conninfo_to_dict(target.conninfo) if isinstance(target.conninfo, str) else {}
+    """Return (user, password) of the pool's parameters, unless they are asked for anew for each
+    connection."""
+    found: dict[str, Any] = (
+        conninfo_to_dict(target.conninfo) if isinstance(target.conninfo, str) else {}
+    )
     found |= target.kwargs if isinstance(target.kwargs, dict) else {}
     return str(found.get("user") or ""), str(found.get("password") or "")
 
 
 @dataclass
 class _Pointed:
-    """The attributes that say where a pool led `before`, whether it was `opened`, and those that say where it is led `now`."""
+    """The attributes that say where a pool led `before`, whether it was `opened`, and those that
+    say where it is led `now`."""
 
     before: dict[str, Any]
     opened: bool
@@ -215,21 +236,27 @@ class _Pointed:
 
 
 def point(target: Any, url: str, before: _Pointed | None = None) -> _Pointed:
-    """Point the pool at `url`; host, user and database change, all other connection parameters stay.
+    """Point the pool at `url`; host, user and database change, all other connection parameters
+    stay.
 
-    A pool that is open is opened anew, and afterwards makes its first connection when one is wanted. A `conninfo` that is called
-    for each connection is not called, and its other parameters are lost.
+    A pool that is open is opened anew, and afterwards makes its first connection when one is
+    wanted. A `conninfo` that is called for each connection is not called, and its other parameters
+    are lost.
     """
     opened = not target.closed
     if opened and is_async(target) and before is None and not _in_loop():
         raise SettingsError(
             "the pool that bind names is open already",
-            "Its connections belong to an event loop, and lead to another database than the tests'.",
+            "Its connections belong to an event loop, and lead to another database than the"
+            " tests'.",
             "Make it with open=False, and open it where the application starts.",
         )
     kept = {} if callable(target.conninfo) else conninfo_to_dict(target.conninfo or "")
     kept = {name: value for name, value in kept.items() if name not in _TARGET}
-    now = {"conninfo": make_conninfo("", **{**kept, **parse(url).kwargs}), "kwargs": _without_target(target.kwargs)}
+    now = {
+        "conninfo": make_conninfo("", **{**kept, **parse(url).kwargs}),
+        "kwargs": _without_target(target.kwargs),
+    }
     if before is None:
         pointed = _Pointed({"conninfo": target.conninfo, "kwargs": target.kwargs}, opened, now)
         target._add_to_pool = adding(target)
@@ -277,7 +304,8 @@ def _is_lent(pool: Any) -> bool:
 
 
 def _without_target(kwargs: Any) -> Any:
-    """Return the keyword arguments of a pool's connections, or what is called for them, without where to connect."""
+    """Return the keyword arguments of a pool's connections, or what is called for them, without
+    where to connect."""
     if inspect.iscoroutinefunction(kwargs):
 
         async def asked() -> dict[str, Any]:
@@ -312,7 +340,8 @@ def _stop(pool: Any) -> None:
 
 
 def closed(handle: Any) -> None:
-    """Close the connections that are in the pool, and those that it is about to make; it makes new ones when they are wanted."""
+    """Close the connections that are in the pool, and those that it is about to make; it makes new
+    ones when they are wanted."""
     if handle.closed or is_async(handle):
         _drop(handle)
     else:
@@ -353,13 +382,15 @@ class _Lent:
 def lend(target: Any, session: Session, before: _Lent | None = None) -> _Lent:
     """Let the pool hand out sandboxed connections; its own wait aside and come back in `take_back`.
 
-    Afterwards the pool is as it was, opened or not, whatever the application did to it in the meantime.
+    Afterwards the pool is as it was, opened or not, whatever the application did to it in the
+    meantime.
     """
     if reason := refusal(target):
         raise SandboxLimit(
             "this project's pool cannot be isolated by rollback",
             f"{reason[0].upper()}{reason[1:]}.",
-            'Use a connection_class derived from psycopg.Connection or psycopg.AsyncConnection, or set reset = "truncate".',
+            "Use a connection_class derived from psycopg.Connection or"
+            ' psycopg.AsyncConnection, or set reset = "truncate".',
         )
     opened = not target.closed
     lent = _Lent({}, opened, threading.Event(), taken(target, 1.0) if opened else [])
@@ -384,13 +415,17 @@ def take_back(target: Any, before: _Lent) -> None:
     if not before.opened:
         _stop(target)
         was = {**was, **unopened(target)}
-    elif target.closed:  # by the application: its workers have ended, so what comes back is not open either
+    elif (
+        target.closed
+    ):  # by the application: its workers have ended, so what comes back is not open either
         vars(target).update(was)
         _drop(target)
         was = {**was, **unopened(target)}
     else:
         tasks += returns(taken(target, 0.05))
-    was.update({name: getattr(target, name) for name in ("conninfo", "kwargs")})  # they may have been led anew
+    was.update(
+        {name: getattr(target, name) for name in ("conninfo", "kwargs")}
+    )  # they may have been led anew
     for name in set(vars(target)) - set(was):
         delattr(target, name)
     vars(target).update(was)
@@ -399,7 +434,8 @@ def take_back(target: Any, before: _Lent) -> None:
 
 
 def _patches(pool: Any, session: Session, aside: Any, over: threading.Event) -> dict[str, Any]:
-    """Return the attributes that make a pool hand out connections into `session`; real ones that come back go to `aside`."""
+    """Return the attributes that make a pool hand out connections into `session`; real ones that
+    come back go to `aside`."""
     kind, reset, configure = type(pool), pool._reset, pool._configure
     return {
         "connection_class": session.connection_class(pool.connection_class),
@@ -413,13 +449,16 @@ def _patches(pool: Any, session: Session, aside: Any, over: threading.Event) -> 
 
 
 def _returning(pool: Any) -> Callable[[Any], Any]:
-    """Return the pool's `putconn` after a rollback, for which the pool would use a thread or task of its own: until then it would
-    keep others from going on in the one session."""
+    """Return the pool's `putconn` after a rollback, for which the pool would use a thread or task
+    of its own: until then it would keep others from going on in the one session."""
     kind = type(pool)
 
     def left_open(connection: Any) -> bool:
         mine = isinstance(connection, Sandboxed) and getattr(connection, "_pool", None) is pool
-        return mine and connection.status in (psycopg.pq.TransactionStatus.INTRANS, psycopg.pq.TransactionStatus.INERROR)
+        return mine and connection.status in (
+            psycopg.pq.TransactionStatus.INTRANS,
+            psycopg.pq.TransactionStatus.INERROR,
+        )
 
     async def put(connection: Any) -> None:
         if left_open(connection):
@@ -434,10 +473,14 @@ def _returning(pool: Any) -> Callable[[Any], Any]:
     return put if is_async(pool) else put_here
 
 
-def _configuring(connect: Callable[..., Any], configure: Any, over: threading.Event) -> Callable[..., Any]:
-    """Return the pool's `connect` followed by the application's `configure`, which must leave no transaction open.
+def _configuring(
+    connect: Callable[..., Any], configure: Any, over: threading.Event
+) -> Callable[..., Any]:
+    """Return the pool's `connect` followed by the application's `configure`, which must leave no
+    transaction open.
 
-    A connection that fails because the test is `over` is not tried again, which would make a real one too many.
+    A connection that fails because the test is `over` is not tried again, which would make a real
+    one too many.
     """
 
     @contextlib.contextmanager
@@ -469,11 +512,14 @@ def _configuring(connect: Callable[..., Any], configure: Any, over: threading.Ev
 
 def _require_idle(connection: Sandboxed) -> None:
     if connection.status != psycopg.pq.TransactionStatus.IDLE:
-        raise psycopg.ProgrammingError(f"connection left in status {connection.status.name} by configure function: discarded")
+        raise psycopg.ProgrammingError(
+            f"connection left in status {connection.status.name} by configure function: discarded"
+        )
 
 
 class _Returned:
-    """A connection as the pool looks at it when it comes back: with the transaction status that the application believes in."""
+    """A connection as the pool looks at it when it comes back: with the transaction status that the
+    application believes in."""
 
     def __init__(self, connection: Sandboxed) -> None:
         self.__dict__["connection"] = connection

@@ -1,8 +1,10 @@
-"""SQLAlchemy: metadata becomes a schema; an Engine, or what leads to one, is pointed at a clone and given sandboxed connections.
+"""SQLAlchemy: metadata becomes a schema; an Engine, or what leads to one, is pointed at a clone and
+given sandboxed connections.
 
-Every connection of an engine passes through two places: its pool's creator, and the `connect` of its dialect, of which each engine
-has its own. Both are replaced on the instance, so the engine stays the same object, with its events and options; what listens to
-`do_connect` still may change the arguments.
+Every connection of an engine passes through two places: its pool's creator, and the `connect` of
+its dialect, of which each engine has its own. Both are replaced on the instance, so the engine
+stays the same object, with its events and options; what listens to `do_connect` still may change
+the arguments.
 """
 
 from __future__ import annotations
@@ -36,38 +38,57 @@ TARGET = (
 
 
 def engine_of(thing: Any) -> Engine:
-    """Return the Engine behind a handle, that of an AsyncEngine or of a sessionmaker included. Raises SettingsError."""
+    """Return the Engine behind a handle, that of an AsyncEngine or of a sessionmaker included.
+    Raises SettingsError."""
     found = thing
     for _ in range(8):
         if isinstance(found, Engine) and not hasattr(found, "_proxied"):
             break
         kw = getattr(found, "kw", None)  # of a sessionmaker
-        ways = [getattr(found, name, None) for name in ("sync_engine", "_proxied", "session_factory", "bind")]
-        found = next((way for way in [*ways, kw.get("bind") if isinstance(kw, dict) else None] if way is not None), None)
+        ways = [
+            getattr(found, name, None)
+            for name in ("sync_engine", "_proxied", "session_factory", "bind")
+        ]
+        found = next(
+            (
+                way
+                for way in [*ways, kw.get("bind") if isinstance(kw, dict) else None]
+                if way is not None
+            ),
+            None,
+        )
     if not isinstance(found, Engine):
         raise SettingsError(
             f"bind leads to a {type(thing).__name__}, not to an engine",
             "dbclone gives an application its connections through its Engine.",
-            'Name the engine: bind = "app.db:engine", or Flask-SQLAlchemy\'s extension: bind = "app:db".',
+            'Name the engine: bind = "app.db:engine", or Flask-SQLAlchemy\'s extension: bind'
+            ' = "app:db".',
         )
     if found.dialect.name != "postgresql":
         raise SettingsError(
             f"bind leads to an engine for {found.dialect.name}",
             "dbclone isolates PostgreSQL.",
-            "Create it with a URL that begins with postgresql+psycopg://; dbclone replaces the rest.",
+            "Create it with a URL that begins with postgresql+psycopg://; dbclone replaces"
+            " the rest.",
         )
     return found
 
 
 def engines_of(handle: Any) -> list[Engine]:
-    """Return the engines behind a handle that there are already; of Flask-SQLAlchemy those without a bind key."""
+    """Return the engines behind a handle that there are already; of Flask-SQLAlchemy those without
+    a bind key."""
     if hasattr(handle, "_app_engines"):
-        return [engine_of(engines[None]) for engines in list(handle._app_engines.values()) if None in engines]
+        return [
+            engine_of(engines[None])
+            for engines in list(handle._app_engines.values())
+            if None in engines
+        ]
     return [engine_of(handle)]
 
 
 def targets(handle: Any, models: Sequence[Any] = ()) -> list[Any]:
-    """Return the engines behind a handle, and those that its own sessions were given instead (`Session(bind=other)`)."""
+    """Return the engines behind a handle, and those that its own sessions were given instead
+    (`Session(bind=other)`)."""
     found = engines_of(handle)
     for session in _sessions_made_by(handle):
         engine = getattr(session.bind, "engine", session.bind)  # of a Connection
@@ -78,7 +99,8 @@ def targets(handle: Any, models: Sequence[Any] = ()) -> list[Any]:
 
 
 def _sessions_made_by(handle: Any) -> Iterator[Any]:
-    """Yield the sessions that a sessionmaker has made, if the handle is one: each has a class of its own for them."""
+    """Yield the sessions that a sessionmaker has made, if the handle is one: each has a class of
+    its own for them."""
     maker = getattr(handle, "session_factory", handle)  # of a scoped session
     kind, orm = getattr(maker, "class_", None), sys.modules.get("sqlalchemy.orm.session")
     if orm is None or not isinstance(kind, type) or not hasattr(maker, "kw"):
@@ -91,7 +113,8 @@ def _sessions_made_by(handle: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
-    """Have `take` called for the block with each engine that Flask-SQLAlchemy makes for an application, as soon as it is made."""
+    """Have `take` called for the block with each engine that Flask-SQLAlchemy makes for an
+    application, as soon as it is made."""
     if not hasattr(handle, "_app_engines"):
         yield
         return
@@ -110,7 +133,8 @@ def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def place(engine: Engine) -> tuple[str, str, str] | None:
-    """Return host, port and name of the database that an engine's URL leads to; None if it names none."""
+    """Return host, port and name of the database that an engine's URL leads to; None if it names
+    none."""
     url = engine.url
     if engine.dialect.name != "postgresql" or not url.database:
         return None
@@ -159,7 +183,8 @@ def sessions_of(engine: Engine) -> Iterator[tuple[Any, Any]]:
 def idle(engine: Engine) -> None:
     """Let sessions and the pool give up their connections, whatever state they are in.
 
-    An asynchronous engine's can only do so inside an event loop, which has ended when a test has: see `finish`.
+    An asynchronous engine's can only do so inside an event loop, which has ended when a test has:
+    see `finish`.
     """
     if engine.dialect.is_async:
         return
@@ -181,7 +206,8 @@ def finish(connection: Any) -> None:
 
 
 def roll_back(session: Any, connection: Any) -> None:
-    """End the transaction that a session began before the test, in which nothing was written: what it does next is the test's.
+    """End the transaction that a session began before the test, in which nothing was written: what
+    it does next is the test's.
 
     Raises SandboxLimit if something was written, which the test would not see.
     """
@@ -191,8 +217,10 @@ def roll_back(session: Any, connection: Any) -> None:
     if wrote:
         raise SandboxLimit(
             "a Session has written something without committing it, before the test began",
-            f"It is {session!r}. Its transaction is on a real connection, and the test is inside another one.",
-            "Commit it in its fixture, or write it in a fixture that asks for dbclone_module or dbclone.",
+            f"It is {session!r}. Its transaction is on a real connection, and the test is"
+            f" inside another one.",
+            "Commit it in its fixture, or write it in a fixture that asks for dbclone_module"
+            " or dbclone.",
         )
     session.rollback()
 
@@ -208,13 +236,15 @@ def schema(settings: Settings, spec: str, thing: Any) -> Schema:
         raise settings.error(
             "schema",
             f"there are no tables in the SQLAlchemy metadata of {spec}",
-            "Import the modules that define the models where that metadata is defined, or name a module that imports them.",
+            "Import the modules that define the models where that metadata is defined, or"
+            " name a module that imports them.",
         )
     return MetadataSchema(tuple(found))
 
 
 def handle(thing: Any) -> Any:
-    """Return the handle that models use: a Flask-SQLAlchemy extension is its own; metadata knows no engine."""
+    """Return the handle that models use: a Flask-SQLAlchemy extension is its own; metadata knows no
+    engine."""
     return thing if hasattr(thing, "_app_engines") else None
 
 
@@ -224,13 +254,16 @@ def models(thing: Any) -> Sequence[Any]:
 
 
 class _Creator:
-    """The creator of a pool whose engine leads elsewhere: SQLAlchemy's own, which asks the dialect, or instead of a project's own
-    one the dialect itself. It lets nothing pass but what the dialect's `connect` of the moment has opened."""
+    """The creator of a pool whose engine leads elsewhere: SQLAlchemy's own, which asks the dialect,
+    or instead of a project's own one the dialect itself. It lets nothing pass but what the
+    dialect's `connect` of the moment has opened."""
 
     def __init__(self, engine: Engine) -> None:
         self.before: Any = engine.pool._creator
         self.opened: set[int] = set()
-        self.real: weakref.WeakSet[Any] = weakref.WeakSet()  # the driver's connections to the database that the engine is bound to
+        self.real: weakref.WeakSet[Any] = (
+            weakref.WeakSet()
+        )  # the driver's connections to the database that the engine is bound to
         self._engine = weakref.ref(engine)
 
     def __call__(self, connection_record: Any) -> Any:
@@ -247,18 +280,21 @@ class _Creator:
             made.close()
         raise SettingsError(
             "an event listener of the engine opens connections of its own",
-            "A function that listens to do_connect returned a connection, which cannot be led to the clone.",
+            "A function that listens to do_connect returned a connection, which cannot be"
+            " led to the clone.",
             "Let it change the arguments that it is given, and return None.",
         )
 
 
 def _leading(engine: Engine, connect: Callable[..., Any], real: bool = False) -> Any:
-    """Let the engine's connections be opened by `connect`, and remember those that are `real`; return what `dialect.connect` was on
-    the instance."""
+    """Let the engine's connections be opened by `connect`, and remember those that are `real`;
+    return what `dialect.connect` was on the instance."""
     if not isinstance(engine.pool._creator, _Creator):
         engine.pool._creator = _Creator(engine)  # type: ignore[assignment]
     creator: Any = engine.pool._creator
-    dialect = engine.dialect  # which caches of the ORM hold on to: nothing that it refers to may refer to the engine
+    dialect = (
+        engine.dialect
+    )  # which caches of the ORM hold on to: nothing that it refers to may refer to the engine
     before = vars(dialect).get("connect")
 
     def recorded(*arguments: Any, **parameters: Any) -> Any:
@@ -287,7 +323,8 @@ def _close(engine: Engine) -> None:
 
 
 def point(engine: Engine, url: str, before: Any = None) -> Any:
-    """Lead an engine to `url`; host, user and database change, all other parameters and the pool's options stay."""
+    """Lead an engine to `url`; host, user and database change, all other parameters and the pool's
+    options stay."""
     _close(engine)
     was, dialect = engine.url, engine.dialect
     plain = dialect.connect
@@ -295,11 +332,15 @@ def point(engine: Engine, url: str, before: Any = None) -> Any:
     arguments, placed = dialect.create_connect_args(engine.url)
 
     def connect(*_: Any, **parameters: Any) -> Any:
-        return plain(*arguments, **{**{key: value for key, value in parameters.items() if key not in TARGET}, **placed})
+        return plain(
+            *arguments,
+            **{**{key: value for key, value in parameters.items() if key not in TARGET}, **placed},
+        )
 
     method = _leading(engine, connect, real=True)
     if getattr(dialect, "server_version_info", None) is not None and not dialect.is_async:
-        # What it learned of another server or database, such as the number of the type hstore, is not true here.
+        # What it learned of another server or database, such as the number of the type hstore, is
+        # not true here.
         with engine.connect() as connection:
             dialect.initialize(connection)
         _close(engine)
@@ -334,7 +375,8 @@ def holds(engine: Engine) -> bool:
 
 
 def aside(engine: Engine) -> None:
-    """Roll back what the ORM's sessions have open, so that the next statement asks for a connection."""
+    """Roll back what the ORM's sessions have open, so that the next statement asks for a
+    connection."""
     for session, _ in () if engine.dialect.is_async else sessions_of(engine):
         with contextlib.suppress(Exception):
             session.rollback()
@@ -345,7 +387,8 @@ def back(engine: Engine, before: Any) -> None:
 
 
 def _asked(engine: Engine) -> dict[str, Any]:
-    """Return what the dialect would be asked for by the engine's creator, which must be one that asks it."""
+    """Return what the dialect would be asked for by the engine's creator, which must be one that
+    asks it."""
     asked: dict[str, Any] = {}
     before = vars(engine.dialect).get("connect")
 
@@ -363,17 +406,24 @@ def _asked(engine: Engine) -> dict[str, Any]:
 
 
 def parameters(engine: Engine) -> dict[str, str]:
-    """Return the `options` that the application's connections begin with, if there are any: what the dialect would be asked for."""
+    """Return the `options` that the application's connections begin with, if there are any: what
+    the dialect would be asked for."""
     asked = _asked(engine)
     return {"options": asked["options"]} if asked.get("options") else {}
 
 
 def login(engine: Engine) -> tuple[str, str]:
-    """Return (user, password) of the engine's `connect_args`, or else of its URL. A project's own creator and listeners are not
-    asked: they might connect."""
-    plain = getattr(engine.pool._creator, "__module__", "") == "sqlalchemy.engine.create" and not engine.dialect._has_events
+    """Return (user, password) of the engine's `connect_args`, or else of its URL. A project's own
+    creator and listeners are not asked: they might connect."""
+    plain = (
+        getattr(engine.pool._creator, "__module__", "") == "sqlalchemy.engine.create"
+        and not engine.dialect._has_events
+    )
     asked = _asked(engine) if plain else {}
-    user, password = asked.get("user") or engine.url.username, asked.get("password") or engine.url.password
+    user, password = (
+        asked.get("user") or engine.url.username,
+        asked.get("password") or engine.url.password,
+    )
     return str(user or ""), str(password or "")
 
 
@@ -390,7 +440,8 @@ def lend(engine: Engine, session: Session, before: Any = None) -> Any:
         raise SandboxLimit(
             "this project's SQLAlchemy engine cannot be isolated by rollback",
             f"{reason[0].upper()}{reason[1:]}.",
-            'Create it with a URL that begins with postgresql+psycopg://, or set reset = "truncate".',
+            "Create it with a URL that begins with postgresql+psycopg://, or set reset ="
+            ' "truncate".',
         )
     for open_session, connection in sessions_of(engine):
         roll_back(open_session, connection)
@@ -401,7 +452,8 @@ def lend(engine: Engine, session: Session, before: Any = None) -> Any:
 
 
 def _opening(engine: Engine, session: Session) -> Callable[..., Any]:
-    """Return what opens a connection into the sandbox, as the dialect's `connect` does: for an AsyncEngine in its own wrapper."""
+    """Return what opens a connection into the sandbox, as the dialect's `connect` does: for an
+    AsyncEngine in its own wrapper."""
     if not engine.dialect.is_async:
         return lambda *_, **parameters: session.connect(**parameters)
 

@@ -23,22 +23,30 @@ from ..schema.sources import Progress
 from ..server.dsn import parse, redacting
 
 _EVENTS = "SQL of the metadata's events"
-_CREATES_SCHEMA = re.compile(r"create\s+schema\s+(?:if\s+not\s+exists\s+)?(\"(?:[^\"]|\"\")+\"|\w+)", re.I)
+_CREATES_SCHEMA = re.compile(
+    r"create\s+schema\s+(?:if\s+not\s+exists\s+)?(\"(?:[^\"]|\"\")+\"|\w+)", re.I
+)
 _DRIVER = "postgresql+psycopg://"
 
 
 def metadata_of(thing: Any) -> list[MetaData]:
-    """Return the MetaData that an object means: itself, or that of a declarative base, a mapped class, a table, SQLModel, a
-    Flask-SQLAlchemy extension, or of everything in a list or module."""
+    """Return the MetaData that an object means: itself, or that of a declarative base, a mapped
+    class, a table, SQLModel, a Flask-SQLAlchemy extension, or of everything in a list or module."""
     if isinstance(thing, MetaData):
         return [thing]
     if isinstance(thing, (list, tuple, set)):
         return list(dict.fromkeys(found for item in thing for found in metadata_of(item)))
     if isinstance(thing, types.ModuleType):
         return [
-            found for found in metadata_of([v for v in vars(thing).values() if not isinstance(v, types.ModuleType)]) if found.tables
+            found
+            for found in metadata_of(
+                [v for v in vars(thing).values() if not isinstance(v, types.ModuleType)]
+            )
+            if found.tables
         ]
-    with contextlib.suppress(Exception):  # of proxies that lead nowhere yet, as a module's flask.current_app
+    with contextlib.suppress(
+        Exception
+    ):  # of proxies that lead nowhere yet, as a module's flask.current_app
         if isinstance(found := getattr(thing, "metadata", None), MetaData):
             return [found]
     return []
@@ -68,8 +76,8 @@ def _listeners(target: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class MetadataSchema:
-    """What `create_all` makes of one or several MetaData: schemas, enums, sequences, tables, indexes, comments, and what their
-    events execute."""
+    """What `create_all` makes of one or several MetaData: schemas, enums, sequences, tables,
+    indexes, comments, and what their events execute."""
 
     metadata: tuple[MetaData, ...]
 
@@ -78,7 +86,9 @@ class MetadataSchema:
         found: dict[str, list[str]] = {}
 
         def executor(statement: Any, parameters: Any = None, *_: Any, **__: Any) -> Any:
-            text = str(statement.compile(dialect=mock.dialect)) + (f" {parameters!r}" if parameters else "")
+            text = str(statement.compile(dialect=mock.dialect)) + (
+                f" {parameters!r}" if parameters else ""
+            )
             found.setdefault(_subject(statement), []).append(text)
             return IteratorResult(SimpleResultMetaData([]), iter([]))
 
@@ -87,7 +97,9 @@ class MetadataSchema:
             before = {subject: list(texts) for subject, texts in found.items()}
             try:
                 one.create_all(mock, checkfirst=False)
-            except Exception:  # of a listener that needs a real connection: its source stands for what it does
+            except (
+                Exception
+            ):  # of a listener that needs a real connection: its source stands for what it does
                 found.clear()
                 found.update(before)
                 for table in sorted(one.tables.values(), key=lambda table: table.fullname):
@@ -98,22 +110,34 @@ class MetadataSchema:
         return found
 
     def _schemas(self) -> list[str]:
-        """Return the schemas that have to be there first, without those that the metadata's own events create."""
+        """Return the schemas that have to be there first, without those that the metadata's own
+        events create."""
         found: dict[str, None] = {}
         for one in self.metadata:
             for table in one.tables.values():
                 kinds = [getattr(column.type, "schema", None) for column in table.columns]
-                found.update(dict.fromkeys(name for name in (table.schema, *kinds) if isinstance(name, str) and name))
+                found.update(
+                    dict.fromkeys(
+                        name for name in (table.schema, *kinds) if isinstance(name, str) and name
+                    )
+                )
             found.update(dict.fromkeys(s.schema for s in one._sequences.values() if s.schema))
         created = {
-            name.strip('"') for texts in self._emitted().values() for text in texts for name in _CREATES_SCHEMA.findall(text)
+            name.strip('"')
+            for texts in self._emitted().values()
+            for text in texts
+            for name in _CREATES_SCHEMA.findall(text)
         }
         return sorted(found.keys() - created)
 
     def manifest(self) -> Mapping[str, str]:
-        entries = {"SQLAlchemy": sqlalchemy.__version__, **{f"schema {name}": digest(name.encode()) for name in self._schemas()}}
+        entries = {
+            "SQLAlchemy": sqlalchemy.__version__,
+            **{f"schema {name}": digest(name.encode()) for name in self._schemas()},
+        }
         for subject, texts in self._emitted().items():
-            # A table's indexes are a set, in another order in each process; what events execute has an order of its own.
+            # A table's indexes are a set, in another order in each process; what events execute has
+            # an order of its own.
             ordered = texts if subject == _EVENTS else sorted(texts)
             entries[subject] = digest("\n".join(ordered).encode())
         return entries
@@ -140,6 +164,8 @@ class MetadataSchema:
             text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
             raise BuildFailed(
                 f"creating the tables of SQLAlchemy's metadata failed: {text.splitlines()[0]}",
-                "\n".join([text, *([f"The statement is:\n{statement[:2000]}"] if statement else [])]),
+                "\n".join(
+                    [text, *([f"The statement is:\n{statement[:2000]}"] if statement else [])]
+                ),
                 "Correct the model; no template was left behind.",
             ) from error

@@ -1,4 +1,5 @@
-"""The commands that look whether all is well, `verify` and `doctor`: a door, like the other commands in `cli`."""
+"""The commands that look whether all is well, `verify` and `doctor`: a door, like the other
+commands in `cli`."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ def verify(arguments: argparse.Namespace, settings: Settings) -> int:
         with on_terminal() as progress:
             template = Template.ensure(server, schema, handle, progress=progress)
             found = verify_template(server, template, progress)
-        facts = {"template": template.name, "built": template.built, "server": server.where, "version": server.version}
+        facts = {
+            "template": template.name,
+            "built": template.built,
+            "server": server.where,
+            "version": server.version,
+        }
     built = ", built just now" if template.built else ""
     say(arguments, {**facts, **found.facts()}, [f"template {template.name}{built}", *found.lines()])
     return 1 if any(not (d.unsteady and arguments.allow_unsteady) for d in found.differences) else 0
@@ -38,12 +44,19 @@ def doctor(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         server = Server.open(settings)
     except Error as error:
-        checks = [Check.of("server", error), Check("everything else", NOT_CHECKED, "there is no server to look at")]
+        checks = [
+            Check.of("server", error),
+            Check("everything else", NOT_CHECKED, "there is no server to look at"),
+        ]
     else:
         with server:
             where = server.dsn.replace(password="", passfile="", sslpassword="")
             facts |= {key: where.get(key) for key in ("host", "port", "user", "dbname")}
-            facts |= {"server": server.where, "version": server.version, "maintenance": server.connection.info.dbname}
+            facts |= {
+                "server": server.where,
+                "version": server.version,
+                "maintenance": server.connection.info.dbname,
+            }
             patient = Patient(server, workers)
             reached = f"{server.where}, as {server.facts.role}, in database {server.connection.info.dbname}"
             checks = [Check("server", "ok", reached), *examine(patient)]
@@ -58,6 +71,9 @@ def doctor(arguments: argparse.Namespace, settings: Settings) -> int:
                     facts["advice"] = advice(patient, found)
                     lines += ["", *found.lines(), *facts["advice"]]
     facts["checks"] = [vars(check) for check in checks]
-    shown = [f"{c.verdict:11} {c.name}: {c.why}" + (f"\n            {c.to_do}" if c.to_do else "") for c in checks]
+    shown = [
+        f"{c.verdict:11} {c.name}: {c.why}" + (f"\n            {c.to_do}" if c.to_do else "")
+        for c in checks
+    ]
     say(arguments, facts, shown + lines)
     return 1 if any(check.verdict == FAILS for check in checks) else 0

@@ -58,11 +58,22 @@ def prune(arguments: argparse.Namespace, settings: Settings) -> int:
         say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
         return 0
     with server, told(server, "leftovers were dropped"):
-        done = prune_databases(server, everything=arguments.all, dry_run=arguments.dry_run, sizes=True)
+        done = prune_databases(
+            server, everything=arguments.all, dry_run=arguments.dry_run, sizes=True
+        )
         word = "would drop" if arguments.dry_run else "dropped"
-        lines = [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or ["nothing to drop"]
-        others = {d.name: d.problem(server.facts.system) for d in ddl.listed(server) if d.own and d.other_format}
-        lines += [f"left alone {name}: {why}; that version's own prune drops it" for name, why in others.items()]
+        lines = [f"{word} {d.name} ({d.bytes / 2**20:.1f} MB): {why}" for d, why in done] or [
+            "nothing to drop"
+        ]
+        others = {
+            d.name: d.problem(server.facts.system)
+            for d in ddl.listed(server)
+            if d.own and d.other_format
+        }
+        lines += [
+            f"left alone {name}: {why}; that version's own prune drops it"
+            for name, why in others.items()
+        ]
         facts = {
             "dry_run": arguments.dry_run, "dropped": [{"name": d.name, "reason": why, "bytes": d.bytes} for d, why in done],
             "left_alone": others,
@@ -82,7 +93,10 @@ def url(arguments: argparse.Namespace, settings: Settings) -> int:
         if not arguments.database:
             print(f"dbclone: {name} stays until: python -m dbclone prune --all", file=sys.stderr)
         if server.embedded is not None:
-            print("dbclone: the private server stays until: python -m dbclone server stop", file=sys.stderr)
+            print(
+                "dbclone: the private server stays until: python -m dbclone server stop",
+                file=sys.stderr,
+            )
     return 0
 
 
@@ -92,10 +106,16 @@ def psql(arguments: argparse.Namespace, settings: Settings) -> int:
 
     with Server.open(settings) as server:
         # Not from a copy that was made for the server's account, which could change it.
-        beside = Embedded.locate(settings).cluster.binaries.folder / "psql" if server.embedded else None
+        beside = (
+            Embedded.locate(settings).cluster.binaries.folder / "psql" if server.embedded else None
+        )
         program = str(beside) if beside is not None and beside.is_file() else shutil.which("psql")
         if program is None:
-            raise SettingsError("there is no psql on this machine", "It is not on PATH.", "Install PostgreSQL's client programs.")
+            raise SettingsError(
+                "there is no psql on this machine",
+                "It is not on PATH.",
+                "Install PostgreSQL's client programs.",
+            )
         with dropped_at_end(server, settings, arguments.database) as name:
             environ = child_environment(server.database(name), os.environ)
             return subprocess.run([program, *arguments.arguments], env=environ).returncode
@@ -128,7 +148,8 @@ def server(arguments: argparse.Namespace, settings: Settings) -> int:
     }  # fmt: skip
     state = f"running (process {pid})" if pid is not None else "not running"
     lines = [
-        f"private server: {state}, PostgreSQL {cluster.binaries.version} from {cluster.binaries.source}",
+        f"private server: {state}, PostgreSQL {cluster.binaries.version} from"
+        f" {cluster.binaries.source}",
         f"data: {cluster.folder}",
     ]
     say(arguments, facts, [*lines, f"url: {located.dsn.url}"] if pid is not None else lines)
@@ -153,10 +174,16 @@ def demo(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run the bundled sample suite."""
     import importlib.util
 
-    missing = [name for name in ("flask", "peewee", "pytest", "xdist") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("flask", "peewee", "pytest", "xdist")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise SettingsError(
-            f"the demo needs {', '.join(missing)}", "They are not installed.", 'Run: pip install "pytest-dbclone[demo]"'
+            f"the demo needs {', '.join(missing)}",
+            "They are not installed.",
+            'Run: pip install "pytest-dbclone[demo]"',
         )
     folder = Path(__file__).parent.parent / "demo"
     command = [
@@ -172,9 +199,16 @@ def demo(arguments: argparse.Namespace, settings: Settings) -> int:
     ]
     command += ["-n", str(arguments.workers), str(folder / "tests"), *arguments.arguments]
     # What was said on this command line goes to the sample; this project's own settings do not.
-    given = {f"DBCLONE_{k.upper()}": str(v) for k, v in vars(arguments).items() if k in settings.sources and v is not None}
-    # The sample is a package of the library that runs it: the one we are, which in a checkout is not the installed one.
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH")]))
+    given = {
+        f"DBCLONE_{k.upper()}": str(v)
+        for k, v in vars(arguments).items()
+        if k in settings.sources and v is not None
+    }
+    # The sample is a package of the library that runs it: the one we are, which in a checkout is
+    # not the installed one.
+    path = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH")])
+    )
     environ = {**os.environ, **given, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
     return subprocess.run(command, env=environ, cwd=folder).returncode
 
@@ -185,44 +219,89 @@ def _parser() -> argparse.ArgumentParser:
     group = common.add_argument_group("settings", "override [tool.dbclone] and DBCLONE_… variables")
     for name, default, text, choices in describe():
         shown_default = (
-            "" if default in ("", (), None) else f" (default: {', '.join(default) if isinstance(default, tuple) else default})"
+            ""
+            if default in ("", (), None)
+            else f" (default: {', '.join(default) if isinstance(default, tuple) else default})"
         )
         group.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=text + shown_default, choices=choices or None
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            metavar="VALUE",
+            help=text + shown_default,
+            choices=choices or None,
         )
-    parser = argparse.ArgumentParser(prog="python -m dbclone", description="Every test its own Postgres state, at next to no cost.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dbclone",
+        description="Every test its own Postgres state, at next to no cost.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, function: Any, **keywords: Any) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, parents=[common], help=function.__doc__, description=function.__doc__, **keywords)
+        command = commands.add_parser(
+            name, parents=[common], help=function.__doc__, description=function.__doc__, **keywords
+        )
         command.set_defaults(function=function)
         return command
 
     command = add("prepare", prepare)
-    command.add_argument("--workers", type=_count, default=0, metavar="N", help="how many warm clones to have ready")
-    command.add_argument("--rebuild", action="store_true", help="build the template even if it is there")
-    add("status", status).add_argument("--manifest", action="store_true", help="show what each template was built from")
+    command.add_argument(
+        "--workers", type=_count, default=0, metavar="N", help="how many warm clones to have ready"
+    )
+    command.add_argument(
+        "--rebuild", action="store_true", help="build the template even if it is there"
+    )
+    add("status", status).add_argument(
+        "--manifest", action="store_true", help="show what each template was built from"
+    )
     command = add("prune", prune)
     command.add_argument("--dry-run", action="store_true", help="only say what would be dropped")
-    command.add_argument("--all", action="store_true", help="also templates, warm, scratch and kept clones that no living run uses")
+    command.add_argument(
+        "--all",
+        action="store_true",
+        help="also templates, warm, scratch and kept clones that no living run uses",
+    )
     add("url", url).add_argument(
-        "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a new scratch clone)"
+        "database",
+        nargs="?",
+        metavar="NAME",
+        default="",
+        help="a database that dbclone made (default: a new scratch clone)",
     )
     command = add("psql", psql, epilog="Arguments after -- go to psql.")
     command.add_argument(
-        "database", nargs="?", metavar="NAME", default="", help="a database that dbclone made (default: a scratch clone)"
+        "database",
+        nargs="?",
+        metavar="NAME",
+        default="",
+        help="a database that dbclone made (default: a scratch clone)",
     )
     command = add("server", server)
     command.add_argument("action", choices=("start", "stop", "status"))
-    command.add_argument("--force", action="store_true", help="stop it even if somebody uses it: their sessions end with it")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="stop it even if somebody uses it: their sessions end with it",
+    )
     command = add("doctor", doctor)
-    command.add_argument("--workers", type=_count, default=0, metavar="N", help="for how many workers (default: one per CPU)")
-    command.add_argument("--no-measures", action="store_true", help="make no scratch databases to measure in")
+    command.add_argument(
+        "--workers",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="for how many workers (default: one per CPU)",
+    )
+    command.add_argument(
+        "--no-measures", action="store_true", help="make no scratch databases to measure in"
+    )
     add("verify", verify).add_argument(
-        "--allow-unsteady", action="store_true", help="exit 0 if all that differs also differs between two builds made just now"
+        "--allow-unsteady",
+        action="store_true",
+        help="exit 0 if all that differs also differs between two builds made just now",
     )
     command = add("demo", demo, epilog="Arguments after -- go to pytest.")
-    command.add_argument("--workers", type=_count, default=2, metavar="N", help="pytest-xdist workers (default: 2)")
+    command.add_argument(
+        "--workers", type=_count, default=2, metavar="N", help="pytest-xdist workers (default: 2)"
+    )
     return parser
 
 
@@ -235,7 +314,9 @@ def _count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only when what was asked is so."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print is no reason to fail
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a name that this terminal cannot print is no reason to fail
     words = list(sys.argv[1:] if arguments is None else arguments)
     rest: list[str] = []
     if "--" in words:
@@ -245,7 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command in ("psql", "demo") or not rest:
         options = {name: getattr(parsed, name) for name, *_ in describe()}
         try:
-            settings = replace(load(options=options), looking=parsed.command in ("status", "doctor", "url"))
+            settings = replace(
+                load(options=options), looking=parsed.command in ("status", "doctor", "url")
+            )
             for line in settings.leads_outside:
                 print(f"dbclone: {printable(line)}", file=sys.stderr)
             return int(parsed.function(parsed, settings))

@@ -1,4 +1,5 @@
-"""What a long build or wait tells a person: whole lines, not too many, and nothing about the first second."""
+"""What a long build or wait tells a person: whole lines, not too many, and nothing about the first
+second."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ from ..process.clock import monotonic
 
 
 class Progress:
-    """Passes on what is being done, with the seconds since the start; again and again while one step takes long.
+    """Passes on what is being done, with the seconds since the start; again and again while one
+    step takes long.
 
-    Arguments: `write`, takes one line; `every`, seconds between two lines. Call it with a text at each step, inside a `with` block.
+    Arguments: `write`, takes one line; `every`, seconds between two lines. Call it with a text at
+    each step, inside a `with` block.
     """
 
     def __init__(self, write: Callable[[str], None], every: float = 1.0) -> None:
@@ -32,7 +35,8 @@ class Progress:
         self._text = text
 
     def _repeat(self) -> None:
-        # The step that runs may be a single statement or command: nobody but a clock of our own can say that it still does.
+        # The step that runs may be a single statement or command: nobody but a clock of our own can
+        # say that it still does.
         if self._done.wait(1.0):
             return
         while True:
@@ -85,4 +89,8 @@ def on_terminal() -> Iterator[Progress]:
 
 def say(arguments: argparse.Namespace, facts: dict[str, Any], lines: Sequence[str]) -> None:
     """Print facts as JSON or lines of text, as was asked."""
-    print(json.dumps(facts, indent=2, sort_keys=True) if arguments.json else "\n".join(map(printable, lines)))
+    print(
+        json.dumps(facts, indent=2, sort_keys=True)
+        if arguments.json
+        else "\n".join(map(printable, lines))
+    )

@@ -17,7 +17,8 @@ from ..template.template import Template
 
 
 def scratch(server: Server, settings: Settings, name: str = "") -> str:
-    """Return the name of a database that dbclone made: `name` if it is one, or a new scratch clone, which stays for a day.
+    """Return the name of a database that dbclone made: `name` if it is one, or a new scratch clone,
+    which stays for a day.
 
     Raises NotOwned if `name` is something else.
     """

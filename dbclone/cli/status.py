@@ -54,14 +54,22 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
             owner = f", {row['owner']}" if row["owner"] else ""
             life = {True: ", alive", False: ", owner gone", None: ""}[row["alive"]]
             lines.append(
-                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB, {_age(row['age'])} old"
+                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB,"
+                f" {_age(row['age'])} old"
                 f"{used}{owner}{life}{row['problem']}"
             )
             if arguments.manifest and row["manifest"]:
-                lines += [f"            {name}: {value}" for name, value in sorted(row["manifest"].items())]
+                lines += [
+                    f"            {name}: {value}"
+                    for name, value in sorted(row["manifest"].items())
+                ]
         if not rows:
             lines.append("no databases of dbclone")
-        say(arguments, {"server": server.where, "running": True, "version": server.version, "databases": rows}, lines)
+        say(
+            arguments,
+            {"server": server.where, "running": True, "version": server.version, "databases": rows},
+            lines,
+        )
     return 0
 
 
@@ -81,4 +89,8 @@ def _facts(database: Database, leased: set[int], system: str) -> dict[str, Any]:
 def _owner(mark: Mark) -> str:
     if mark.kind == "kept":
         return f"of {ascii(mark.label)[1:-1]}"
-    return f"worker {mark.worker} of run {mark.run[:8]} on {mark.host}:{mark.pid}" if mark.worker else ""
+    return (
+        f"worker {mark.worker} of run {mark.run[:8]} on {mark.host}:{mark.pid}"
+        if mark.worker
+        else ""
+    )

@@ -20,14 +20,17 @@ _SHOWN = 10  # sessions
 def stop(settings: Settings, located: Embedded, force: bool = False) -> None:
     """Stop the private server if it runs, and let the next one end with its last user.
 
-    Arguments: `located`, the server; `force`, end those who use it along with it. Raises ServerError if somebody uses it, whether
-    by dbclone or by any other session, and if it does not stop; then all is as it was.
+    Arguments: `located`, the server; `force`, end those who use it along with it. Raises
+    ServerError if somebody uses it, whether by dbclone or by any other session, and if it does not
+    stop; then all is as it was.
     """
     pid = located.cluster.pid()
     if pid is not None and force:
         if not located.cluster.stop(settings.connect_timeout):
             raise ServerError(
-                f"the private server (process {pid}) does not stop", located.cluster.log_tail(), f"End it: kill -QUIT {pid}"
+                f"the private server (process {pid}) does not stop",
+                located.cluster.log_tail(),
+                f"End it: kill -QUIT {pid}",
             )
     elif pid is not None:
         _stop_unused(settings, located, pid)
@@ -68,4 +71,10 @@ def _runs(server: Server) -> int:
         held = server.leases.held()
     except psycopg.Error:
         return 0
-    return len({d.mark.run for d in known if d.mark is not None and d.mark.run and lock_key(d.name) in held})
+    return len(
+        {
+            d.mark.run
+            for d in known
+            if d.mark is not None and d.mark.run and lock_key(d.name) in held
+        }
+    )

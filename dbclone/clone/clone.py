@@ -1,4 +1,5 @@
-"""A clone, one worker's own copy of a template under a lease: made, replaced, put aside and dropped, and tests isolated in it."""
+"""A clone, one worker's own copy of a template under a lease: made, replaced, put aside and
+dropped, and tests isolated in it."""
 
 from __future__ import annotations
 
@@ -46,15 +47,21 @@ from .snapshots import Snapshots
 def escaped(name: str, test: str, rows: Mapping[str, int], other: str) -> WriteEscaped:
     """Return the error that names a test which committed outside its sandbox.
 
-    Arguments: `name`, of the database; `rows`, by table, how many were new, changed or gone; `other`, what else had changed.
+    Arguments: `name`, of the database; `rows`, by table, how many were new, changed or gone;
+    `other`, what else had changed.
     """
-    shown = [f"{count or 'some'} row{'s' if count != 1 else ''} in {table}" for table, count in rows.items()]
+    shown = [
+        f"{count or 'some'} row{'s' if count != 1 else ''} in {table}"
+        for table, count in rows.items()
+    ]
     found = ", ".join([*shown, *([other] if other else [])])
     return WriteEscaped(
         f'{test or "a block"} committed to "{name}" outside its sandbox: {found}',
-        "Rollback undoes what passes through the application's own handle. Another connection, thread or process wrote this; it has"
+        "Rollback undoes what passes through the application's own handle. Another"
+        " connection, thread or process wrote this; it has"
         " been removed.",
-        'Isolate the test with @pytest.mark.dbclone(reset="truncate"), or let that code use the handle that dbclone binds.',
+        'Isolate the test with @pytest.mark.dbclone(reset="truncate"), or let that code use'
+        " the handle that dbclone binds.",
     )
 
 
@@ -66,14 +73,16 @@ _PATIENCE = 2.0  # seconds for a prune to let go of a name
 
 @dataclass(repr=False)
 class Clone:
-    """A database copied from a template, owned by one worker of one run for as long as its lease is held, in which tests are
-    isolated. Use `Template.clone`.
+    """A database copied from a template, owned by one worker of one run for as long as its lease is
+    held, in which tests are isolated. Use `Template.clone`.
 
-    Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or None; `schema`, what the template
-    was built from; `report`, what clones and resets cost; `moved`, is told where the application finds the database if that had to
-    get another name; `role`, as whom the application connects (None: as the role that builds);
-    `keep_count`, how many clones that tests left are kept at most, of the whole project; `escalated`, tests that committed outside
-    a sandbox before, which auto isolates by truncate; `state`, what is known of the database since it was a copy of its template.
+    Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or
+    None; `schema`, what the template was built from; `report`, what clones and resets cost;
+    `moved`, is told where the application finds the database if that had to get another name;
+    `role`, as whom the application connects (None: as the role that builds); `keep_count`, how many
+    clones that tests left are kept at most, of the whole project; `escalated`, tests that committed
+    outside a sandbox before, which auto isolates by truncate; `state`, what is known of the
+    database since it was a copy of its template.
     """
 
     server: Server
@@ -98,27 +107,50 @@ class Clone:
     _binding: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
 
     def __post_init__(self) -> None:
-        self.state = ResetState(self.server, self.name, self.owner, self._connect_sandbox, self._sibling)
+        self.state = ResetState(
+            self.server, self.name, self.owner, self._connect_sandbox, self._sibling
+        )
         self._snapshots = Snapshots(self.server, self.name, self.mark)
 
     @classmethod
     def create(
-        cls, server: Server, template: Database, run: str, owner: str, handle: Any = None, schema: Schema | None = None
+        cls,
+        server: Server,
+        template: Database,
+        run: str,
+        owner: str,
+        handle: Any = None,
+        schema: Schema | None = None,
     ) -> Clone:
-        """Copy `template` for one owner, taking the lease first. `schema` is what the template was built from, for the reset drop.
+        """Copy `template` for one owner, taking the lease first. `schema` is what the template was
+        built from, for the reset drop.
 
-        A warm clone that `prepare --workers` left is renamed instead, if there is one. Raises TemplateError, and
-        psycopg.errors.InvalidCatalogName if the template has been dropped in the meantime.
+        A warm clone that `prepare --workers` left is renamed instead, if there is one. Raises
+        TemplateError, and psycopg.errors.InvalidCatalogName if the template has been dropped in the
+        meantime.
         """
         settings = server.settings
         fingerprint = template.mark.fingerprint if template.mark is not None else ""
-        mark = Mark.make("clone", settings.project, server.facts.system, run=run, worker=owner, fingerprint=fingerprint)
-        clone = cls(server, clone_name(settings.project, run, owner), template, mark, handle, schema)
-        # A session gets a lock that it holds already, so another clone of this very process has to be looked for.
-        if server.leases.holds(clone.name) or not server.leases.acquire(clone.name, patience=_PATIENCE):
+        mark = Mark.make(
+            "clone",
+            settings.project,
+            server.facts.system,
+            run=run,
+            worker=owner,
+            fingerprint=fingerprint,
+        )
+        clone = cls(
+            server, clone_name(settings.project, run, owner), template, mark, handle, schema
+        )
+        # A session gets a lock that it holds already, so another clone of this very process has to
+        # be looked for.
+        if server.leases.holds(clone.name) or not server.leases.acquire(
+            clone.name, patience=_PATIENCE
+        ):
             raise TemplateError(
                 f'database "{clone.name}" is in use by another process',
-                f"Its lease is held by {server.leases.holder(clone.name)}: two workers of one run have the same name.",
+                f"Its lease is held by {server.leases.holder(clone.name)}: two workers of one"
+                f" run have the same name.",
                 "Give each worker a name of its own.",
             )
         try:
@@ -147,7 +179,8 @@ class Clone:
 
     @property
     def url(self) -> str:
-        """The clone's URL for the application, as its own role; it contains the password if there is one."""
+        """The clone's URL for the application, as its own role; it contains the password if there
+        is one."""
         return self.app_dsn.url
 
     def admit(self, role: Role | None) -> None:
@@ -163,12 +196,16 @@ class Clone:
     @property
     def _patience(self) -> str:
         """How long libpq waits for a connection, in seconds."""
-        return self.dsn.get("connect_timeout", str(max(2, round(self.server.settings.connect_timeout))))
+        return self.dsn.get(
+            "connect_timeout", str(max(2, round(self.server.settings.connect_timeout)))
+        )
 
     def _make(self) -> None:
         started = monotonic()
         leftover = ddl.find(self.server, self.name)
-        if leftover is not None:  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
+        if (
+            leftover is not None
+        ):  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
             ddl.drop(self.server, leftover, force=True)
         warm = claim_warm_clone(self.server, self.template, self.name, self.mark)
         if not warm:
@@ -176,29 +213,45 @@ class Clone:
         self.state.clone_seconds = monotonic() - started
         self._made()
         self.report.clone(self.state.clone_seconds)
-        log.info("%s clone %s of %s", "claimed warm" if warm else "created", self.name, self.template.name)
+        log.info(
+            "%s clone %s of %s",
+            "claimed warm" if warm else "created",
+            self.name,
+            self.template.name,
+        )
 
     def connect(self, test: str = "", **options: Any) -> Connection:
-        """Return a new real psycopg connection to the clone, named after the worker and the test in the server's session list.
+        """Return a new real psycopg connection to the clone, named after the worker and the test in
+        the server's session list.
 
         Arguments: `options`, of `psycopg.connect`. Raises psycopg.Error.
         """
         return self._connect(self.dsn, test, **options)
 
     def _connect(self, dsn: Dsn, test: str = "", lasts: bool = False, **options: Any) -> Connection:
-        """As `connect`. Arguments: `lasts`, the session is ours to end, whatever the role's settings say of idle ones."""
+        """As `connect`. Arguments: `lasts`, the session is ours to end, whatever the role's
+        settings say of idle ones."""
         if lasts:
             own = options.get("options") or libpq_options(dsn)
             options["options"] = f"{own} {session_options.options(self.server.facts.major)}".strip()
-        options = {"application_name": application_name(self.owner, test), "connect_timeout": self._patience, **options}
+        options = {
+            "application_name": application_name(self.owner, test),
+            "connect_timeout": self._patience,
+            **options,
+        }
         connection = connect(dsn, **options)
         self.server.sessions.add(connection)
         return connection
 
     def _connect_sandbox(self) -> Connection:
-        """Return the connection that becomes the sandbox, which begins as the application's own would: as its role, with its
-        options. Only how long it may be idle is not the application's, which does not know of this session and its transaction."""
-        more: dict[str, Any] = {key: value for key, value in handles.parameters(self.handle).items() if not self.dsn.get(key)}
+        """Return the connection that becomes the sandbox, which begins as the application's own
+        would: as its role, with its options. Only how long it may be idle is not the application's,
+        which does not know of this session and its transaction."""
+        more: dict[str, Any] = {
+            key: value
+            for key, value in handles.parameters(self.handle).items()
+            if not self.dsn.get(key)
+        }
         return self._connect(self.app_dsn, autocommit=True, lasts=True, **more)
 
     def connect_owner(self) -> Connection:
@@ -213,12 +266,17 @@ class Clone:
 
     def _made(self) -> None:
         """Note which database it is that this process has just made, and when."""
-        query = sql.SQL("SELECT {}, oid::int8 FROM pg_database WHERE datname = %s").format(sql.SQL(NOW))
-        ((*moment, self.state.made),) = self.server.connection.execute(query, [self.name]).fetchall()
+        query = sql.SQL("SELECT {}, oid::int8 FROM pg_database WHERE datname = %s").format(
+            sql.SQL(NOW)
+        )
+        ((*moment, self.state.made),) = self.server.connection.execute(
+            query, [self.name]
+        ).fetchall()
         self.state.created = Moment.of(tuple(moment))
 
     def build(self) -> None:
-        """Run the schema and the seed again, with the handle led here as the role that builds, as when the template was built."""
+        """Run the schema and the seed again, with the handle led here as the role that builds, as
+        when the template was built."""
         assert self.schema is not None, "a clone made without its schema cannot be built again"
         schema = boundary.on(self.server, self.schema)
         if self.role is None or not self._bound:
@@ -232,10 +290,15 @@ class Clone:
             self._binding.enter_context(handles.bound(self.handle, self.url))
 
     def _move(self, reason: str) -> None:
-        """Go on under another name: somebody is in the database whom we may not send away. The next run drops it."""
-        self.report.note(f"clone {self.name} is left to the next run, because it cannot be dropped: {reason}")
+        """Go on under another name: somebody is in the database whom we may not send away. The next
+        run drops it."""
+        self.report.note(
+            f"clone {self.name} is left to the next run, because it cannot be dropped: {reason}"
+        )
         self.server.leases.release(self.name)
-        self.name = clone_name(self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}")
+        self.name = clone_name(
+            self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}"
+        )
         self.server.leases.acquire(self.name)
         self.state.name = self._snapshots.name = self.name
         if self._bound:
@@ -256,25 +319,34 @@ class Clone:
             copy(self.server, self.template.name, name, self.mark)
             yield name
 
-    def replace(self, reason: str, quiet: bool = False, often: bool = False, gone: bool = False) -> None:
-        """Put a fresh copy of the template in the place of the database, under the same name, so that every URL stays right.
+    def replace(
+        self, reason: str, quiet: bool = False, often: bool = False, gone: bool = False
+    ) -> None:
+        """Put a fresh copy of the template in the place of the database, under the same name, so
+        that every URL stays right.
 
-        Arguments: `reason`, for the log and, unless `quiet`, the report; `often`, it will be needed again: from now on copies are
-        made ahead in the background, as they are from the second time on anyway; `gone`, the database has another name already.
-        If the connection to the server is lost, it is made anew, once. Raises ServerError, TemplateError, NotOwned, psycopg.Error.
+        Arguments: `reason`, for the log and, unless `quiet`, the report; `often`, it will be needed
+        again: from now on copies are made ahead in the background, as they are from the second time
+        on anyway; `gone`, the database has another name already. If the connection to the server is
+        lost, it is made anew, once. Raises ServerError, TemplateError, NotOwned, psycopg.Error.
         """
         log.info("replacing clone %s: %s", self.name, reason)
         if not quiet:
             self.report.note(f"clone replaced after {reason}")
         handles.closed(self.handle)
         self.state.forget()
-        twice(self.server, "the clone was replaced", lambda: self._renew(often, gone), self._recover)
+        twice(
+            self.server, "the clone was replaced", lambda: self._renew(often, gone), self._recover
+        )
         self._replaced = self._replaced or not gone
         if lost := self.state.refill():
-            self.report.note(f"what fixtures of the whole session had written was lost with the clone: {lost}")
+            self.report.note(
+                f"what fixtures of the whole session had written was lost with the clone: {lost}"
+            )
 
     def _recover(self) -> None:
-        """Connect again. What was made ahead is not what it was, if the server has lost what it committed last."""
+        """Connect again. What was made ahead is not what it was, if the server has lost what it
+        committed last."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -298,7 +370,8 @@ class Clone:
         self._made()
 
     def keep_for(self, label: str) -> bool:
-        """Keep the committed state for a test, and go on with a fresh one; return False, and say so, if that is impossible."""
+        """Keep the committed state for a test, and go on with a fresh one; return False, and say
+        so, if that is impossible."""
         try:
             self._put_by(label)
         except (psycopg.Error, NotOwned) as error:
@@ -314,9 +387,10 @@ class Clone:
         return kept
 
     def drop(self) -> None:
-        """End the clone: close our connections, drop the database, release the lease. Failing is a warning, never an error: the
-        next run finds the lease free and drops what was left. A server that is busy is not waited for longer than a minute. A
-        forked process drops nothing: it is its parent's."""
+        """End the clone: close our connections, drop the database, release the lease. Failing is a
+        warning, never an error: the next run finds the lease free and drops what was left. A server
+        that is busy is not waited for longer than a minute. A forked process drops nothing: it is
+        its parent's."""
         if self.server.home.forked:
             return
         self.state.disconnect()
@@ -327,7 +401,11 @@ class Clone:
             twice(self.server, "the clone was dropped", self._drop_it, lambda: recover(self.server))
             log.info("dropped clone %s", self.name)
         except (psycopg.Error, NotOwned, ServerError) as error:
-            log.warning("clone %s could not be dropped and is left to the next run: %s", self.name, str(error).strip())
+            log.warning(
+                "clone %s could not be dropped and is left to the next run: %s",
+                self.name,
+                str(error).strip(),
+            )
             self.report.note(f"clone {self.name} could not be dropped; the next run does it")
         self.server.leases.release(self.name)
 
@@ -336,7 +414,8 @@ class Clone:
             ddl.drop(self.server, database, force=True, patience=_GOODBYE)
 
     def __enter__(self) -> Clone:
-        """Point the application's handle at the clone for the block; at its end the clone is dropped."""
+        """Point the application's handle at the clone for the block; at its end the clone is
+        dropped."""
         self._binding.enter_context(handles.bound(self.handle, self.url))
         self._bound = True
         return self
@@ -350,17 +429,29 @@ class Clone:
             self.drop()
 
     @contextlib.contextmanager
-    def isolated(self, reset: str = "auto", test: str = "", reset_sequences: bool | None = None) -> Iterator[Isolation]:
-        """Run the block with the clone equal to its template at the start, and undo whatever the block wrote at its end.
+    def isolated(
+        self, reset: str = "auto", test: str = "", reset_sequences: bool | None = None
+    ) -> Iterator[Isolation]:
+        """Run the block with the clone equal to its template at the start, and undo whatever the
+        block wrote at its end.
 
-        Arguments: `reset`, "auto", "rollback", "truncate", "clone", "drop" or "none"; `test`, what runs in the block, for sessions
-        and reports; `reset_sequences`, put sequences back under rollback too (default: the setting). Raises SandboxLimit,
-        ResetBlocked, and WriteEscaped if the setting `strict` is on.
+        Arguments: `reset`, "auto", "rollback", "truncate", "clone", "drop" or "none"; `test`, what
+        runs in the block, for sessions and reports; `reset_sequences`, put sequences back under
+        rollback too (default: the setting). Raises SandboxLimit, ResetBlocked, and WriteEscaped if
+        the setting `strict` is on.
         """
         self.server.home.require()
-        sequences = self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
-        strategy = STRATEGIES[self.choose(reset, test)](self, Task(test, sequences, reset == "auto"))
-        with self._isolating(), named(application_name(self.owner, test) if test else ""), self._run(strategy) as isolation:
+        sequences = (
+            self.server.settings.reset_sequences if reset_sequences is None else reset_sequences
+        )
+        strategy = STRATEGIES[self.choose(reset, test)](
+            self, Task(test, sequences, reset == "auto")
+        )
+        with (
+            self._isolating(),
+            named(application_name(self.owner, test) if test else ""),
+            self._run(strategy) as isolation,
+        ):
             yield isolation
 
     @contextlib.contextmanager
@@ -375,9 +466,11 @@ class Clone:
 
     @contextlib.contextmanager
     def layer(self, name: str) -> Iterator[Isolation]:
-        """Keep what the block writes for as long as it lasts, as an outer layer of the tests inside it, and undo it at the end.
+        """Keep what the block writes for as long as it lasts, as an outer layer of the tests inside
+        it, and undo it at the end.
 
-        Arguments: `name`, of the class or module, for reports. Raises SandboxLimit if the handle cannot be sandboxed.
+        Arguments: `name`, of the class or module, for reports. Raises SandboxLimit if the handle
+        cannot be sandboxed.
         """
         with self._run(STRATEGIES["rollback"](self, Task(name))) as isolation:
             yield isolation
@@ -391,30 +484,44 @@ class Clone:
         try:
             yield isolation
         finally:
-            if not self.server.home.forked:  # else nothing is over in this forked process: all of it is its parent's
+            if (
+                not self.server.home.forked
+            ):  # else nothing is over in this forked process: all of it is its parent's
                 isolation.close()
                 self._settle(strategy.end(isolation.kept), strategy.task)
 
     def choose(self, reset: str, test: str = "") -> str:
         """Return the reset that will be used for `reset` and a test.
 
-        Under auto it is truncate where there is no handle to lend a sandbox to, because then the application has connections of
-        its own which commit for real, for a test that was seen committing outside its sandbox, and where the application has a role
-        of its own: a sandbox is one session, in which the test itself would see and write no more than that. Raises SettingsError.
+        Under auto it is truncate where there is no handle to lend a sandbox to, because then the
+        application has connections of its own which commit for real, for a test that was seen
+        committing outside its sandbox, and where the application has a role of its own: a sandbox
+        is one session, in which the test itself would see and write no more than that. Raises
+        SettingsError.
         """
         if reset not in RESETS:
             choice = ", ".join(RESETS)
-            raise SettingsError(f"{reset!r} is no reset", f"{test or 'A block'} asked for it.", f"Choose one of {choice}.")
+            raise SettingsError(
+                f"{reset!r} is no reset",
+                f"{test or 'A block'} asked for it.",
+                f"Choose one of {choice}.",
+            )
         if reset != "auto":
             return reset
         nowhere = handles.present(self.handle) is None
-        outside = nowhere or self.role is not None or test in self.escalated or bool(handles.refusal(self.handle))
+        outside = (
+            nowhere
+            or self.role is not None
+            or test in self.escalated
+            or bool(handles.refusal(self.handle))
+        )
         return "truncate" if outside and not self.state.layered else "rollback"
 
     def _make_sound(self, strategy: Strategy) -> None:
         """Have a fresh clone if this one is known not to be what a test starts from.
 
-        With the connection that holds the lease, the server may have lost what it committed last: the reset of the last test.
+        With the connection that holds the lease, the server may have lost what it committed last:
+        the reset of the last test.
         """
         if not self.state.layered and not is_alive(self.server.connection):
             self.replace("the connection to the server was lost between two tests")
@@ -443,11 +550,15 @@ class Clone:
         )
 
     def _settle(self, outcome: Outcome, task: Task) -> None:
-        """Note what a reset cost; replace the clone if it could not make it equal to the template; look for what escaped."""
+        """Note what a reset cost; replace the clone if it could not make it equal to the template;
+        look for what escaped."""
         test = task.test or "a block"
         if outcome.limit and task.auto:
             self._escalate(task.test)
-            self.report.note(f"{task.test} needs real transactions ({outcome.limit}): from the next run on it begins with truncate")
+            self.report.note(
+                f"{task.test} needs real transactions ({outcome.limit}): from the next run on"
+                f" it begins with truncate"
+            )
         self.report.reset(outcome.reset, outcome.seconds, task.test)
         for note in outcome.notes:
             self.report.note(f"{test}: {note}")
@@ -459,15 +570,17 @@ class Clone:
             self._search(outcome, task)
 
     def _escalate(self, test: str) -> None:
-        """Remember a test that rollback cannot isolate. It is not run again at once: its fixtures and what it did outside the
-        database cannot be undone."""
+        """Remember a test that rollback cannot isolate. It is not run again at once: its fixtures
+        and what it did outside the database cannot be undone."""
         self.escalated.add(test)
         self.report.escaped.append(test)
 
     def _search(self, outcome: Outcome, task: Task) -> None:
-        """Find out whether what was committed on this server since the last reset is in this clone; remove it, and say so.
+        """Find out whether what was committed on this server since the last reset is in this clone;
+        remove it, and say so.
 
-        What was committed before the test began is not the test's: a fixture of a wider scope made it, and it stays.
+        What was committed before the test began is not the test's: a fixture of a wider scope made
+        it, and it stays.
         """
         try:
             rows, other = self.state.put_back().dirty(outcome.begun)
@@ -475,7 +588,9 @@ class Clone:
             if not self.state.layered:  # else when the class or module has ended
                 self.replace(f"{task.test or 'a block'}: {hidden}", quiet=True)
             return
-        except psycopg.Error as failed:  # what it asks about is not there any more, or somebody locks it
+        except (
+            psycopg.Error
+        ) as failed:  # what it asks about is not there any more, or somebody locks it
             rows, other = {}, f"something that hides what else it was: {failure(failed)}"
         if not (rows or other):
             return
@@ -492,27 +607,30 @@ class Clone:
         warnings.warn(str(error), stacklevel=2)
 
     def keep(self, label: str) -> str:
-        """Keep the committed state in a database of its own, named after `label`, and go on with a fresh clone under the old name.
+        """Keep the committed state in a database of its own, named after `label`, and go on with a
+        fresh clone under the old name.
 
-        Returns the name; `python -m dbclone status` lists it, `prune` drops it after `retain_days`. Raises SandboxLimit while a
-        test is isolated by rollback, and psycopg.errors.ObjectInUse if a session may not be sent away.
+        Returns the name; `python -m dbclone status` lists it, `prune` drops it after `retain_days`.
+        Raises SandboxLimit while a test is isolated by rollback, and psycopg.errors.ObjectInUse if
+        a session may not be sent away.
         """
         self._aside("keep")
         return self._put_by(label)
 
     def snapshot(self, label: str) -> None:
-        """Put the committed state aside as `label`, to `restore` it any number of times; it lasts as long as the clone.
+        """Put the committed state aside as `label`, to `restore` it any number of times; it lasts
+        as long as the clone.
 
-        Connections of the application's handle are closed for it. Raises ResetBlocked if somebody else is connected, and
-        SandboxLimit while a test is isolated by rollback.
+        Connections of the application's handle are closed for it. Raises ResetBlocked if somebody
+        else is connected, and SandboxLimit while a test is isolated by rollback.
         """
         self._aside("snapshot")
         with told(self.server, "a snapshot was taken"):
             self._snapshots.take(label)
 
     def restore(self, label: str) -> None:
-        """Come back to the state that `snapshot` put aside, whatever has been committed since. Raises TemplateError if there is
-        none of that name."""
+        """Come back to the state that `snapshot` put aside, whatever has been committed since.
+        Raises TemplateError if there is none of that name."""
         self._aside("restore")
         with told(self.server, "a snapshot was restored"):
             self._snapshots.come_back(label)
@@ -522,6 +640,7 @@ class Clone:
             raise SandboxLimit(
                 f"{what}() inside a rollback",
                 "It copies what has been committed, and in a sandbox nothing ever is.",
-                'Isolate this test with @pytest.mark.dbclone(reset="truncate"), or use savepoint().',
+                'Isolate this test with @pytest.mark.dbclone(reset="truncate"), or use'
+                " savepoint().",
             )
         self._put_aside()

@@ -24,9 +24,10 @@ Connection = psycopg.Connection[Any]
 class Isolation:
     """One test's state, and ways to look at it.
 
-    Attributes: `name` of the database; `url`, which leads there as the application's role; `reset`, how this test is undone
-    ("rollback", "truncate", "clone", "drop" or "none"); `test`, its id; `handle`, the application's database handle or None;
-    `kept`, what it will be kept for, if it will be; `dsn`, where its own connections lead. Made by `Clone.isolated`.
+    Attributes: `name` of the database; `url`, which leads there as the application's role; `reset`,
+    how this test is undone ("rollback", "truncate", "clone", "drop" or "none"); `test`, its id;
+    `handle`, the application's database handle or None; `kept`, what it will be kept for, if it
+    will be; `dsn`, where its own connections lead. Made by `Clone.isolated`.
     """
 
     name: str
@@ -48,17 +49,22 @@ class Isolation:
         return f"<dbclone {self.name} reset={self.reset}>"
 
     def connect(self, **options: Any) -> Connection:
-        """Return a new psycopg connection that sees what the test sees: into the sandbox under rollback, a real one otherwise.
+        """Return a new psycopg connection that sees what the test sees: into the sandbox under
+        rollback, a real one otherwise.
 
-        A real one is of the role that builds, whatever the application's: it sees and writes everything. Arguments: `options` of
-        `psycopg.connect`, such as autocommit or row_factory. It is closed at the end of the test.
+        A real one is of the role that builds, whatever the application's: it sees and writes
+        everything. Arguments: `options` of `psycopg.connect`, such as autocommit or row_factory. It
+        is closed at the end of the test.
         """
-        connection: Connection = self._open(**options) if self._session is None else self._session.connect(**options)
+        connection: Connection = (
+            self._open(**options) if self._session is None else self._session.connect(**options)
+        )
         self._opened.append(connection)
         return connection
 
     async def aconnect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
-        """As `connect`, for asyncio: return a new psycopg.AsyncConnection that sees what the test sees."""
+        """As `connect`, for asyncio: return a new psycopg.AsyncConnection that sees what the test
+        sees."""
         if self._session is not None:
             connection: psycopg.AsyncConnection[Any] = await self._session.aconnect(**options)
         else:
@@ -83,11 +89,13 @@ class Isolation:
 
     @contextlib.contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Undo at the end of the block what happened in it, whoever wrote it. Raises dbclone.SandboxLimit outside a rollback."""
+        """Undo at the end of the block what happened in it, whoever wrote it. Raises
+        dbclone.SandboxLimit outside a rollback."""
         if self._session is None:
             raise SandboxLimit(
                 f"savepoint() needs a rollback, and this test is isolated by {self.reset!r}",
-                "What other connections have committed cannot be undone up to a point in the middle of a test.",
+                "What other connections have committed cannot be undone up to a point in the"
+                " middle of a test.",
                 "Remove reset= from the test's marker.",
             )
         level = Level(self._session)
@@ -98,24 +106,32 @@ class Isolation:
             level.leave()
 
     def keep(self, label: str = "") -> None:
-        """When this isolation ends, keep what was written in a database of its own instead of undoing it: for a person to look at
-        (`python -m dbclone status` lists it), named after `label` (default: the test). Tests go on with a fresh clone."""
+        """When this isolation ends, keep what was written in a database of its own instead of
+        undoing it: for a person to look at (`python -m dbclone status` lists it), named after
+        `label` (default: the test). Tests go on with a fresh clone."""
         self.kept = label or self.test or "a block"
 
     def snapshot(self, label: str) -> None:
-        """Put the clone's committed state aside as `label`; it lasts as long as the clone. See `Clone.snapshot`."""
+        """Put the clone's committed state aside as `label`; it lasts as long as the clone. See
+        `Clone.snapshot`."""
         self.close()
         self._take(label)
 
     def restore(self, label: str) -> None:
-        """Come back to the state that `snapshot` put aside, any number of times. See `Clone.restore`."""
+        """Come back to the state that `snapshot` put aside, any number of times. See
+        `Clone.restore`."""
         self.close()
         self._come_back(label)
 
     @contextlib.contextmanager
     def lend(self, handle: Any) -> Iterator[None]:
-        """Let another database handle of the application, already pointed at `url`, take part in this isolation for the block."""
-        with handles.lent(handle, self._session) if self._session is not None else contextlib.nullcontext():
+        """Let another database handle of the application, already pointed at `url`, take part in
+        this isolation for the block."""
+        with (
+            handles.lent(handle, self._session)
+            if self._session is not None
+            else contextlib.nullcontext()
+        ):
             yield
 
     def close(self) -> None:

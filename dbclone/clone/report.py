@@ -1,4 +1,5 @@
-"""What clones and resets cost: added up in each worker, merged over workers, shown as text or JSON. Pure."""
+"""What clones and resets cost: added up in each worker, merged over workers, shown as text or JSON.
+Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ from ..errors import printable
 class Report:
     """Counts and seconds of one worker, or of several merged.
 
-    `clones` made in `clone_seconds`; `resets` and `reset_seconds` by kind of reset; `worst`, the test with the dearest reset, and
-    its `worst_seconds`; `notes`, what a person should know; `escaped`, tests that committed outside a sandbox; `kept`,
-    databases that were kept, with what for.
+    `clones` made in `clone_seconds`; `resets` and `reset_seconds` by kind of reset; `worst`, the
+    test with the dearest reset, and its `worst_seconds`; `notes`, what a person should know;
+    `escaped`, tests that committed outside a sandbox; `kept`, databases that were kept, with what
+    for.
     """
 
     clones: int = 0
@@ -60,7 +62,8 @@ class Report:
         self.escaped += [test for test in other.escaped if test not in self.escaped]
 
     def data(self) -> dict[str, Any]:
-        """Return the figures as plain data: what workers send to the controller and `--json` prints."""
+        """Return the figures as plain data: what workers send to the controller and `--json`
+        prints."""
         return {**asdict(self), "resets": dict(self.resets)}
 
     @classmethod
@@ -81,7 +84,10 @@ class Report:
         """Return the summary for people."""
         lines = []
         if self.clones:
-            lines.append(f"{self.clones} clone{'s' if self.clones != 1 else ''} in {shown(self.clone_seconds)}")
+            lines.append(
+                f"{self.clones} clone{'s' if self.clones != 1 else ''} in"
+                f" {shown(self.clone_seconds)}"
+            )
         for kind, count in sorted(self.resets.items()):
             seconds = self.reset_seconds.get(kind, 0.0)
             lines.append(f"{count} x {kind} in {shown(seconds)} ({shown(seconds / count)} each)")

@@ -1,4 +1,5 @@
-"""States of a clone put aside: copies of it under the same lease's owner, to come back to any number of times."""
+"""States of a clone put aside: copies of it under the same lease's owner, to come back to any
+number of times."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _PATIENCE = 2.0  # seconds for a prune to let go of a name
 
 @dataclass
 class Snapshots:
-    """The snapshots of one clone. Arguments: `name`, the clone's; `mark`, what copies of it are marked with."""
+    """The snapshots of one clone. Arguments: `name`, the clone's; `mark`, what copies of it are
+    marked with."""
 
     server: Server
     name: str
@@ -28,7 +30,8 @@ class Snapshots:
     _taken: dict[str, str] = field(default_factory=dict)
 
     def take(self, label: str) -> None:
-        """Put the committed state aside as `label`, replacing an earlier snapshot of that name. Nobody may be connected.
+        """Put the committed state aside as `label`, replacing an earlier snapshot of that name.
+        Nobody may be connected.
 
         Raises ResetBlocked if somebody is.
         """
@@ -82,7 +85,8 @@ def nobody_connected(server: Server, name: str, patience: float = 1.0) -> None:
     deadline = monotonic() + patience
     while True:
         rows = server.fetch(
-            "SELECT pid, coalesce(usename::text, '?'), coalesce(application_name, '') FROM pg_stat_activity"
+            "SELECT pid, coalesce(usename::text, '?'), coalesce(application_name, '') FROM"
+            " pg_stat_activity"
             " WHERE datname = %s AND usesysid IS NOT NULL",
             [name],
         )
@@ -90,8 +94,12 @@ def nobody_connected(server: Server, name: str, patience: float = 1.0) -> None:
             return
         if monotonic() > deadline:
             raise ResetBlocked(
-                f'could not copy "{name}": {len(rows)} session{"s are" if len(rows) > 1 else " is"} connected to it',
-                "\n".join(f"Session {pid} of user {user} calls itself {application!r}." for pid, user, application in rows),
+                f'could not copy "{name}": {len(rows)}'
+                f" session{'s are' if len(rows) > 1 else ' is'} connected to it",
+                "\n".join(
+                    f"Session {pid} of user {user} calls itself {application!r}."
+                    for pid, user, application in rows
+                ),
                 "Close the connections of the test and the application before taking a snapshot.",
             )
         time.sleep(0.005)

@@ -1,4 +1,5 @@
-"""Copies of a template: made by CREATE DATABASE … TEMPLATE, few at a time; warm ones kept ready and claimed by a rename."""
+"""Copies of a template: made by CREATE DATABASE … TEMPLATE, few at a time; warm ones kept ready and
+claimed by a rename."""
 
 from __future__ import annotations
 
@@ -32,15 +33,19 @@ _SEGMENT = 2 * 16 * 2**20  # bytes of log that a server may want besides what it
 
 
 def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool = True) -> Mark:
-    """Create database `name` from a template, few at a time, with the settings and grants that a copy lacks; return its mark.
+    """Create database `name` from a template, few at a time, with the settings and grants that a
+    copy lacks; return its mark.
 
-    Waits and tries again while somebody is connected to the template. Raises TemplateError, PermissionMissing, psycopg.Error.
+    Waits and tries again while somebody is connected to the template. Raises TemplateError,
+    PermissionMissing, psycopg.Error.
     """
     settings = server.settings
     options: dict[str, str | bool] = {}
     if server.facts.major >= 15:
         options["STRATEGY"] = (
-            settings.clone_strategy if settings.clone_strategy != "auto" else ("wal_log" if server.facts.durable else "file_copy")
+            settings.clone_strategy
+            if settings.clone_strategy != "auto"
+            else ("wal_log" if server.facts.durable else "file_copy")
         )
     if not open_to_all:
         options["ALLOW_CONNECTIONS"] = False
@@ -53,9 +58,11 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
             except psycopg.errors.ObjectInUse as error:
                 if monotonic() > deadline:
                     raise TemplateError(
-                        f'template "{template}" cannot be copied: somebody has been connected to it for 60 s',
+                        f'template "{template}" cannot be copied: somebody has been connected'
+                        f" to it for 60 s",
                         str(error).strip(),
-                        "End those sessions; a template admits nobody, so a superuser must have let them in.",
+                        "End those sessions; a template admits nobody, so a superuser must"
+                        " have let them in.",
                     ) from None
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
@@ -68,21 +75,32 @@ def copy(server: Server, template: str, name: str, mark: Mark, open_to_all: bool
 
 
 def disk_full(server: Server, template: str, error: psycopg.Error, purpose: str) -> TemplateError:
-    """Return the error for a copy that found the disk full: how much it needs, what is free, and what a prune would free.
+    """Return the error for a copy that found the disk full: how much it needs, what is free, and
+    what a prune would free.
 
-    Arguments: `template`, what is copied; `purpose`, what for, in words; `error`, which may be that a checkpoint failed: CREATE
-    DATABASE asks for one, and says nothing of its reasons (src/backend/postmaster/checkpointer.c, RequestCheckpoint).
+    Arguments: `template`, what is copied; `purpose`, what for, in words; `error`, which may be that
+    a checkpoint failed: CREATE DATABASE asks for one, and says nothing of its reasons
+    (src/backend/postmaster/checkpointer.c, RequestCheckpoint).
     """
 
     def shown(size: float) -> str:
         return f"{size / 2**20:.0f} MB"
 
-    ((needed,),) = server.fetch("SELECT coalesce(pg_database_size(oid), 0) FROM pg_database WHERE datname = %s", [template])
+    ((needed,),) = server.fetch(
+        "SELECT coalesce(pg_database_size(oid), 0) FROM pg_database WHERE datname = %s", [template]
+    )
     freed, everything = (
-        sum(database.bytes for database, _ in prune(server, template, everything=all_, dry_run=True, sizes=True))
+        sum(
+            database.bytes
+            for database, _ in prune(server, template, everything=all_, dry_run=True, sizes=True)
+        )
         for all_ in (False, True)
     )
-    free = f"{shown(free_bytes(server.embedded.cluster.data))} are free" if server.embedded is not None else ""
+    free = (
+        f"{shown(free_bytes(server.embedded.cluster.data))} are free"
+        if server.embedded is not None
+        else ""
+    )
     sure = isinstance(error, psycopg.errors.DiskFull) or (
         server.embedded is not None and free_bytes(server.embedded.cluster.data) < needed + _SEGMENT
     )
@@ -93,7 +111,8 @@ def disk_full(server: Server, template: str, error: psycopg.Error, purpose: str)
             "The server's log says why; most often its disk is full.",
         )
     return TemplateError(
-        f"no space is left on {server.where} {purpose}: that needs {shown(needed)}" + (f", {free}" if free else ""),
+        f"no space is left on {server.where} {purpose}: that needs {shown(needed)}"
+        + (f", {free}" if free else ""),
         str(error).strip(),
         f"python -m dbclone prune would free {shown(freed)}, with --all {shown(everything)}."
         + ("" if free else " How much is free, a server tells nobody: look at its disk."),
@@ -105,10 +124,16 @@ def warm(server: Server, template: Database, count: int) -> int:
     assert template.mark is not None
     values = {"fingerprint": template.mark.fingerprint, "template": str(template.oid)}
     mark = Mark.make("spare", server.settings.project, server.facts.system, **values)
-    waiting = [d for d in ddl.listed(server) if d.mark and (d.mark.kind, d.mark.template) == ("spare", mark.template)]
+    waiting = [
+        d
+        for d in ddl.listed(server)
+        if d.mark and (d.mark.kind, d.mark.template) == ("spare", mark.template)
+    ]
     for _ in range(missing := max(0, count - len(waiting))):
         name = spare_name(server.settings.project)
-        server.leases.acquire(name)  # until it is whole, nobody may claim it, nor take it for a leftover
+        server.leases.acquire(
+            name
+        )  # until it is whole, nobody may claim it, nor take it for a leftover
         try:
             copy(server, template.name, name, mark, open_to_all=False)
         finally:
@@ -117,13 +142,19 @@ def warm(server: Server, template: Database, count: int) -> int:
 
 
 def claim_warm_clone(server: Server, template: Database, name: str, mark: Mark) -> bool:
-    """Make a warm clone of `template` the database `name`, with its mark, if one waits; return whether one did.
+    """Make a warm clone of `template` the database `name`, with its mark, if one waits; return
+    whether one did.
 
-    Nobody has been able to connect to it since it was copied. Its lease tells whether somebody is still making it, or drops it
-    now; the rename decides between several who want it.
+    Nobody has been able to connect to it since it was copied. Its lease tells whether somebody is
+    still making it, or drops it now; the rename decides between several who want it.
     """
     for spare in ddl.listed(server):
-        if spare.mark is None or spare.mark.kind != "spare" or spare.sessions or spare.problem(server.facts.system):
+        if (
+            spare.mark is None
+            or spare.mark.kind != "spare"
+            or spare.sessions
+            or spare.problem(server.facts.system)
+        ):
             continue
         if spare.mark.template != str(template.oid) or not server.leases.acquire(spare.name):
             continue
@@ -137,8 +168,9 @@ def claim_warm_clone(server: Server, template: Database, name: str, mark: Mark) 
     return False
 
 
-# Whether a database has this name and neither sessions nor prepared transactions, for which a rename waits up to 5 s. There is
-# next to nothing in it to plan: after each copy the server plans with cold caches.
+# Whether a database has this name and neither sessions nor prepared transactions, for which a
+# rename waits up to 5 s. There is next to nothing in it to plan: after each copy the server plans
+# with cold caches.
 _FREE = sql.SQL(
     "SELECT pg_stat_get_db_numbackends({0}) = 0 AND (pg_identify_object(1262, {0}, 0)).name = {1}"
     " AND NOT EXISTS (SELECT FROM pg_prepared_xact() WHERE dbid = {0})"
@@ -151,10 +183,12 @@ _SAME = sql.SQL("SELECT 1 / coalesce(((pg_identify_object(1262, {}, 0)).name = {
 
 @dataclass(frozen=True)
 class HandOver:
-    """How a warm clone, closed until then, becomes the database `name`, open and with its owner's mark.
+    """How a warm clone, closed until then, becomes the database `name`, open and with its owner's
+    mark.
 
-    `spare` and `oid` are the warm clone's; `aside`, what a database that has the name is called from then on (empty: none has it).
-    Most is composed before a test waits for it, because that costs as much as running it.
+    `spare` and `oid` are the warm clone's; `aside`, what a database that has the name is called
+    from then on (empty: none has it). Most is composed before a test waits for it, because that
+    costs as much as running it.
     """
 
     spare: str
@@ -166,7 +200,9 @@ class HandOver:
     is_free: bytes  # asked about the warm clone by the next hand-over of the name
 
     @classmethod
-    def compose(cls, server: Server, spare: str, oid: int, name: str, mark: Mark, aside: str = "") -> HandOver:
+    def compose(
+        cls, server: Server, spare: str, oid: int, name: str, mark: Mark, aside: str = ""
+    ) -> HandOver:
         def text(*parts: sql.Composed) -> bytes:
             return sql.SQL("; ").join(parts).as_bytes(server.connection)
 
@@ -178,14 +214,24 @@ class HandOver:
         )
         free = _FREE.format(sql.Literal(oid), sql.Literal(name))
         marked = _MARKED.format(sql.Literal(oid), sql.Literal(mark.bound(name, oid).text()))
-        return cls(spare, oid, name, mark, aside, take_place, sql.SQL("").join([free, marked]).as_bytes(server.connection))
+        return cls(
+            spare,
+            oid,
+            name,
+            mark,
+            aside,
+            take_place,
+            sql.SQL("").join([free, marked]).as_bytes(server.connection),
+        )
 
     def run(self, server: Server, last: HandOver | None = None) -> None:
-        """Do it, in one transaction: under a new name and still with a spare's mark it would look free.
+        """Do it, in one transaction: under a new name and still with a spare's mark it would look
+        free.
 
-        Arguments: `last`, the hand-over that gave the name to what has it now, if this process did. Sessions in what is put aside
-        are ended. Raises NotOwned, psycopg.Error; psycopg.errors.ObjectInUse if a session may not be ended, and InvalidCatalogName
-        if the warm clone is gone, also if another database has its name.
+        Arguments: `last`, the hand-over that gave the name to what has it now, if this process did.
+        Sessions in what is put aside are ended. Raises NotOwned, psycopg.Error;
+        psycopg.errors.ObjectInUse if a session may not be ended, and InvalidCatalogName if the warm
+        clone is gone, also if another database has its name.
         """
         aside = b""
         if self.aside and last is not None and _comes_free(server, last.is_free):
@@ -197,44 +243,66 @@ class HandOver:
             try:
                 _send(server, *commands)
             except psycopg.errors.ObjectInUse:
-                if not (aside and self._freed(server, last, certainly=True)):  # somebody has come in since
+                if not (
+                    aside and self._freed(server, last, certainly=True)
+                ):  # somebody has come in since
                     raise
                 _send(server, *commands)
         except psycopg.errors.DivisionByZero:
-            raise psycopg.errors.InvalidCatalogName(f'"{self.spare}" or "{self.name}" is another database now') from None
+            raise psycopg.errors.InvalidCatalogName(
+                f'"{self.spare}" or "{self.name}" is another database now'
+            ) from None
 
     def _put_aside(self, server: Server, old: int, marked: bool) -> bytes:
-        """Return the command that gives the database `old`, which has the name, another one, and if it is `marked` still, a mark
-        that goes with it. One whose mark a test has written over is dropped by nobody."""
-        parts = [_SAME.format(sql.Literal(old), sql.Literal(self.name)), ddl.renaming(self.name, self.aside)]
+        """Return the command that gives the database `old`, which has the name, another one, and if
+        it is `marked` still, a mark that goes with it. One whose mark a test has written over is
+        dropped by nobody."""
+        parts = [
+            _SAME.format(sql.Literal(old), sql.Literal(self.name)),
+            ddl.renaming(self.name, self.aside),
+        ]
         if marked:
             parts.append(ddl.commenting(self.aside, self.mark.bound(self.aside, old)))
         return sql.SQL("; ").join(parts).as_bytes(server.connection)
 
-    def _freed(self, server: Server, last: HandOver | None, certainly: bool = False) -> Database | None:
-        """Free what has the name of sessions, letting nobody in if there are any or `certainly`; return it, if there is one."""
-        made = last.oid if last is not None else 0  # that we know better than its mark, which a test may have written over
+    def _freed(
+        self, server: Server, last: HandOver | None, certainly: bool = False
+    ) -> Database | None:
+        """Free what has the name of sessions, letting nobody in if there are any or `certainly`;
+        return it, if there is one."""
+        made = (
+            last.oid if last is not None else 0
+        )  # that we know better than its mark, which a test may have written over
         old = verify_owned(server, self.name, made)
         if old is None:
             return None
-        is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(server.connection)
+        is_free = _FREE.format(sql.Literal(old.oid), sql.Literal(self.name)).as_bytes(
+            server.connection
+        )
         if certainly or not _comes_free(server, is_free):
             ddl.roll_back_prepared(server, self.name)
             if stayed := ddl.close_to_others(server, self.name, made=made):
                 _send(server, ddl.opening(self.name).as_bytes(server.connection))
-                raise psycopg.errors.ObjectInUse(f'database "{self.name}" is in use by {stayed}, who may not be ended')
+                raise psycopg.errors.ObjectInUse(
+                    f'database "{self.name}" is in use by {stayed}, who may not be ended'
+                )
         return old
 
 
 def _comes_free(server: Server, question: bytes) -> bool:
-    """Ask whether a database is free, for a few milliseconds: a session ends a moment after its client has closed it."""
+    """Ask whether a database is free, for a few milliseconds: a session ends a moment after its
+    client has closed it."""
     deadline = monotonic() + 0.005
-    while not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t")) and monotonic() < deadline:
+    while (
+        not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t"))
+        and monotonic() < deadline
+    ):
         time.sleep(0.0001)
     return free
 
 
 def _send(server: Server, *commands: bytes) -> list[Any]:
-    """Send commands as one message, which is a transaction of its own, past psycopg's cursors: a test waits for it."""
+    """Send commands as one message, which is a transaction of its own, past psycopg's cursors: a
+    test waits for it."""
     with server.connection.lock:
         return list(server.connection.wait(exchange(server.connection.pgconn, list(commands))))

@@ -1,6 +1,7 @@
 """The databases that dbclone makes, and the only statements that create, rename and drop databases.
 
-Every statement here that changes a database which exists already asks `licence` first, by the name that the statement has.
+Every statement here that changes a database which exists already asks `licence` first, by the name
+that the statement has.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from . import ownership
 from .naming import NO_LIMIT, Database, Mark, check_name, limit_for
 from .ownership import verify_owned
 
-listed, find = ownership.listed, ownership.find  # what there is, for whoever decides what to do about it
+listed, find = (
+    ownership.listed,
+    ownership.find,
+)  # what there is, for whoever decides what to do about it
 
 _LEAVING = 1.0  # seconds for a session that we may not end to end by itself, because its client has just closed it
 _MARGIN = 30.0  # seconds by which the server's own limit comes before ours
 _PATIENCE = 60.0  # seconds that a DROP may take unless somebody says otherwise
 _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
-# Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
+# Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in
+# src/bin/pg_dump/dumputils.c).
 _LISTS = (
     "local_preload_libraries",
     "search_path",
@@ -41,18 +46,30 @@ _LISTS = (
 
 
 def _run(server: Server, statement: sql.Composed) -> None:
-    """Run a statement that may take as long as a database is large. The server itself bounds it: see `admission.enter`."""
+    """Run a statement that may take as long as a database is large. The server itself bounds it:
+    see `admission.enter`."""
     connection = server.connection
-    with connection.patient(server.settings.build_timeout + _MARGIN) if isinstance(connection, Interruptible) else nullcontext():
+    with (
+        connection.patient(server.settings.build_timeout + _MARGIN)
+        if isinstance(connection, Interruptible)
+        else nullcontext()
+    ):
         connection.execute(statement)
 
 
-def create(server: Server, name: str, template: str, mark: Mark, options: dict[str, str | bool] | None = None) -> Mark:
-    """Create database `name` as a copy of `template`, and bind `mark` to it; return the bound mark, which has its oid.
+def create(
+    server: Server,
+    name: str,
+    template: str,
+    mark: Mark,
+    options: dict[str, str | bool] | None = None,
+) -> Mark:
+    """Create database `name` as a copy of `template`, and bind `mark` to it; return the bound mark,
+    which has its oid.
 
-    The caller holds the lease of `name` already. Arguments: `options`, further options of CREATE DATABASE: text values are quoted,
-    booleans are keywords; STRATEGY is a keyword too. Raises psycopg.Error as the server gives it, and NotOwned if another database
-    has got the name since.
+    The caller holds the lease of `name` already. Arguments: `options`, further options of CREATE
+    DATABASE: text values are quoted, booleans are keywords; STRATEGY is a keyword too. Raises
+    psycopg.Error as the server gives it, and NotOwned if another database has got the name since.
     """
     check_name(name)
     parts = [
@@ -62,12 +79,16 @@ def create(server: Server, name: str, template: str, mark: Mark, options: dict[s
     ]
     for option, value in (options or {}).items():
         assert option in ("ENCODING", "LOCALE", "STRATEGY", "ALLOW_CONNECTIONS")
-        shown = sql.SQL("true" if value else "false") if isinstance(value, bool) else sql.Literal(value)
+        shown = (
+            sql.SQL("true" if value else "false") if isinstance(value, bool) else sql.Literal(value)
+        )
         parts.append(sql.SQL("{} {}").format(sql.SQL(option), shown))
     _run(server, sql.SQL(" ").join(parts))
     made = verify_owned(server, name)
     if made is None:
-        raise psycopg.errors.InvalidCatalogName(f'database "{name}" was dropped as soon as it was made')
+        raise psycopg.errors.InvalidCatalogName(
+            f'database "{name}" was dropped as soon as it was made'
+        )
     mark = mark.bound(name, made.oid)
     comment(server, name, mark)
     return mark
@@ -75,11 +96,14 @@ def create(server: Server, name: str, template: str, mark: Mark, options: dict[s
 
 def commenting(name: str, mark: Mark) -> sql.Composed:
     """Return the statement that writes a mark."""
-    return sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(mark.text()))
+    return sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+        sql.Identifier(name), sql.Literal(mark.text())
+    )
 
 
 def comment(server: Server, name: str, mark: Mark) -> None:
-    """Write the mark of a database that this process has just made, or has a licence for: whoever writes it, gives one."""
+    """Write the mark of a database that this process has just made, or has a licence for: whoever
+    writes it, gives one."""
     _run(server, commenting(name, mark))
 
 
@@ -97,10 +121,16 @@ def touch(server: Server, database: Database) -> None:
 
 
 def seal(server: Server, name: str, mark: Mark) -> None:
-    """Close a database to everybody and make it a template, with its final mark, in one transaction. Raises NotOwned."""
+    """Close a database to everybody and make it a template, with its final mark, in one
+    transaction. Raises NotOwned."""
     with server.connection.transaction():
         found = verify_owned(server, name)
-        _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(sql.Identifier(name)))
+        _run(
+            server,
+            sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(
+                sql.Identifier(name)
+            ),
+        )
         comment(server, name, mark.bound(name, found.oid if found is not None else 0))
 
 
@@ -109,27 +139,39 @@ def opening(name: str) -> sql.Composed:
     return sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name))
 
 
-def close_to_others(server: Server, name: str, own: int = 0, patience: float = 10.0, made: int = 0) -> list[tuple[int, str, str]]:
-    """Forbid further connections to a database of ours and end the sessions in it; return those that stayed: (pid, user, name).
+def close_to_others(
+    server: Server, name: str, own: int = 0, patience: float = 10.0, made: int = 0
+) -> list[tuple[int, str, str]]:
+    """Forbid further connections to a database of ours and end the sessions in it; return those
+    that stayed: (pid, user, name).
 
-    Arguments: `own`, the process id of a session that may stay, because it is ours; `patience`, seconds to wait for a session
-    that was told to end (one that we may not end is waited for one second); `made`, as for `verify_owned`. Raises NotOwned.
+    Arguments: `own`, the process id of a session that may stay, because it is ours; `patience`,
+    seconds to wait for a session that was told to end (one that we may not end is waited for one
+    second); `made`, as for `verify_owned`. Raises NotOwned.
     """
     verify_owned(server, name, made)
-    _run(server, sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+    _run(
+        server,
+        sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)),
+    )
     told: set[int] = set()
     refused: set[int] = set()
     began = monotonic()
     while True:
         rows = server.fetch(
-            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''), datid::int8, backend_start"
+            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''),"
+            " datid::int8, backend_start"
             " FROM pg_stat_activity WHERE datname = %s AND pid <> %s AND usesysid IS NOT NULL",
             [name, own],
         )
         stayed = [(pid, user, application) for pid, user, application, _, _ in rows]
-        if not stayed or monotonic() - began > (min(_LEAVING, patience) if {row[0] for row in stayed} <= refused else patience):
+        if not stayed or monotonic() - began > (
+            min(_LEAVING, patience) if {row[0] for row in stayed} <= refused else patience
+        ):
             return stayed
-        for session in [Identity(pid, oid, started) for pid, _, _, oid, started in rows if pid not in told]:
+        for session in [
+            Identity(pid, oid, started) for pid, _, _, oid, started in rows if pid not in told
+        ]:
             told.add(session.pid)
             try:
                 session.end(server.connection)
@@ -141,11 +183,14 @@ def close_to_others(server: Server, name: str, own: int = 0, patience: float = 1
 def renaming(old: str, new: str) -> sql.Composed:
     """Return the statement that renames a database."""
     check_name(new)
-    return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
+    return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
+        sql.Identifier(old), sql.Identifier(new)
+    )
 
 
 def _rename(server: Server, old: str, new: str) -> None:
-    """Rename a database and bind its mark to the new name, in the caller's transaction. Raises NotOwned, psycopg.Error."""
+    """Rename a database and bind its mark to the new name, in the caller's transaction. Raises
+    NotOwned, psycopg.Error."""
     found = verify_owned(server, old)
     _run(server, renaming(old, new))
     if found is not None and found.mark is not None:
@@ -153,7 +198,8 @@ def _rename(server: Server, old: str, new: str) -> None:
 
 
 def rename(server: Server, old: str, new: str) -> bool:
-    """Rename a database; return False if the new name is taken: then somebody else was first. Raises NotOwned."""
+    """Rename a database; return False if the new name is taken: then somebody else was first.
+    Raises NotOwned."""
     check_name(new)
     try:
         with server.connection.transaction():
@@ -164,10 +210,11 @@ def rename(server: Server, old: str, new: str) -> bool:
 
 
 def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
-    """Let `replacement` take the name of a database that steps aside, in one transaction: nobody finds the name missing.
+    """Let `replacement` take the name of a database that steps aside, in one transaction: nobody
+    finds the name missing.
 
-    Returns False if there is no database of that name any more. Raises NotOwned, and psycopg.errors.ObjectInUse if somebody is
-    connected to it.
+    Returns False if there is no database of that name any more. Raises NotOwned, and
+    psycopg.errors.ObjectInUse if somebody is connected to it.
     """
     try:
         with server.connection.transaction():
@@ -180,16 +227,19 @@ def swap(server: Server, name: str, aside: str, replacement: str) -> bool:
 
 
 def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
-    """Give a database of our own run the name `kept` and the mark that goes with it; return False if that name is taken.
+    """Give a database of our own run the name `kept` and the mark that goes with it; return False
+    if that name is taken.
 
-    Sessions in it are ended. Raises psycopg.errors.ObjectInUse if one of them may not be; then everything is as it was.
-    Raises NotOwned.
+    Sessions in it are ended. Raises psycopg.errors.ObjectInUse if one of them may not be; then
+    everything is as it was. Raises NotOwned.
     """
     stayed = close_to_others(server, name)
     try:
         if stayed:
             pid, user, _ = stayed[0]
-            raise psycopg.errors.ObjectInUse(f"session {pid} of role {user} is in database {name} and may not be ended")
+            raise psycopg.errors.ObjectInUse(
+                f"session {pid} of role {user} is in database {name} and may not be ended"
+            )
         with server.connection.transaction():
             found = verify_owned(server, name)
             _run(server, renaming(name, kept))
@@ -204,13 +254,17 @@ def keep(server: Server, name: str, kept: str, mark: Mark) -> bool:
     return True
 
 
-def drop(server: Server, database: Database, force: bool = False, patience: float = _PATIENCE) -> None:
+def drop(
+    server: Server, database: Database, force: bool = False, patience: float = _PATIENCE
+) -> None:
     """Drop a database that dbclone can prove it made.
 
-    Arguments: `database`, as `listed` returned it: it is looked up again on the same connection just before; `force`, end the
-    sessions in it first, for a database of our own run; `patience`, seconds that each statement may take. One that is gone already
-    is no error. Raises NotOwned; psycopg.Error, the text of which names the sessions that we may not end; ServerError if the server
-    has taken too long, which names who was in the way. What was begun then can be finished by another drop.
+    Arguments: `database`, as `listed` returned it: it is looked up again on the same connection
+    just before; `force`, end the sessions in it first, for a database of our own run; `patience`,
+    seconds that each statement may take. One that is gone already is no error. Raises NotOwned;
+    psycopg.Error, the text of which names the sessions that we may not end; ServerError if the
+    server has taken too long, which names who was in the way. What was begun then can be finished
+    by another drop.
     """
     now = verify_owned(server, database.name)
     if now is None or now.oid != database.oid:
@@ -221,15 +275,22 @@ def drop(server: Server, database: Database, force: bool = False, patience: floa
 
 def _drop(server: Server, now: Database, force: bool) -> None:
     name = sql.Identifier(now.name)
-    # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our connection, DROP works.
-    is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")  # also one that somebody has opened
+    # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our
+    # connection, DROP works.
+    is_template = now.sealed or (
+        now.mark is not None and now.mark.kind == "template"
+    )  # also one that somebody has opened
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
-    statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else ""))
+    statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(
+        name, sql.SQL("WITH (FORCE)" if force and now.limit != -2 else "")
+    )
     try:
         _run(server, statement)
     except psycopg.errors.ObjectInUse as error:
-        if not any([roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]):
+        if not any(
+            [roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]
+        ):
             raise type(error)(f"{str(error).strip()}{to_end(server, now.name)}") from None
         _run(server, statement)
     except psycopg.errors.InsufficientPrivilege as error:
@@ -239,9 +300,12 @@ def _drop(server: Server, now: Database, force: bool) -> None:
 
 
 def _is_left(server: Server, name: str) -> bool:
-    """Return whether nobody is connected to a database any more, waiting a moment for who is about to go."""
+    """Return whether nobody is connected to a database any more, waiting a moment for who is about
+    to go."""
     deadline = monotonic() + _LEAVING
-    while server.fetch("SELECT FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL", [name]):
+    while server.fetch(
+        "SELECT FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL", [name]
+    ):
         if monotonic() > deadline:
             return False
         time.sleep(0.002)
@@ -250,7 +314,8 @@ def _is_left(server: Server, name: str) -> bool:
 
 @contextlib.contextmanager
 def private(server: Server, name: str) -> Iterator[None]:
-    """Hold the lease of a database that the block makes for itself, and drop it at the end, whoever is in it."""
+    """Hold the lease of a database that the block makes for itself, and drop it at the end, whoever
+    is in it."""
     server.leases.acquire(name)
     try:
         yield
@@ -263,11 +328,13 @@ def private(server: Server, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _within(server: Server, name: str, patience: float) -> Iterator[None]:
-    """Let each statement of the block, which drops database `name`, take so many seconds at most. Raises ServerError.
+    """Let each statement of the block, which drops database `name`, take so many seconds at most.
+    Raises ServerError.
 
-    Before a DROP DATABASE is done, every process of the server has to take note (src/backend/storage/ipc/procsignal.c,
-    "ProcSignalBarrier"): one that is stopped, in whatever database, keeps it waiting for ever. After five seconds the server says
-    which one that is, to whoever listens to messages of its log.
+    Before a DROP DATABASE is done, every process of the server has to take note
+    (src/backend/storage/ipc/procsignal.c, "ProcSignalBarrier"): one that is stopped, in whatever
+    database, keeps it waiting for ever. After five seconds the server says which one that is, to
+    whoever listens to messages of its log.
     """
     connection, said, started = server.connection, list[str](), monotonic()
 
@@ -286,7 +353,8 @@ def _within(server: Server, name: str, patience: float) -> Iterator[None]:
         raise ServerError(
             f"database {name!r} on {server.where} could not be dropped within {patience:.0f} s",
             "\n".join([str(error).strip(), *(said[-1:] or holders(server))]),
-            "Let that process go on (kill -CONT), or end it; then what is left is dropped by: python -m dbclone prune",
+            "Let that process go on (kill -CONT), or end it; then what is left is dropped"
+            " by: python -m dbclone prune",
         ) from None
     finally:
         connection.remove_notice_handler(note)
@@ -295,11 +363,13 @@ def _within(server: Server, name: str, patience: float) -> Iterator[None]:
 
 
 def carry_over(server: Server, source: str, target: str) -> None:
-    """Give `target` the database-level settings and grants of `source`, which CREATE DATABASE … TEMPLATE does not copy
-    (PostgreSQL documentation, manage-ag-templatedbs)."""
+    """Give `target` the database-level settings and grants of `source`, which CREATE DATABASE …
+    TEMPLATE does not copy (PostgreSQL documentation, manage-ag-templatedbs)."""
     rows = server.fetch(
-        "SELECT r.rolname::text, s.setconfig, d.datacl IS NOT NULL, d.datconnlimit FROM pg_database d"
-        " LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = %s",
+        "SELECT r.rolname::text, s.setconfig, d.datacl IS NOT NULL, d.datconnlimit FROM"
+        " pg_database d"
+        " LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid LEFT JOIN pg_roles r ON"
+        " r.oid = s.setrole WHERE d.datname = %s",
         [source],
     )
     if any(pairs or acl or -1 < limit < NO_LIMIT for _, pairs, acl, limit in rows):
@@ -311,12 +381,16 @@ def carry_over(server: Server, source: str, target: str) -> None:
     name = sql.Identifier(target)
     if rows and rows[0][2]:
         grants = server.fetch(
-            "SELECT CASE WHEN grantee = 0 THEN NULL ELSE grantee::regrole::text END, privilege_type, is_grantable, r.rolname::text"
-            " FROM pg_database d, aclexplode(d.datacl) LEFT JOIN pg_roles r ON r.oid = grantee WHERE d.datname = %s",
+            "SELECT CASE WHEN grantee = 0 THEN NULL ELSE grantee::regrole::text END,"
+            " privilege_type, is_grantable, r.rolname::text"
+            " FROM pg_database d, aclexplode(d.datacl) LEFT JOIN pg_roles r ON r.oid ="
+            " grantee WHERE d.datname = %s",
             [source],
         )
         with server.connection.transaction():
-            _run(server, sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC, CURRENT_USER").format(name))
+            _run(
+                server, sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC, CURRENT_USER").format(name)
+            )
             for grantee, privilege, grantable, role in grants:
                 _run(
                     server,
@@ -328,13 +402,18 @@ def carry_over(server: Server, source: str, target: str) -> None:
                     ),
                 )
     if rows and -1 < rows[0][3] < NO_LIMIT:
-        _run(server, sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, sql.Literal(rows[0][3])))
+        _run(
+            server,
+            sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, sql.Literal(rows[0][3])),
+        )
 
 
 def _set(server: Server, database: str, role: str | None, variable: str, value: str) -> None:
     """Store a setting of a database, or of a role in it, exactly as it is stored elsewhere."""
     where = (
-        sql.SQL("ALTER ROLE {} IN DATABASE {}").format(sql.Identifier(role), sql.Identifier(database))
+        sql.SQL("ALTER ROLE {} IN DATABASE {}").format(
+            sql.Identifier(role), sql.Identifier(database)
+        )
         if role
         else sql.SQL("ALTER DATABASE {}").format(sql.Identifier(database))
     )
@@ -343,13 +422,16 @@ def _set(server: Server, database: str, role: str | None, variable: str, value: 
         # Never applied to our own session: it may be a role, or name what only that database has.
         _run(server, sql.SQL("{} SET {} TO {}").format(where, shown, sql.Literal(value)))
         return
-    with server.connection.transaction():  # a literal would be one element; FROM CURRENT takes the list
+    with (
+        server.connection.transaction()
+    ):  # a literal would be one element; FROM CURRENT takes the list
         server.connection.execute("SELECT set_config(%s, %s, true)", [variable, value])
         _run(server, sql.SQL("{} SET {} FROM CURRENT").format(where, shown))
 
 
 def roll_back_prepared(server: Server, name: str) -> bool:
-    """Roll back the prepared transactions in a database of ours, which outlive their sessions; return whether there were any."""
+    """Roll back the prepared transactions in a database of ours, which outlive their sessions;
+    return whether there were any."""
     prepared = server.fetch("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [name])
     if not prepared:
         return False
@@ -363,13 +445,18 @@ def roll_back_prepared(server: Server, name: str) -> bool:
 
 
 def stop_replication(server: Server, name: str, force: bool) -> bool:
-    """Remove the subscriptions in a database of ours that is to be dropped, and with `force` end who reads from its logical slots
-    (without a reader they are dropped with it); return whether there were any. Publishers are not spoken to."""
+    """Remove the subscriptions in a database of ours that is to be dropped, and with `force` end
+    who reads from its logical slots (without a reader they are dropped with it); return whether
+    there were any. Publishers are not spoken to."""
     subscriptions = server.fetch(
-        "SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = %s)", [name]
+        "SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM"
+        " pg_database WHERE datname = %s)",
+        [name],
     )
     if subscriptions:
-        closed = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name))  # as a template is
+        closed = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(
+            sql.Identifier(name)
+        )  # as a template is
         server.connection.execute(closed)
         with contextlib.closing(server.connect(name, "drop")) as connection:
             for (subscription,) in subscriptions:
@@ -380,7 +467,8 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
                 ):
                     connection.execute(sql.SQL(statement).format(sql.Identifier(subscription)))
     readers = (
-        "SELECT a.pid, a.datid::int8, a.backend_start FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid"
+        "SELECT a.pid, a.datid::int8, a.backend_start FROM pg_replication_slots s JOIN"
+        " pg_stat_activity a ON a.pid = s.active_pid"
         " WHERE s.database = %s"
     )
     found, deadline = server.fetch(readers, [name]) if force else [], monotonic() + 10
@@ -399,7 +487,9 @@ def quoted(name: str) -> str:
 def to_create(server: Server, template: str, error: psycopg.Error) -> PermissionMissing:
     """Return the error for a CREATE DATABASE … TEMPLATE that the server has refused."""
     role = quoted(server.facts.role)
-    ((may,),) = server.fetch("SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user")
+    ((may,),) = server.fetch(
+        "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+    )
     if not may:
         return PermissionMissing(
             f"role {server.facts.role!r} may not create databases on {server.where} any more",
@@ -408,25 +498,36 @@ def to_create(server: Server, template: str, error: psycopg.Error) -> Permission
         )
     return PermissionMissing(
         f'role {server.facts.role!r} may not copy "{template}"',
-        f"{str(error).strip()}\nOnly its owner and superusers may copy a database that is no template.",
+        f"{str(error).strip()}\nOnly its owner and superusers may copy a database that is no"
+        f" template.",
         f"Run as a superuser: ALTER DATABASE {quoted(template)} OWNER TO {role};",
     )
 
 
 def to_end(server: Server, name: str) -> str:
-    """Return who is connected to a database and may not be sent away by us, and what would allow it: further lines of an error."""
+    """Return who is connected to a database and may not be sent away by us, and what would allow
+    it: further lines of an error."""
     rows = server.fetch(
-        "SELECT a.pid, a.usename::text, coalesce(a.application_name, ''), r.rolsuper FROM pg_stat_activity a"
-        " JOIN pg_roles r ON r.oid = a.usesysid WHERE a.datname = %s AND NOT pg_has_role(r.oid, 'USAGE') ORDER BY 1",
+        "SELECT a.pid, a.usename::text, coalesce(a.application_name, ''), r.rolsuper FROM"
+        " pg_stat_activity a"
+        " JOIN pg_roles r ON r.oid = a.usesysid WHERE a.datname = %s AND NOT"
+        " pg_has_role(r.oid, 'USAGE') ORDER BY 1",
         [name],
     )
     if not rows:
         return ""
     ours = quoted(server.facts.role)
-    lines = [f"\nSession {pid} of role {quoted(role)} calls itself {application!r}." for pid, role, application, _ in rows]
-    grants = sorted({f"GRANT {quoted(role)} TO {ours};" for _, role, _, superuser in rows if not superuser})
+    lines = [
+        f"\nSession {pid} of role {quoted(role)} calls itself {application!r}."
+        for pid, role, application, _ in rows
+    ]
+    grants = sorted(
+        {f"GRANT {quoted(role)} TO {ours};" for _, role, _, superuser in rows if not superuser}
+    )
     if grants:
         lines.append(f"\nEnd it, or run as a superuser: {' '.join(grants)}")
     if any(superuser for *_, superuser in rows):
-        lines.append("\nOnly a superuser may end a superuser's session: end it, or let url name a superuser.")
+        lines.append(
+            "\nOnly a superuser may end a superuser's session: end it, or let url name a superuser."
+        )
     return "".join(lines)

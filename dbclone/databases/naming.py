@@ -1,10 +1,13 @@
-"""Names and marks: what a database made by dbclone is called, what it says of itself, and which ones have had their time.
+"""Names and marks: what a database made by dbclone is called, what it says of itself, and which
+ones have had their time.
 
-Pure values: nothing here talks to a server. Identity is in the name, proof in the mark, life in the lease. A database may be
-destroyed only if its name has our shape, it belongs to our own role, and it carries our mark for this very database: this server's
-identifier, the database's oid, and the name that we gave it last. A comment that was copied fails by the oid, and a database that
-its user has renamed is his. A client killed while it creates a database leaves one without a comment; for that moment the proof is
-a connection limit of no effect, given in the CREATE DATABASE statement itself, that stands for this name on this server only.
+Pure values: nothing here talks to a server. Identity is in the name, proof in the mark, life in the
+lease. A database may be destroyed only if its name has our shape, it belongs to our own role, and
+it carries our mark for this very database: this server's identifier, the database's oid, and the
+name that we gave it last. A comment that was copied fails by the oid, and a database that its user
+has renamed is his. A client killed while it creates a database leaves one without a comment; for
+that moment the proof is a connection limit of no effect, given in the CREATE DATABASE statement
+itself, that stands for this name on this server only.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from ..server.locks import lock_key
 
 FORMAT = 2  # of marks; one of another format is another dbclone's, whose databases are left alone
 KINDS = ("template", "build", "clone", "spare", "scratch", "kept")
-NO_LIMIT = 2**30  # a CONNECTION LIMIT from here on is far above any max_connections (2^18 - 1), so it limits nothing
+NO_LIMIT = (
+    2**30
+)  # a CONNECTION LIMIT from here on is far above any max_connections (2^18 - 1), so it limits nothing
 _SHAPE = re.compile(r"dbclone_[a-z0-9_]{1,55}\Z")
 _NEVER = ("postgres", "template0", "template1")
 _NAMES = 4  # that a template may have; the first serves unless another version of dbclone has it
@@ -33,13 +38,16 @@ _NAMES = 4  # that a template may have; the first serves unless another version 
 
 @dataclass(frozen=True)
 class Mark:
-    """What dbclone writes into COMMENT ON DATABASE: that it made the database, of which kind, for whom, from what.
+    """What dbclone writes into COMMENT ON DATABASE: that it made the database, of which kind, for
+    whom, from what.
 
-    `system` is the server's system identifier; `manifest` and `seconds` (how long the build took) are a template's; `run` and
-    `worker` a clone's; `template`, the oid of what a warm clone is a copy of, because a rebuilt template has the same fingerprint;
-    `label`, what a clone that was kept is kept for, such as a test that failed;
-    `oid` and `name` are the database's own, with the name that we gave it last (see `bound`): oids are given once, and only we know
-    the name that we gave. `created` and `used` are seconds since 1970; `host` and `pid` inform people and prove nothing.
+    `system` is the server's system identifier; `manifest` and `seconds` (how long the build took)
+    are a template's; `run` and `worker` a clone's; `template`, the oid of what a warm clone is a
+    copy of, because a rebuilt template has the same fingerprint; `label`, what a clone that was
+    kept is kept for, such as a test that failed; `oid` and `name` are the database's own, with the
+    name that we gave it last (see `bound`): oids are given once, and only we know the name that we
+    gave. `created` and `used` are seconds since 1970; `host` and `pid` inform people and prove
+    nothing.
     """
 
     kind: str
@@ -63,30 +71,63 @@ class Mark:
     def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
         """Return a mark for a database that this process is about to make."""
         now = round(wall(), 3)
-        values = {k: encodable(v) if isinstance(v, str) else v for k, v in values.items()}  # or `read` would not believe it
-        return cls(kind, project, system, created=now, used=now, host=socket.gethostname(), pid=os.getpid(), **values)
+        values = {
+            k: encodable(v) if isinstance(v, str) else v for k, v in values.items()
+        }  # or `read` would not believe it
+        return cls(
+            kind,
+            project,
+            system,
+            created=now,
+            used=now,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            **values,
+        )
 
     def bound(self, name: str, oid: int) -> Mark:
-        """Return this mark as that of the database with this name and oid: only so does it prove anything."""
+        """Return this mark as that of the database with this name and oid: only so does it prove
+        anything."""
         return replace(self, name=name, oid=oid)
 
     def text(self) -> str:
         """Return the mark as the JSON that is stored."""
         always = ("kind", "project", "system")
-        return json.dumps({"dbclone": FORMAT, **{k: v for k, v in asdict(self).items() if v or k in always}}, sort_keys=True)
+        return json.dumps(
+            {"dbclone": FORMAT, **{k: v for k, v in asdict(self).items() if v or k in always}},
+            sort_keys=True,
+        )
 
     @classmethod
     def read(cls, comment: str | None) -> Mark | None:
-        """Return the mark in a comment, or None if there is none that can be trusted: then the database is not ours."""
+        """Return the mark in a comment, or None if there is none that can be trusted: then the
+        database is not ours."""
         data = _parsed(comment)
         if _format(data) != FORMAT or data.get("kind") not in KINDS:
             return None
         del data["dbclone"]
-        for name in ("kind", "project", "system", "fingerprint", "run", "worker", "template", "label", "host", "name"):
+        for name in (
+            "kind",
+            "project",
+            "system",
+            "fingerprint",
+            "run",
+            "worker",
+            "template",
+            "label",
+            "host",
+            "name",
+        ):
             if not isinstance(data.get(name, ""), str):
                 return None
         number = (int, float)
-        for name, kinds in (("created", number), ("used", number), ("seconds", number), ("pid", (int,)), ("oid", (int,))):
+        for name, kinds in (
+            ("created", number),
+            ("used", number),
+            ("seconds", number),
+            ("pid", (int,)),
+            ("oid", (int,)),
+        ):
             value = data.get(name, 0)
             if type(value) not in kinds or not 0 <= value < 1e15:  # NaN is neither
                 return None
@@ -105,7 +146,9 @@ def _parsed(comment: str | None) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(comment)
-        json.dumps(data, ensure_ascii=False).encode()  # half a character, such as \ud800, is in no name that we could compute
+        json.dumps(
+            data, ensure_ascii=False
+        ).encode()  # half a character, such as \ud800, is in no name that we could compute
     except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
@@ -119,7 +162,8 @@ def _format(data: dict[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Database:
-    """A database with a name of our shape, as the catalogue shows it. `sessions` counts who is connected to it."""
+    """A database with a name of our shape, as the catalogue shows it. `sessions` counts who is
+    connected to it."""
 
     oid: int
     name: str
@@ -133,22 +177,28 @@ class Database:
 
     @property
     def published(self) -> bool:
-        """Whether this is a template under the name that its fingerprint gives it: neither one that its builder had no time to
-        publish nor one that another has replaced."""
+        """Whether this is a template under the name that its fingerprint gives it: neither one that
+        its builder had no time to publish nor one that another has replaced."""
         mark = self.mark
-        names = template_names(mark.project, mark.fingerprint) if mark is not None and mark.kind == "template" else ()
+        names = (
+            template_names(mark.project, mark.fingerprint)
+            if mark is not None and mark.kind == "template"
+            else ()
+        )
         return self.name in names
 
     @property
     def other_format(self) -> int:
-        """The format of its mark if that is another dbclone's than ours, an older or a newer one's; else 0."""
+        """The format of its mark if that is another dbclone's than ours, an older or a newer one's;
+        else 0."""
         number = _format(_parsed(self.comment)) if self.mark is None else FORMAT
         return number if number != FORMAT else 0
 
     def problem(self, system: str, made: int = 0) -> str:
         """Return why dbclone may not destroy this database, or an empty string if it made it.
 
-        Arguments: `system`, the identifier of the server that it is on; `made`, the oid of a database that this process made there.
+        Arguments: `system`, the identifier of the server that it is on; `made`, the oid of a
+        database that this process made there.
         """
         if not _SHAPE.match(self.name) or self.name in _NEVER:
             return "its name is not one that dbclone gives"
@@ -170,7 +220,11 @@ class Database:
             return "its mark is of another server"
         if mark.oid != self.oid:
             return "its mark is of another database"
-        return "" if mark.name == self.name else "its mark is for another name: whoever renamed it has taken it"
+        return (
+            ""
+            if mark.name == self.name
+            else "its mark is for another name: whoever renamed it has taken it"
+        )
 
 
 def _slug(text: str, length: int) -> str:
@@ -178,21 +232,28 @@ def _slug(text: str, length: int) -> str:
 
 
 def _digest(text: str) -> str:
-    return digest(text.encode(errors="surrogatepass"))  # of any text, also of what os.fsdecode could not decode
+    return digest(
+        text.encode(errors="surrogatepass")
+    )  # of any text, also of what os.fsdecode could not decode
 
 
 def limit_for(name: str, system: str) -> int:
-    """Return the CONNECTION LIMIT with which we create the database `name` on the server with this identifier: it limits nothing,
-    and is right for no other name and no other server, so that nobody has it by copying a statement or restoring a dump."""
+    """Return the CONNECTION LIMIT with which we create the database `name` on the server with this
+    identifier: it limits nothing, and is right for no other name and no other server, so that
+    nobody has it by copying a statement or restoring a dump."""
     return NO_LIMIT + int(_digest(f"limit{chr(0)}{system}{chr(0)}{name}")[:12], 16) % NO_LIMIT
 
 
 def template_name(project: str, fingerprint: str, beside: int = 0) -> str:
-    """Return the name of the template with this fingerprint, as dbclones with our format of marks compute it.
+    """Return the name of the template with this fingerprint, as dbclones with our format of marks
+    compute it.
 
-    Arguments: `beside`, how many names are passed over, because templates of other dbclones have them.
+    Arguments: `beside`, how many names are passed over, because templates of other dbclones have
+    them.
     """
-    unique = f"{project}{chr(0)}{fingerprint}{chr(0)}{FORMAT}" + (f"{chr(0)}{beside}" if beside else "")
+    unique = f"{project}{chr(0)}{fingerprint}{chr(0)}{FORMAT}" + (
+        f"{chr(0)}{beside}" if beside else ""
+    )
     return f"dbclone_{_slug(project, 20)}_t_{_digest(unique)[:12]}"
 
 
@@ -202,7 +263,8 @@ def template_names(project: str, fingerprint: str) -> tuple[str, ...]:
 
 
 def free_template_name(project: str, fingerprint: str, known: Iterable[Database]) -> str:
-    """Return the name for the template with this fingerprint: the first that no other version of dbclone has given.
+    """Return the name for the template with this fingerprint: the first that no other version of
+    dbclone has given.
 
     Arguments: `known`, the databases that there are. Where all are taken, it is the last.
     """
@@ -222,31 +284,40 @@ def spare_name(project: str) -> str:
 
 
 def clone_name(project: str, run: str, owner: str) -> str:
-    """Return the name of the clone of one owner (a worker) in one run: the same whoever computes it, and nobody else's."""
+    """Return the name of the clone of one owner (a worker) in one run: the same whoever computes
+    it, and nobody else's."""
     # One that starts with x is never shown as it is, or it could be what is shown of another.
     shown = owner if re.fullmatch(r"[a-wyz0-9][a-z0-9]{0,11}", owner) else "x" + _digest(owner)[:10]
     return f"dbclone_{_slug(project, 20)}_{_digest(f'{project}{chr(0)}{run}')[:8]}_{shown}"
 
 
 def kept_name(project: str, label: str, again: bool = False) -> str:
-    """Return the name under which a clone is kept for `label`: the same each time, or one more with `again`."""
+    """Return the name under which a clone is kept for `label`: the same each time, or one more with
+    `again`."""
     shown = _slug(label.rpartition("::")[2] or label, 20)
     unique = f"{project}{chr(0)}{label}{secrets.token_hex(8) if again else ''}"
     return f"dbclone_{_slug(project, 20)}_k_{shown}_{_digest(unique)[:8]}"
 
 
 def check_name(name: str) -> None:
-    """Raise TemplateError unless `name` is one that dbclone gives: ASCII, at most 63 bytes, so that the server never cuts it."""
+    """Raise TemplateError unless `name` is one that dbclone gives: ASCII, at most 63 bytes, so that
+    the server never cuts it."""
     if not _SHAPE.match(name):
         raise TemplateError(
-            f"{name!r} is not a name that dbclone gives to databases", "", "This is a bug in dbclone: please report it."
+            f"{name!r} is not a name that dbclone gives to databases",
+            "",
+            "This is a bug in dbclone: please report it.",
         )
 
 
-def find_orphaned(databases: Iterable[Database], leased: set[int], system: str) -> Iterator[tuple[Database, str]]:
-    """Decide, without asking the server, which databases have no living owner: yield each with the reason.
+def find_orphaned(
+    databases: Iterable[Database], leased: set[int], system: str
+) -> Iterator[tuple[Database, str]]:
+    """Decide, without asking the server, which databases have no living owner: yield each with the
+    reason.
 
-    Arguments: `databases`, listed *before* `leased` was asked, so that a database whose lease is not there has lost it.
+    Arguments: `databases`, listed *before* `leased` was asked, so that a database whose lease is
+    not there has lost it.
     """
     databases = list(databases)
     templates = {str(d.oid) for d in databases if d.published}
@@ -256,26 +327,46 @@ def find_orphaned(databases: Iterable[Database], leased: set[int], system: str) 
         kind = database.mark.kind if database.mark is not None else "unfinished"
         if kind in ("build", "clone", "unfinished") and lock_key(database.name) not in leased:
             yield database, f"{kind} whose owner is gone"
-        elif kind == "template" and not database.published and lock_key(database.name) not in leased:
+        elif (
+            kind == "template" and not database.published and lock_key(database.name) not in leased
+        ):
             yield database, "template that was not published, or was replaced"
         elif kind == "spare" and database.mark is not None:
             if database.mark.template not in templates and lock_key(database.name) not in leased:
                 yield database, "warm clone of a template that is gone"
-        elif kind == "scratch" and database.mark is not None and wall() - database.mark.created > 86400:
+        elif (
+            kind == "scratch"
+            and database.mark is not None
+            and wall() - database.mark.created > 86400
+        ):
             yield database, "scratch clone older than a day"
 
 
 def find_expired(
-    databases: Iterable[Database], leased: set[int], system: str, project: str, current: str, count: int, days: float
+    databases: Iterable[Database],
+    leased: set[int],
+    system: str,
+    project: str,
+    current: str,
+    count: int,
+    days: float,
 ) -> Iterator[tuple[Database, str]]:
-    """Decide what has had its time: templates of `project` beyond the newest `count` (`current` included), and those of any project
-    that nobody used for `days`; clones that were kept for as long. One that a living run, or anybody, uses stays."""
+    """Decide what has had its time: templates of `project` beyond the newest `count` (`current`
+    included), and those of any project that nobody used for `days`; clones that were kept for as
+    long. One that a living run, or anybody, uses stays."""
     for database in databases:
-        if database.mark is None or database.mark.kind != "kept" or database.problem(system) or database.sessions:
+        if (
+            database.mark is None
+            or database.mark.kind != "kept"
+            or database.problem(system)
+            or database.sessions
+        ):
             continue
         if (age := (wall() - database.mark.created) / 86400) > days:
             yield database, f"kept for {age:.0f} days"
-    templates = [(d.mark, d) for d in databases if d.mark is not None and d.published and d.name != current]
+    templates = [
+        (d.mark, d) for d in databases if d.mark is not None and d.published and d.name != current
+    ]
     rank = 1 if current else 0
     for mark, database in sorted(templates, key=lambda pair: pair[0].used, reverse=True):
         idle = (wall() - mark.used) / 86400

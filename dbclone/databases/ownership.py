@@ -1,10 +1,11 @@
-"""The licence to destroy: the one guard before every statement that drops, renames, closes or opens a database, ends the sessions
-in it, or empties its tables.
+"""The licence to destroy: the one guard before every statement that drops, renames, closes or opens
+a database, ends the sessions in it, or empties its tables.
 
-It looks the database up on the connection that is about to act, at the last moment, and demands everything at once: a name of our
-shape that is not the server's nor the one we are connected to, our own role as its owner (for superusers too), and our mark for
-this very database: this cluster, its oid, and the name that we gave it. In place of the mark, which a test may write over, it
-takes one thing only: that this process itself made the database with this oid. There is no way round it.
+It looks the database up on the connection that is about to act, at the last moment, and demands
+everything at once: a name of our shape that is not the server's nor the one we are connected to,
+our own role as its owner (for superusers too), and our mark for this very database: this cluster,
+its oid, and the name that we gave it. In place of the mark, which a test may write over, it takes
+one thing only: that this process itself made the database with this oid. There is no way round it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ..errors import NotOwned
 from ..server.server import Server
 from .naming import Database, Mark
 
-# A session without a user is an autovacuum worker, which the server ends by itself. The type of a session of others is hidden
-# from a plain role.
+# A session without a user is an autovacuum worker, which the server ends by itself. The type of a
+# session of others is hidden from a plain role.
 _COLUMNS = """
 SELECT d.oid::int8, d.datname::text,
        d.datdba = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = %(role)s),
@@ -44,8 +45,12 @@ def _database(row: tuple[Any, ...]) -> Database:
 
 
 def listed(server: Server, name: str | None = None, sizes: bool = False) -> list[Database]:
-    """Return the databases on the server whose names begin as ours do, or the one called `name`; with `sizes`, their bytes too."""
-    return [_database(row) for row in server.fetch(_LISTED, {"sizes": sizes, "name": name, "role": server.facts.role})]
+    """Return the databases on the server whose names begin as ours do, or the one called `name`;
+    with `sizes`, their bytes too."""
+    return [
+        _database(row)
+        for row in server.fetch(_LISTED, {"sizes": sizes, "name": name, "role": server.facts.role})
+    ]
 
 
 def find(server: Server, name: str) -> Database | None:
@@ -54,9 +59,11 @@ def find(server: Server, name: str) -> Database | None:
 
 
 def verify_owned(server: Server, name: str, made: int = 0) -> Database | None:
-    """Return database `name` as it is now, if dbclone can prove that it made it; None if there is none.
+    """Return database `name` as it is now, if dbclone can prove that it made it; None if there is
+    none.
 
-    Arguments: `made`, the oid of a database that this process itself made on this server, if it did. Raises NotOwned.
+    Arguments: `made`, the oid of a database that this process itself made on this server, if it
+    did. Raises NotOwned.
     """
     rows = server.fetch(_NAMED, {"sizes": False, "name": name, "role": server.facts.role})
     if not rows:
@@ -66,12 +73,20 @@ def verify_owned(server: Server, name: str, made: int = 0) -> Database | None:
     return found
 
 
-def verify_connected(connection: psycopg.Connection[Any], server: Server, name: str, made: int = 0) -> None:
-    """Raise NotOwned unless `connection` is in database `name` of this very server, and dbclone can prove that it made it.
+def verify_connected(
+    connection: psycopg.Connection[Any], server: Server, name: str, made: int = 0
+) -> None:
+    """Raise NotOwned unless `connection` is in database `name` of this very server, and dbclone can
+    prove that it made it.
 
-    Whatever stands between, a pooler or a name that means another machine by now: this asks at the far end.
+    Whatever stands between, a pooler or a name that means another machine by now: this asks at the
+    far end.
     """
-    row = connection.cursor(row_factory=tuple_row).execute(_HERE.encode(), {"sizes": False, "role": server.facts.role}).fetchone()
+    row = (
+        connection.cursor(row_factory=tuple_row)
+        .execute(_HERE.encode(), {"sizes": False, "role": server.facts.role})
+        .fetchone()
+    )
     assert row is not None
     found, system = _database(row), row[-1]
     if system != server.facts.system:
@@ -92,6 +107,7 @@ def _demand(server: Server, found: Database, made: int) -> None:
 def _refused(server: Server, found: Database, problem: str) -> NotOwned:
     return NotOwned(
         f"database {found.name!r} on {server.where} is left alone: {problem}",
-        "dbclone drops and changes only what carries its own mark for this very database and belongs to its own role.",
+        "dbclone drops and changes only what carries its own mark for this very database and"
+        " belongs to its own role.",
         "Whoever made it knows what it is.",
     )

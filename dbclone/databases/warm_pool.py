@@ -1,7 +1,9 @@
-"""A warm pool: fresh clones of a template, made ahead in a background thread, so that having one costs a test next to nothing.
+"""A warm pool: fresh clones of a template, made ahead in a background thread, so that having one
+costs a test next to nothing.
 
-The thread has a connection of its own, through which it holds the leases of everything in the pool. All of it has a clone's mark,
-never a spare's: so nobody else can claim it, and it counts as dead as soon as this process is.
+The thread has a connection of its own, through which it holds the leases of everything in the pool.
+All of it has a clone's mark, never a spare's: so nobody else can claim it, and it counts as dead as
+soon as this process is.
 """
 
 from __future__ import annotations
@@ -31,20 +33,26 @@ _GOODBYE = 30.0  # seconds that `close` waits for the thread
 class Pool:
     """Warm clones of one template for one clone, made for the swap after this one.
 
-    One is kept ready after the first swap; one more each time a swap had to wait, up to `limit`; fewer when nothing is asked for.
-    With those put aside, which are dropped in the background, the pool never has more than twice `limit`.
+    One is kept ready after the first swap; one more each time a swap had to wait, up to `limit`;
+    fewer when nothing is asked for. With those put aside, which are dropped in the background, the
+    pool never has more than twice `limit`.
     """
 
     def __init__(self, server: Server, template: Database, limit: int) -> None:
-        """Arguments: `server`, of the calling thread, which outlives the pool. Nothing is made before the first swap."""
+        """Arguments: `server`, of the calling thread, which outlives the pool. Nothing is made
+        before the first swap."""
         self._server, self._template, self._limit = server, template, max(1, limit)
-        self._maintenance = server.connection.info.dbname  # the one database in which all locks meet
+        self._maintenance = (
+            server.connection.info.dbname
+        )  # the one database in which all locks meet
         self._pid = os.getpid()
         self._last: HandOver | None = None
         self._changed = threading.Condition()  # guards all that follows
         self._thread: threading.Thread | None = None
         self._ready: deque[HandOver] = deque()
-        self._used: deque[HandOver] = deque()  # whatever still has one of their two names is to be dropped
+        self._used: deque[HandOver] = (
+            deque()
+        )  # whatever still has one of their two names is to be dropped
         self._wish: tuple[str, Mark] | None = None  # what the next warm clone will be
         self._target = 0
         self._wanted = False  # whether a swap waits
@@ -53,11 +61,13 @@ class Pool:
         self._closing = False
 
     def swap(self, name: str, mark: Mark) -> float:
-        """Let a warm clone with `mark` take the place of the database `name`, which is put aside and dropped; return the seconds.
+        """Let a warm clone with `mark` take the place of the database `name`, which is put aside
+        and dropped; return the seconds.
 
-        The caller holds the lease of `name` and has closed its own sessions there; others are ended. Raises what went wrong in the
-        background if that left no warm clone, NotOwned, TemplateError, psycopg.errors.ObjectInUse if a session may not be ended,
-        psycopg.Error. Then the database `name` is as it was.
+        The caller holds the lease of `name` and has closed its own sessions there; others are
+        ended. Raises what went wrong in the background if that left no warm clone, NotOwned,
+        TemplateError, psycopg.errors.ObjectInUse if a session may not be ended, psycopg.Error. Then
+        the database `name` is as it was.
         """
         started = monotonic()
         for _ in range(3):
@@ -65,8 +75,13 @@ class Pool:
             used = False
             try:
                 if (warm.name, warm.mark) != (name, mark):
-                    warm = HandOver.compose(self._server, warm.spare, warm.oid, name, mark, warm.aside)
-                warm.run(self._server, self._last if self._last is not None and self._last.name == name else None)
+                    warm = HandOver.compose(
+                        self._server, warm.spare, warm.oid, name, mark, warm.aside
+                    )
+                warm.run(
+                    self._server,
+                    self._last if self._last is not None and self._last.name == name else None,
+                )
                 used, self._last = True, warm
                 return monotonic() - started
             except psycopg.errors.InvalidCatalogName:
@@ -83,7 +98,8 @@ class Pool:
         )
 
     def close(self) -> None:
-        """Drop what the pool has, and end its thread and its session. Never raises; what cannot be dropped is left to prune."""
+        """Drop what the pool has, and end its thread and its session. Never raises; what cannot be
+        dropped is left to prune."""
         if os.getpid() != self._pid:
             return  # the pool is our parent's
         try:
@@ -110,7 +126,8 @@ class Pool:
         return False
 
     def _interrupt(self, session: Identity) -> None:
-        """End the thread's session, whatever it is copying or waiting for; it cannot go on to anything else meanwhile."""
+        """End the thread's session, whatever it is copying or waiting for; it cannot go on to
+        anything else meanwhile."""
         with contextlib.suppress(psycopg.Error):
             session.end(self._server.connection)
 
@@ -118,7 +135,9 @@ class Pool:
         """Return a warm clone, waiting for it if there is none."""
         with self._changed:
             if self._closing:
-                raise TemplateError("the warm pool is closed", "", "This is a bug in dbclone: please report it.")
+                raise TemplateError(
+                    "the warm pool is closed", "", "This is a bug in dbclone: please report it."
+                )
             self._wish = name, mark
             if not self._ready:
                 self._target = min(self._target + 1, self._limit)
@@ -135,12 +154,17 @@ class Pool:
                 if self._failure is not None:
                     if self._thread is not None or not again:
                         raise self._failure
-                    self._failure, again = None, False  # the thread ended with its session, perhaps of long ago
+                    self._failure, again = (
+                        None,
+                        False,
+                    )  # the thread ended with its session, perhaps of long ago
                 if monotonic() > deadline:
                     raise TemplateError(
-                        f'no copy of template "{self._template.name}" was ready within {patience:g} s',
+                        f'no copy of template "{self._template.name}" was ready within'
+                        f" {patience:g} s",
                         "It is made in the background, by the session that is called dbclone pool.",
-                        "Look what that session waits for on the server; raise build_timeout if the template is that large.",
+                        "Look what that session waits for on the server; raise build_timeout"
+                        " if the template is that large.",
                     )
                 self._start()
                 self._changed.notify_all()
@@ -161,8 +185,11 @@ class Pool:
         failure: Exception | None = None
         try:
             with contextlib.closing(self._server.connect(self._maintenance, "pool")) as connection:
-                # Told of the private server for messages alone: the caller's connection is what keeps it running.
-                server = Server(self._server.settings, self._server.dsn, connection, self._server.embedded)
+                # Told of the private server for messages alone: the caller's connection is what
+                # keeps it running.
+                server = Server(
+                    self._server.settings, self._server.dsn, connection, self._server.embedded
+                )
                 session = Identity.of(connection)
                 while self._step(server, session):
                     pass
@@ -171,7 +198,8 @@ class Pool:
             log.info("the warm pool has ended: %s", error)
         with self._changed:
             self._failure = failure
-            # The leases went with the session: whoever finds these may drop them, so nobody is given one.
+            # The leases went with the session: whoever finds these may drop them, so nobody is
+            # given one.
             self._used.extend(self._ready)
             self._ready.clear()
             self._copying, self._thread = None, None
@@ -199,7 +227,10 @@ class Pool:
 
     def _due(self) -> bool:
         """Return whether the next thing to do is to make a warm clone."""
-        few = len(self._ready) < max(self._target, self._wanted) and len(self._ready) + len(self._used) < 2 * self._limit
+        few = (
+            len(self._ready) < max(self._target, self._wanted)
+            and len(self._ready) + len(self._used) < 2 * self._limit
+        )
         return few and self._wish is not None and self._failure is None and not self._closing
 
     def _make(self, server: Server) -> None:
@@ -237,5 +268,9 @@ class Pool:
                     with self._changed:
                         self._used.append(warm)
                     raise
-                log.warning("%s could not be dropped and is left to the next run: %s", name, str(error).strip())
+                log.warning(
+                    "%s could not be dropped and is left to the next run: %s",
+                    name,
+                    str(error).strip(),
+                )
             server.leases.release(name)

@@ -1,1 +1,2 @@
-"""A sample project, as dbclone finds them: a small Flask and peewee shop, and the 139 integration tests of its team."""
+"""A sample project, as dbclone finds them: a small Flask and peewee shop, and the 139 integration
+tests of its team."""

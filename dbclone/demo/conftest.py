@@ -1,4 +1,5 @@
-"""Fixtures of the shop's tests. None of them creates, empties or drops a table: that is what dbclone is for."""
+"""Fixtures of the shop's tests. None of them creates, empties or drops a table: that is what
+dbclone is for."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ def app() -> Flask:
 def client(app: Flask) -> FlaskClient:
     """A client that speaks HTTP with the application, handed out on empty tables only.
 
-    The shop finds users, roles and categories by name and creates what is missing, so that a row which an earlier test left
-    behind could stand in for one that this test expects to be created.
+    The shop finds users, roles and categories by name and creates what is missing, so that a row
+    which an earlier test left behind could stand in for one that this test expects to be created.
     """
     assert counts() == rows()
     return app.test_client()
@@ -46,6 +47,7 @@ def lamp(client: FlaskClient) -> dict[str, Any]:
 
 @pytest.fixture
 def order(client: FlaskClient) -> dict[str, Any]:
-    """A paid order of two different products by "ann": rows in all eight tables, as in `shop.testing.ORDER`."""
+    """A paid order of two different products by "ann": rows in all eight tables, as in
+    `shop.testing.ORDER`."""
     placed: dict[str, Any] = post_order(client)
     return placed

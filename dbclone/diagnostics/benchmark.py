@@ -1,7 +1,9 @@
-"""What things cost on this very server: a round trip, a commit, a clone, a reset; and what durability adds to a run.
+"""What things cost on this very server: a round trip, a commit, a clone, a reset; and what
+durability adds to a run.
 
-Measured in scratch databases that are dropped again, also when the measuring is interrupted; of the project's template only a copy
-is used. Each figure is the median of a few, because a doctor is in a hurry.
+Measured in scratch databases that are dropped again, also when the measuring is interrupted; of the
+project's template only a copy is used. Each figure is the median of a few, because a doctor is in a
+hurry.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ TESTS, COMMITS = 200, 3  # what a run is taken to be: tests, and commits in each
 
 @dataclass(frozen=True)
 class Measures:
-    """Seconds that each takes. `commit` as the server is set; `commit_undurable`, without waiting for the disk; `clone` and `drop`
-    of a copy of `source`; resets by name, of a test that wrote nothing and of one that wrote three tables."""
+    """Seconds that each takes. `commit` as the server is set; `commit_undurable`, without waiting
+    for the disk; `clone` and `drop` of a copy of `source`; resets by name, of a test that wrote
+    nothing and of one that wrote three tables."""
 
     source: str
     ping: float
@@ -46,7 +49,8 @@ class Measures:
 
     @property
     def durability(self) -> float:
-        """Seconds that waiting for the disk adds to a run of tests that commit: each one's commits, and that of its reset."""
+        """Seconds that waiting for the disk adds to a run of tests that commit: each one's commits,
+        and that of its reset."""
         return max(0.0, self.commit - self.commit_undurable) * TESTS * (COMMITS + 1)
 
     def facts(self) -> dict[str, Any]:
@@ -60,15 +64,19 @@ class Measures:
             return f"{seconds * 1000:.3g} ms"
 
         return [
-            f"measured here: ping {shown(self.ping)}, commit {shown(self.commit)} ({shown(self.commit_undurable)} without waiting)",
+            f"measured here: ping {shown(self.ping)}, commit {shown(self.commit)}"
+            f" ({shown(self.commit_undurable)} without waiting)",
             f"clone of {self.source}: {shown(self.clone)} to make, {shown(self.drop)} to drop",
-            f"rollback {shown(self.rollback_nothing)} with nothing written, {shown(self.rollback_written)} after {_TABLES} inserts",
-            f"truncate {shown(self.truncate_nothing)} with nothing written, {shown(self.truncate_written)} after {_TABLES} inserts",
+            f"rollback {shown(self.rollback_nothing)} with nothing written,"
+            f" {shown(self.rollback_written)} after {_TABLES} inserts",
+            f"truncate {shown(self.truncate_nothing)} with nothing written,"
+            f" {shown(self.truncate_written)} after {_TABLES} inserts",
         ]
 
 
 def measure(server: Server, template: Database | None, progress: Callable[[str], None]) -> Measures:
-    """Measure everything. Arguments: `template`, the project's, to be copied, or else a sample. Raises what copying raises."""
+    """Measure everything. Arguments: `template`, the project's, to be copied, or else a sample.
+    Raises what copying raises."""
     progress("measuring round trips")
     ping = _median(_PINGS, lambda: server.fetch("SELECT 1"))
     with _sample(server) as name:
@@ -85,13 +93,24 @@ def measure(server: Server, template: Database | None, progress: Callable[[str],
         try:
             created = monotonic() - started
             with contextlib.closing(server.connect(clone.name, "doctor")) as connection:
-                foreign = connection.execute("SELECT ftrelid::regclass::text FROM pg_foreign_table ORDER BY 1").fetchall()
+                foreign = connection.execute(
+                    "SELECT ftrelid::regclass::text FROM pg_foreign_table ORDER BY 1"
+                ).fetchall()
         finally:
             dropped = _timed(clone.drop)
         progress("measuring resets")
         resets = _resets(server, name)
     shown = source.name if template is not None else "an almost empty database"
-    return Measures(shown, ping, commit, undurable, created, dropped, *resets, tuple(name for (name,) in foreign))
+    return Measures(
+        shown,
+        ping,
+        commit,
+        undurable,
+        created,
+        dropped,
+        *resets,
+        tuple(name for (name,) in foreign),
+    )
 
 
 @contextlib.contextmanager
@@ -99,20 +118,33 @@ def _sample(server: Server) -> Iterator[str]:
     """Yield the name of a scratch database with a few tables, under a lease; drop it at the end."""
     name = build_name(server.settings.project)
     with ddl.private(server, name):
-        ddl.create(server, name, "template0", Mark.make("build", server.settings.project, server.facts.system))
+        ddl.create(
+            server,
+            name,
+            "template0",
+            Mark.make("build", server.settings.project, server.facts.system),
+        )
         with contextlib.closing(server.connect(name, "doctor")) as connection:
             for number in range(_TABLES):
                 table = sql.Identifier(f"{_SAMPLE}{number}")
-                connection.execute(sql.SQL("CREATE TABLE public.{} (id serial PRIMARY KEY, text text)").format(table))
+                connection.execute(
+                    sql.SQL("CREATE TABLE public.{} (id serial PRIMARY KEY, text text)").format(
+                        table
+                    )
+                )
         yield name
 
 
 def _commits(connection: psycopg.Connection[Any]) -> float:
-    return _median(_COMMITS, lambda: connection.execute("INSERT INTO public.dbclone_sample_0 (text) VALUES ('x')"))
+    return _median(
+        _COMMITS,
+        lambda: connection.execute("INSERT INTO public.dbclone_sample_0 (text) VALUES ('x')"),
+    )
 
 
 def _resets(server: Server, sample: str) -> tuple[float, float, float, float]:
-    """Return what rollback and truncate cost, each for a test that wrote nothing and for one that wrote three tables."""
+    """Return what rollback and truncate cost, each for a test that wrote nothing and for one that
+    wrote three tables."""
     source = ddl.find(server, sample)
     assert source is not None
     clone = Clone.create(server, source, secrets.token_hex(8), "doctor")
@@ -135,7 +167,11 @@ def _reset(clone: Clone, reset: str, write: bool) -> float:
             before = monotonic() - started
             if write:
                 for number in range(_TABLES):
-                    test.execute(sql.SQL("INSERT INTO public.{} (text) VALUES ('x')").format(sql.Identifier(f"{_SAMPLE}{number}")))
+                    test.execute(
+                        sql.SQL("INSERT INTO public.{} (text) VALUES ('x')").format(
+                            sql.Identifier(f"{_SAMPLE}{number}")
+                        )
+                    )
             else:
                 test.execute("SELECT 1")
             started = monotonic()

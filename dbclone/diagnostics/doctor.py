@@ -1,4 +1,5 @@
-"""What will fail or is slow on this server, before a test finds out: all checks, and what was measured."""
+"""What will fail or is slow on this server, before a test finds out: all checks, and what was
+measured."""
 
 from __future__ import annotations
 
@@ -52,17 +53,27 @@ def examine(patient: Patient) -> list[Check]:
         except Error as error:
             found.append(Check.of(name, error))
         except psycopg.Error as error:
-            found.append(Check(name, NOT_CHECKED, " ".join(mask_any(patient.server.dsn.mask(str(error))).split())))
+            found.append(
+                Check(
+                    name,
+                    NOT_CHECKED,
+                    " ".join(mask_any(patient.server.dsn.mask(str(error))).split()),
+                )
+            )
     return found
 
 
-def measured(patient: Patient, progress: Callable[[str], None]) -> tuple[list[Check], Measures | None]:
+def measured(
+    patient: Patient, progress: Callable[[str], None]
+) -> tuple[list[Check], Measures | None]:
     """Measure, and return what is slow."""
     try:
         found = measure(patient.server, patient.template, progress)
     except (Error, psycopg.Error) as error:
         why = " ".join(mask_any(patient.server.dsn.mask(str(error))).split())
-        return [Check("speed", FAILS, f"a scratch database cannot be made, copied or reset: {why}")], None
+        return [
+            Check("speed", FAILS, f"a scratch database cannot be made, copied or reset: {why}")
+        ], None
     slow = [
         text
         for text, is_so in (
@@ -71,12 +82,16 @@ def measured(patient: Patient, progress: Callable[[str], None]) -> tuple[list[Ch
         )
         if is_so
     ]
-    checks = [Check("speed", SLOW if slow else OK, "; ".join(slow) or "round trips and clones are quick")]
+    checks = [
+        Check("speed", SLOW if slow else OK, "; ".join(slow) or "round trips and clones are quick")
+    ]
     if patient.template is None:
         checks.append(Check("foreign tables", NOT_CHECKED, "there is no template to look into"))
     elif found.foreign_tables:
         why = f"{', '.join(found.foreign_tables)}: what tests write there is never undone"
-        checks.append(Check("foreign tables", WARNING, why, "Replace them by local tables in tests."))
+        checks.append(
+            Check("foreign tables", WARNING, why, "Replace them by local tables in tests.")
+        )
     else:
         checks.append(Check("foreign tables", OK, "the template has none"))
     return checks, found
@@ -87,8 +102,11 @@ def advice(patient: Patient, found: Measures) -> list[str]:
     if not patient.server.facts.durable:
         return ["durability costs nothing here: fsync is off"]
     return [
-        f"durability costs about {found.durability:.2g} s per run of {TESTS} tests that commit ({COMMITS} commits each, and the"
-        " reset's; reckoned from the commits measured above). Tests under rollback do not wait for the disk.",
-        "These remove it, for a throw-away server ONLY, because a crash may destroy every database on it:",
+        f"durability costs about {found.durability:.2g} s per run of {TESTS} tests that"
+        f" commit ({COMMITS} commits each, and the"
+        " reset's; reckoned from the commits measured above). Tests under rollback do not"
+        " wait for the disk.",
+        "These remove it, for a throw-away server ONLY, because a crash may destroy every"
+        " database on it:",
         *compose(patient.server.facts.major).splitlines(),
     ]

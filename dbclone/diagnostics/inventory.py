@@ -1,7 +1,9 @@
-"""All that is in a database, by name: objects with their definitions, sequence positions, digests of rows.
+"""All that is in a database, by name: objects with their definitions, sequence positions, digests
+of rows.
 
-Two databases that were built alike have equal inventories, because nothing in one depends on object ids, on the order of rows or on
-when they were written. What cannot be read is named in `blind`, so that nobody takes it for equal.
+Two databases that were built alike have equal inventories, because nothing in one depends on object
+ids, on the order of rows or on when they were written. What cannot be read is named in `blind`, so
+that nobody takes it for equal.
 """
 
 from __future__ import annotations
@@ -15,10 +17,18 @@ from psycopg import sql
 
 Key = tuple[str, str]
 Digest = tuple[int, ...]  # how many, and two sums of hashes
-_USER = 16384  # oids below are the server's own (FirstNormalObjectId in src/include/access/transam.h)
-_SCHEMAS = "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'"
-_SHOWN, _EXAMINED = 3, 5_000  # rows of a table that are shown of those that differ; rows that are compared one by one for it
-# Of each kind of object: its name, and what tells it from another of that name. Columns are called as they are shown.
+_USER = (
+    16384  # oids below are the server's own (FirstNormalObjectId in src/include/access/transam.h)
+)
+_SCHEMAS = (
+    "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'"
+)
+_SHOWN, _EXAMINED = (
+    3,
+    5_000,
+)  # rows of a table that are shown of those that differ; rows that are compared one by one for it
+# Of each kind of object: its name, and what tells it from another of that name. Columns are called
+# as they are shown.
 _OBJECTS = {
     "schema": f"""SELECT quote_ident(nspname) AS name, pg_get_userbyid(nspowner) AS owner, nspacl::text AS privileges
         FROM pg_namespace n WHERE {_SCHEMAS}""",
@@ -76,7 +86,7 @@ _OBJECTS = {
         array(SELECT prrelid::regclass::text FROM pg_publication_rel WHERE prpubid = p.oid ORDER BY 1) AS tables FROM pg_publication p""",
     "statistics": """SELECT concat_ws('.', stxnamespace::regnamespace, quote_ident(stxname)) AS name, pg_get_statisticsobjdef(oid) AS definition
         FROM pg_statistic_ext""",
-    "language": "SELECT quote_ident(lanname) AS name, lanacl::text AS privileges, lanpltrusted AS trusted FROM pg_language",
+    "language": "SELECT quote_ident(lanname) AS name, lanacl::text AS privileges, lanpltrusted AS" " trusted FROM pg_language",
     "cast": f"""SELECT concat_ws(' as ', castsource::regtype, casttarget::regtype) AS name, castfunc::regproc::text AS function,
         castcontext AS context, castmethod AS method FROM pg_cast WHERE oid >= {_USER}""",
     "operator": f"""SELECT oid::regoperator::text AS name, oprcode::text AS function, oprrest::text AS restrict, oprjoin::text AS join
@@ -91,7 +101,7 @@ _OBJECTS = {
         srvacl::text AS privileges FROM pg_foreign_server""",
     "user mapping": """SELECT concat_ws(' for ', quote_ident(srvname), quote_ident(usename)) AS name, md5(umoptions::text) AS options_digest
         FROM pg_user_mappings""",
-    "foreign table": "SELECT ftrelid::regclass::text AS name, md5(ftoptions::text) AS options_digest FROM pg_foreign_table",
+    "foreign table": "SELECT ftrelid::regclass::text AS name, md5(ftoptions::text) AS options_digest FROM" " pg_foreign_table",
     "setting of the database": """SELECT concat_ws(' ', split_part(s, '=', 1), 'for', NULLIF(setrole, 0)::regrole) AS name,
         substr(s, strpos(s, '=') + 1) AS value FROM pg_db_role_setting, unnest(setconfig) AS s
         WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())""",
@@ -111,15 +121,17 @@ _LARGE = """SELECT count(*), coalesce(sum(hashtextextended(md5(lo_get(oid)), 0))
 _SUMS = "coalesce(sum(hashtextextended({0}, 0)), 0), coalesce(sum(hashtextextended({0}, 1)), 0)"
 #: For the sessions that read: nothing that the database says for its sessions, and rows that policies would hide are an error.
 OPTIONS = (
-    "-c row_security=off -c extra_float_digits=3 -c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex"
+    "-c row_security=off -c extra_float_digits=3 -c datestyle=ISO -c intervalstyle=postgres"
+    " -c timezone=UTC -c bytea_output=hex"
     " -c lock_timeout=10s -c quote_all_identifiers=off"
 )
 
 
 @dataclass
 class Inventory:
-    """What a database holds: `objects`, from (kind, name) to the definition; `positions` of sequences; `rows` of tables; `blind`,
-    what could not be read, and why. `tables` has the parts of the tables' names."""
+    """What a database holds: `objects`, from (kind, name) to the definition; `positions` of
+    sequences; `rows` of tables; `blind`, what could not be read, and why. `tables` has the parts of
+    the tables' names."""
 
     objects: dict[Key, dict[str, Any]] = field(default_factory=dict)
     positions: dict[str, str] = field(default_factory=dict)
@@ -132,16 +144,22 @@ class Inventory:
         """Read everything over an autocommit connection that was opened with `OPTIONS`."""
         found = cls()
         for kind, query in _OBJECTS.items():
-            for name, definition in connection.execute(f"SELECT name, to_jsonb(q) - 'name' FROM ({query}) AS q".encode()):
+            for name, definition in connection.execute(
+                f"SELECT name, to_jsonb(q) - 'name' FROM ({query}) AS q".encode()
+            ):
                 found.objects[kind, name] = definition
         for name, schema, relation, kind, closed in connection.execute(_TABLES.encode()).fetchall():
             table = found.tables[name] = sql.Identifier(schema, relation)
             if closed:
-                found.blind[name] = "its rows are elsewhere" if kind == "f" else "the role may not read it"
+                found.blind[name] = (
+                    "its rows are elsewhere" if kind == "f" else "the role may not read it"
+                )
                 continue
             try:
                 if kind == "S":
-                    position = sql.SQL("SELECT concat_ws(' ', last_value, is_called) FROM {}").format(table)
+                    position = sql.SQL(
+                        "SELECT concat_ws(' ', last_value, is_called) FROM {}"
+                    ).format(table)
                     found.positions[name] = _one(connection, position)[0]
                 else:
                     whole = sql.SQL('x::text COLLATE "C"')
@@ -151,20 +169,27 @@ class Inventory:
         try:
             found.rows["large objects"] = _one(connection, sql.SQL(_LARGE).format())
         except psycopg.Error as error:
-            found.blind["large objects"] = (error.diag.message_primary or type(error).__name__).strip()
+            found.blind["large objects"] = (
+                error.diag.message_primary or type(error).__name__
+            ).strip()
         return found
 
     def columns(self, connection: psycopg.Connection[Any], name: str) -> dict[str, Digest]:
         """Return the digest of each column of a table."""
         prefix = f"{name}."
         rows = connection.execute(
-            "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::regclass AND attnum"
+            " > 0 AND NOT attisdropped ORDER BY attnum",
             [prefix[:-1]],
         ).fetchall()
         names = [column for (column,) in rows]
-        values = [sql.SQL('x.{}::text COLLATE "C"').format(sql.Identifier(column)) for column in names]
+        values = [
+            sql.SQL('x.{}::text COLLATE "C"').format(sql.Identifier(column)) for column in names
+        ]
         sums = _one(connection, _sums(self.tables[name], values)) if names else ()
-        return {column: (sums[1 + 2 * place], sums[2 + 2 * place]) for place, column in enumerate(names)}
+        return {
+            column: (sums[1 + 2 * place], sums[2 + 2 * place]) for place, column in enumerate(names)
+        }
 
     def examples(self, connection: psycopg.Connection[Any], name: str) -> Counter[str]:
         """Return the rows of a table as text, if they are few."""

@@ -1,7 +1,9 @@
-"""Does the template hold what the schema builds today? The schema is built again, in private, and compared with a copy.
+"""Does the template hold what the schema builds today? The schema is built again, in private, and
+compared with a copy.
 
-A template is found by its fingerprint. What the fingerprint does not see, such as an environment variable that a migration reads,
-leaves a template that is out of date and looks right; only building again can tell. The template itself is never touched.
+A template is found by its fingerprint. What the fingerprint does not see, such as an environment
+variable that a migration reads, leaves a template that is out of date and looks right; only
+building again can tell. The template itself is never touched.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ Show = Callable[[Any], str]
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not the same: `kind` ("column", "rows of", …), `name`, `part` (a property or column, if it is known), how
-    it is in the `template` and how `rebuilt`; `unsteady`, it differs between two builds as well, as what chance decides."""
+    """One thing that is not the same: `kind` ("column", "rows of", …), `name`, `part` (a property
+    or column, if it is known), how it is in the `template` and how `rebuilt`; `unsteady`, it
+    differs between two builds as well, as what chance decides."""
 
     kind: str
     name: str
@@ -52,7 +55,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found: `differences`, and `blind`, what it could not compare, each with the reason."""
+    """What `verify` found: `differences`, and `blind`, what it could not compare, each with the
+    reason."""
 
     differences: list[Difference]
     blind: dict[str, str]
@@ -66,12 +70,19 @@ class Verdict:
         lines += [f"not compared: {name}: {why}" for name, why in self.blind.items()]
         if not lines or not self.differences:
             far = ", as far as it was compared" if self.blind else ""
-            return [*lines, f"equal to what the schema builds now{far}: {self.objects} objects, {self.rows} rows"]
+            return [
+                *lines,
+                f"equal to what the schema builds now{far}: {self.objects} objects,"
+                f" {self.rows} rows",
+            ]
         if steady:
-            lines += ["Something that the fingerprint does not see decides what is built. Name it in inputs, or rebuild now:",
+            lines += ["Something that the fingerprint does not see decides what is built. Name it in" " inputs, or rebuild now:",
                       "python -m dbclone prepare --rebuild"]  # fmt: skip
         else:
-            lines += ["All of it differs with every build: a clock or chance decides it. See --allow-unsteady."]
+            lines += [
+                "All of it differs with every build: a clock or chance decides it. See"
+                " --allow-unsteady."
+            ]
         return lines
 
     def facts(self) -> dict[str, Any]:
@@ -101,7 +112,8 @@ def verify(server: Server, template: Template, progress: Progress) -> Verdict:
         progress("comparing")
         found, was, now = _compared(old, new, show)
         if found:
-            # Once more: what differs between two builds of the same inputs tells nothing of the inputs.
+            # Once more: what differs between two builds of the same inputs tells nothing of the
+            # inputs.
             again = stack.enter_context(_rebuilt(server, template, progress))
             chance = {difference.key for difference in _compared(new, again, show)[0]}
             found = [Difference(**{**asdict(d), "unsteady": d.key in chance}) for d in found]
@@ -114,13 +126,20 @@ def _copied(server: Server, template: Template) -> Iterator[psycopg.Connection[A
     """A connection to a copy of the template, which admits nobody itself."""
     name = build_name(server.settings.project)
     with ddl.private(server, name):
-        copy(server, template.name, name, Mark.make("build", server.settings.project, server.facts.system))
+        copy(
+            server,
+            template.name,
+            name,
+            Mark.make("build", server.settings.project, server.facts.system),
+        )
         with contextlib.closing(server.connect(name, "verify", OPTIONS)) as connection:
             yield connection
 
 
 @contextlib.contextmanager
-def _rebuilt(server: Server, template: Template, progress: Progress) -> Iterator[psycopg.Connection[Any]]:
+def _rebuilt(
+    server: Server, template: Template, progress: Progress
+) -> Iterator[psycopg.Connection[Any]]:
     """A connection to a database that was built just now."""
     manifest = full_manifest(server, template.schema)
     builder = Builder(server, template.schema, template.handle, manifest, template.name, progress)
@@ -139,14 +158,24 @@ def _compared(
     for kind, name in sorted(was.objects.keys() | now.objects.keys()):
         before, after = was.objects.get((kind, name)), now.objects.get((kind, name))
         if before is None or after is None:
-            found.append(Difference(kind, name, "", _THERE[before is not None], _THERE[after is not None]))
+            found.append(
+                Difference(kind, name, "", _THERE[before is not None], _THERE[after is not None])
+            )
             continue
         for part in before:
             if before[part] != after[part]:
-                found.append(Difference(kind, name, part.replace("_", " "), show(before[part]), show(after[part])))
+                found.append(
+                    Difference(
+                        kind, name, part.replace("_", " "), show(before[part]), show(after[part])
+                    )
+                )
     for name in sorted(was.positions.keys() & now.positions.keys()):
         if was.positions[name] != now.positions[name]:
-            found.append(Difference("position of sequence", name, "", was.positions[name], now.positions[name]))
+            found.append(
+                Difference(
+                    "position of sequence", name, "", was.positions[name], now.positions[name]
+                )
+            )
     for name in sorted(was.rows.keys() & now.rows.keys()):
         if was.rows[name] != now.rows[name]:
             found += _rows(name, was, now, old, new, show)
@@ -154,19 +183,29 @@ def _compared(
 
 
 def _rows(
-    name: str, was: Inventory, now: Inventory, old: psycopg.Connection[Any], new: psycopg.Connection[Any], show: Show
+    name: str,
+    was: Inventory,
+    now: Inventory,
+    old: psycopg.Connection[Any],
+    new: psycopg.Connection[Any],
+    show: Show,
 ) -> Iterator[Difference]:
-    """Yield what differs in the rows of one table: their number, the columns, and rows that are only in one."""
+    """Yield what differs in the rows of one table: their number, the columns, and rows that are
+    only in one."""
     if was.rows[name][0] != now.rows[name][0] or name not in was.tables:
         yield Difference("rows of", name, "count", str(was.rows[name][0]), str(now.rows[name][0]))
     if name not in was.tables:
         return
     if was.rows[name][0] == now.rows[name][0]:
         before, after = was.columns(old, name), now.columns(new, name)
-        columns = [column for column in before if column in after and before[column] != after[column]]
+        columns = [
+            column for column in before if column in after and before[column] != after[column]
+        ]
         mine, theirs = was.examples(old, name), now.examples(new, name)
         ours, others = rows_apart(mine, theirs), rows_apart(theirs, mine)
-        had, has = (" ".join(show(row) for row in rows) or "other values" for rows in (ours, others))
+        had, has = (
+            " ".join(show(row) for row in rows) or "other values" for rows in (ours, others)
+        )
         for column in columns or ["order of values"]:
             yield Difference("rows of", name, column, had, has)
         return

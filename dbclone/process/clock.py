@@ -1,7 +1,8 @@
 """Clocks that a test cannot stop.
 
-freezegun replaces the functions of the `time` module wherever they have been imported, time-machine replaces what they do. Neither
-stops the system's monotonic clock asked by its number, so deadlines pass and durations are true in a test with a frozen clock.
+freezegun replaces the functions of the `time` module wherever they have been imported, time-machine
+replaces what they do. Neither stops the system's monotonic clock asked by its number, so deadlines
+pass and durations are true in a test with a frozen clock.
 """
 
 from __future__ import annotations
@@ -21,5 +22,6 @@ _START = time.time() - monotonic()
 
 
 def wall() -> float:
-    """Return the seconds since 1970, as they passed since this room was first entered: before any test, by pytest's plugin."""
+    """Return the seconds since 1970, as they passed since this room was first entered: before any
+    test, by pytest's plugin."""
     return _START + monotonic()

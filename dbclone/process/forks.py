@@ -1,4 +1,5 @@
-"""What a forked process inherits of its parent, and must leave alone: sessions, locks and databases have one owner."""
+"""What a forked process inherits of its parent, and must leave alone: sessions, locks and databases
+have one owner."""
 
 from __future__ import annotations
 
@@ -28,15 +29,18 @@ class OwnerProcess:
         if self.forked:
             raise SandboxLimit(
                 f"process {os.getpid()} is a fork of {self.pid}, whose session this is",
-                "A session has one client. What a test has written under rollback is in a transaction of its own process, where no"
+                "A session has one client. What a test has written under rollback is in a"
+                " transaction of its own process, where no"
                 " other process can see it.",
-                'Use threads, or isolate this test with @pytest.mark.dbclone(reset="truncate") and connect anew in the child.',
+                "Use threads, or isolate this test with"
+                ' @pytest.mark.dbclone(reset="truncate") and connect anew in the child.',
             )
 
 
 class Sessions:
-    """Connections whose sockets a fork of this process loses, so that nothing that happens there reaches the server: not even the
-    goodbye of a connection that is closed, which would end the parent's session."""
+    """Connections whose sockets a fork of this process loses, so that nothing that happens there
+    reaches the server: not even the goodbye of a connection that is closed, which would end the
+    parent's session."""
 
     def __init__(self) -> None:
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -56,7 +60,8 @@ def _cut(reference: weakref.ref[Sessions]) -> None:
 
 
 def cut(number: int) -> None:
-    """Put a socket whose other end is closed in the place of file descriptor `number`, in this process only."""
+    """Put a socket whose other end is closed in the place of file descriptor `number`, in this
+    process only."""
     ours, theirs = socket.socketpair()
     with ours:
         theirs.close()

@@ -1,7 +1,9 @@
-"""In a run with settings the application's handle connects where something of ours isolates it, and nowhere else.
+"""In a run with settings the application's handle connects where something of ours isolates it, and
+nowhere else.
 
-A test that forgot its fixture, a fixture, or a module that connects when it is imported would reach the developer's own database
-before there is a clone, and would afterwards leave in the clone what no reset knows. They are refused by name, before they connect.
+A test that forgot its fixture, a fixture, or a module that connects when it is imported would reach
+the developer's own database before there is a clone, and would afterwards leave in the clone what
+no reset knows. They are refused by name, before they connect.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._item: Any = None  # the test that runs, its setup and teardown included
-        self._bare = self._alone = False  # it asks for nothing of ours; it is not isolated, whatever its fixtures ask for
+        self._bare = self._alone = (
+            False  # it asks for nothing of ours; it is not isolated, whatever its fixtures ask for
+        )
         self._fixtures: list[Any] = []  # that are being set up
         self._closing = False  # whether the end of what belongs to the test alone will be told
         self.clone: Clone | None = None  # of this process, when it has been made
@@ -48,11 +52,13 @@ class Guard:
         self._held.close()
 
     def asked(self) -> None:
-        """Take the test that runs for isolated: an isolating fixture has been set up in it, whoever asked for it."""
+        """Take the test that runs for isolated: an isolating fixture has been set up in it, whoever
+        asked for it."""
         self._bare = self._alone = False
 
     def __call__(self, target: Any, use: bool) -> None:
-        """Raise NotIsolated if `target` belongs to the handle, and is about to be used where it must not."""
+        """Raise NotIsolated if `target` belongs to the handle, and is about to be used where it
+        must not."""
         __tracebackhide__ = True
         if not use:
             return
@@ -66,7 +72,9 @@ class Guard:
             return
         error = self._error(name, bound)
         if threading.current_thread() is threading.main_thread():
-            self._said = error  # what is said in another thread is no word on the test that runs now
+            self._said = (
+                error  # what is said in another thread is no word on the test that runs now
+            )
         raise error
 
     def _refused(self) -> bool:
@@ -85,7 +93,8 @@ class Guard:
         return marker is not None and marker.kwargs.get("reset") == "none"
 
     def _made(self) -> bool:
-        """Make the clone for a test that wants no isolation, and whether it is there: such a test is asked to do nothing more."""
+        """Make the clone for a test that wants no isolation, and whether it is there: such a test
+        is asked to do nothing more."""
         request = getattr(self._item, "_request", None)
         if request is None or threading.current_thread() is not threading.main_thread():
             return False
@@ -94,35 +103,51 @@ class Guard:
 
     def _error(self, name: str, bound: bool) -> NotIsolated:
         handle = f"the database handle {name}"
-        where = "the clone, where nothing would undo what it writes" if bound else "the application's own database"
+        where = (
+            "the clone, where nothing would undo what it writes"
+            if bound
+            else "the application's own database"
+        )
         if self._item is None:
             return NotIsolated(
                 f"{handle} is used by {self._place}",
-                "It would connect to the application's own database: there is no clone before the first test that asks for one.",
+                "It would connect to the application's own database: there is no clone"
+                " before the first test that asks for one.",
                 "Connect in tests or fixtures, not while modules are imported.",
             )
         test = self._item.nodeid
         if not self._refused():
             return NotIsolated(
                 f"{handle} is used in {test} before dbclone has led it to the clone",
-                "By a fixture that was set up first, or by a module that connects when it is imported. It would connect to the"
+                "By a fixture that was set up first, or by a module that connects when it is"
+                " imported. It would connect to the"
                 " application's own database.",
-                "Ask for dbclone_worker in the fixture; connect in tests or fixtures, not while modules are imported.",
+                "Ask for dbclone_worker in the fixture; connect in tests or fixtures, not"
+                " while modules are imported.",
             )
         if self._wide():
             fixture = self._fixtures[-1]
-            ours = {"class": "dbclone_class", "module": "dbclone_module"}.get(fixture.scope, "dbclone_worker")
+            ours = {"class": "dbclone_class", "module": "dbclone_module"}.get(
+                fixture.scope, "dbclone_worker"
+            )
             old = _OLD.match(fixture.argname)  # setUpClass and the like are fixtures to pytest
-            shown, whose = (f"{old[1]} of {old[2]}", "its tests") if old else (f"fixture {fixture.argname!r}", "the fixture")
+            shown, whose = (
+                (f"{old[1]} of {old[2]}", "its tests")
+                if old
+                else (f"fixture {fixture.argname!r}", "the fixture")
+            )
             return NotIsolated(
                 f"{handle} is used by {shown}, set up for {test}, without isolation",
-                f"Neither it nor that test asks for a fixture of dbclone. It would connect to {where}.",
-                f"Ask for {ours} in {whose}, or for dbclone in the test, or set autouse = true in [tool.dbclone].",
+                f"Neither it nor that test asks for a fixture of dbclone. It would connect to"
+                f" {where}.",
+                f"Ask for {ours} in {whose}, or for dbclone in the test, or set autouse ="
+                f" true in [tool.dbclone].",
             )
         return NotIsolated(
             f"{handle} is used by {test} without isolation",
             f"The test does not ask for the fixture dbclone. It would connect to {where}.",
-            "Add dbclone to the test's arguments, or @pytest.mark.dbclone to it, or set autouse = true in [tool.dbclone].",
+            "Add dbclone to the test's arguments, or @pytest.mark.dbclone to it, or set"
+            " autouse = true in [tool.dbclone].",
         )
 
     @pytest.hookimpl(hookwrapper=True)
@@ -146,7 +171,8 @@ class Guard:
         self._item, self._said = None, None
 
     def _put_aside(self) -> None:
-        """Put aside, until the test has ended, what is open on the handle, so that whoever uses it now has to connect first."""
+        """Put aside, until the test has ended, what is open on the handle, so that whoever uses it
+        now has to connect first."""
         if hooks.used[0]:
             from ..adapters import handles as adapters
 
@@ -155,7 +181,8 @@ class Guard:
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
         if self._alone and not self._closing:
-            # Registered before any other, it is called after all that belongs to the test alone has been torn down.
+            # Registered before any other, it is called after all that belongs to the test alone has
+            # been torn down.
             self._closing = True
             self._item.addfinalizer(self._over)
         self._fixtures.append(fixturedef)
@@ -177,7 +204,9 @@ class Guard:
         if self._alone and not self._closing:
             try:
                 self._item.addfinalizer(self._over)
-            except AssertionError:  # its module or class could not be set up: nothing belongs to the test alone
+            except (
+                AssertionError
+            ):  # its module or class could not be set up: nothing belongs to the test alone
                 self._over()
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
@@ -195,7 +224,8 @@ class Guard:
         yield from self._phase()
 
     def _phase(self) -> Iterator[None]:
-        """Fail a phase in which the handle was refused, although the application has swallowed the error."""
+        """Fail a phase in which the handle was refused, although the application has swallowed the
+        error."""
         self._said = None
         outcome: Any = yield
         if self._said is not None and outcome.excinfo is None:

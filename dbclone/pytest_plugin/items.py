@@ -1,4 +1,5 @@
-"""Which tests are isolated, and that their isolation begins before their other fixtures write anything."""
+"""Which tests are isolated, and that their isolation begins before their other fixtures write
+anything."""
 
 from __future__ import annotations
 
@@ -9,8 +10,17 @@ import pytest
 from ..errors import SettingsError
 
 _LEVELS = ("session", "package", "module", "class", "function")
-_OURS = {"dbclone_worker": "session", "dbclone_module": "module", "dbclone_class": "class", "dbclone": "function"}
-ISOLATING = ("dbclone", "dbclone_class", "dbclone_module")  # fixtures inside which what a test writes is undone
+_OURS = {
+    "dbclone_worker": "session",
+    "dbclone_module": "module",
+    "dbclone_class": "class",
+    "dbclone": "function",
+}
+ISOLATING = (
+    "dbclone",
+    "dbclone_class",
+    "dbclone_module",
+)  # fixtures inside which what a test writes is undone
 BINDING = ("dbclone_worker",)  # which lead the handle to the clone, and undo nothing
 
 
@@ -35,13 +45,18 @@ def marker_arguments(marker: pytest.Mark | None, nodeid: str) -> dict[str, Any]:
 
 
 def arrange(item: pytest.Item, autouse: bool) -> None:
-    """Add our fixtures to a test that wants isolation, and put each first in its scope, so that what other fixtures of that scope
-    write is inside the isolation. Raises SettingsError for a wrong marker."""
+    """Add our fixtures to a test that wants isolation, and put each first in its scope, so that
+    what other fixtures of that scope write is inside the isolation. Raises SettingsError for a
+    wrong marker."""
     names: list[str] | None = getattr(item, "fixturenames", None)
     if names is None:
         return
     marker = item.get_closest_marker("dbclone")
-    out = not autouse if marker is None else marker_arguments(marker, item.nodeid)["reset"] == "none" and "dbclone" not in names
+    out = (
+        not autouse
+        if marker is None
+        else marker_arguments(marker, item.nodeid)["reset"] == "none" and "dbclone" not in names
+    )
     present = [name for name in _OURS if name in names]
     wanted = [*present, *([] if out or "dbclone" in names else ["dbclone"])]
     for name in dict.fromkeys(["dbclone_worker", *wanted]) if wanted else ():

@@ -1,7 +1,8 @@
-"""The pytest plugin: hooks, options, a marker and fixtures. A door: what to do is decided in `run` and `clone`.
+"""The pytest plugin: hooks, options, a marker and fixtures. A door: what to do is decided in `run`
+and `clone`.
 
-Installed but unasked it does nothing, and imports nothing: a project asks by a [tool.dbclone] table, a DBCLONE_ variable, an
-option, or the `pytest_dbclone_schema` hook.
+Installed but unasked it does nothing, and imports nothing: a project asks by a [tool.dbclone]
+table, a DBCLONE_ variable, an option, or the `pytest_dbclone_schema` hook.
 """
 
 from __future__ import annotations
@@ -35,20 +36,29 @@ def add_option(group: Any) -> None:
         const=0,
         default=None,
         metavar="N",
-        help="keep what failed tests left, in databases named after them: at most N, written with = (default: 5)",
+        help="keep what failed tests left, in databases named after them: at most N, written with"
+        " = (default: 5)",
     )
 
 
 def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000; write --dbclone-keep-failed=5")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number from 1 to 1000; write --dbclone-keep-failed=5"
+        )
     return int(text)
 
 
 def noted(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Remember that a test failed, and say in its report where what it left will be, as soon as its fixtures have ended."""
+    """Remember that a test failed, and say in its report where what it left will be, as soon as its
+    fixtures have ended."""
     isolation: Isolation | None = getattr(item, "funcargs", {}).get("dbclone")
-    if item.config.option.dbclone_keep_failed is None or not report.failed or report.when == "teardown" or isolation is None:
+    if (
+        item.config.option.dbclone_keep_failed is None
+        or not report.failed
+        or report.when == "teardown"
+        or isolation is None
+    ):
         return
     item.stash[_FAILED] = True
     worker: Clone | None = item.funcargs.get("dbclone_worker")  # type: ignore[attr-defined]
@@ -58,7 +68,10 @@ def noted(item: pytest.Item, report: pytest.TestReport) -> None:
 
     name = kept_name(worker.mark.project, item.nodeid)
     dsn = worker.server.database(name).replace(password="")
-    lines = ["What this test left is kept when its fixtures have ended. Look at it with:", f"    python -m dbclone psql {name}"]
+    lines = [
+        "What this test left is kept when its fixtures have ended. Look at it with:",
+        f"    python -m dbclone psql {name}",
+    ]
     lines += [] if worker.server.embedded is not None else [f'    psql "{dsn.shown}"']
     report.sections.append(("dbclone", "\n".join(lines)))
 
@@ -74,7 +87,8 @@ if TYPE_CHECKING:
     from ..clone.isolation import Isolation
     from ..clone.report import Report
 
-# The names of all settings, here so that offering them as options does not import anything; a test keeps the list complete.
+# The names of all settings, here so that offering them as options does not import anything; a test
+# keeps the list complete.
 OPTIONS = (
     "schema", "seed", "inputs", "bind", "role", "url", "env", "name", "reset", "autouse", "reset_sequences", "keep", "strict",
     "on_leak", "build_timeout", "lock_timeout", "connect_timeout", "clone_strategy", "clone_limit", "retain_templates",
@@ -87,7 +101,8 @@ class Hooks:
 
     @pytest.hookspec(firstresult=True)
     def pytest_dbclone_schema(self, config: pytest.Config) -> Any:
-        """Return what goes into the template: models, a callable taking a URL, or a string as in the settings."""
+        """Return what goes into the template: models, a callable taking a URL, or a string as in
+        the settings."""
 
 
 STATE = pytest.StashKey[State]()
@@ -104,7 +119,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=f"overrides {name} in [tool.dbclone]",
         )
     add_option(group)
-    group.addoption("--dbclone-rebuild", action="store_true", default=False, help="build the template again even if it is there")
+    group.addoption(
+        "--dbclone-rebuild",
+        action="store_true",
+        default=False,
+        help="build the template again even if it is there",
+    )
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -116,7 +136,9 @@ def _is_controller(namespace: Any) -> bool:
     if os.environ.get("PYTEST_XDIST_WORKER"):
         return False
     distributed = getattr(namespace, "numprocesses", None) or getattr(namespace, "tx", None)
-    return (bool(distributed) and getattr(namespace, "dist", "load") != "no") or bool(getattr(namespace, "numprocesses", None))
+    return (bool(distributed) and getattr(namespace, "dist", "load") != "no") or bool(
+        getattr(namespace, "numprocesses", None)
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -153,7 +175,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback, truncate, clone, drop or"
+        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto,"
+        " rollback, truncate, clone, drop or"
         " none (see the README)",
     )
 
@@ -186,16 +209,23 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
         server = run.target(settings)
     except SettingsError:  # said when a test needs it
         server = f"server from {settings.source('url')}"
-    how = f"reset={settings.reset}" + (f" (from {settings.source('reset')})" if "reset" in settings.sources else "")
+    how = f"reset={settings.reset}" + (
+        f" (from {settings.source('reset')})" if "reset" in settings.sources else ""
+    )
     lines = [f"project {ascii(settings.project)[1:-1]}, {server}, {how}", *run.remarks(settings)]
     return [printable(f"dbclone: {line}") for line in lines]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """On xdist's controller, ensure server and template before any worker starts, so that workers never race for them."""
+    """On xdist's controller, ensure server and template before any worker starts, so that workers
+    never race for them."""
     config = session.config
-    if not _is_controller(config.option) or hasattr(config, "workerinput") or config.option.collectonly:
+    if (
+        not _is_controller(config.option)
+        or hasattr(config, "workerinput")
+        or config.option.collectonly
+    ):
         return
     if STATE not in config.stash and config.hook.pytest_dbclone_schema(config=config) is None:
         return
@@ -207,12 +237,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     try:
         with state.progress() as progress:
-            held = run.controller(settings, schema, config.option.dbclone_rebuild, progress, state.report.note)
+            held = run.controller(
+                settings, schema, config.option.dbclone_rebuild, progress, state.report.note
+            )
             state.template = state.held.enter_context(held)
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     except Error as error:
-        pytest.exit(f"dbclone.{type(error).__name__}: {error}", returncode=pytest.ExitCode.TESTS_FAILED)
+        pytest.exit(
+            f"dbclone.{type(error).__name__}: {error}", returncode=pytest.ExitCode.TESTS_FAILED
+        )
 
 
 @pytest.hookimpl(trylast=True)
@@ -241,7 +275,9 @@ def _quietly(state: State) -> None:
     try:
         state.held.close()
     except Exception as error:
-        state.report.note(f"cleaning up failed and is left to the next run: {type(error).__name__}: {error}")
+        state.report.note(
+            f"cleaning up failed and is left to the next run: {type(error).__name__}: {error}"
+        )
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -269,7 +305,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         from ..clone.report import template_line
 
         template = state.template
-        lines.insert(0, template_line(template.name, template.built, template.seconds, template.why))
+        lines.insert(
+            0, template_line(template.name, template.built, template.seconds, template.why)
+        )
     if state.report.resets or state.report.clones or state.report.notes:
         terminalreporter.section("dbclone", sep="-")
         for line in lines:
@@ -278,8 +316,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add our fixtures to the tests that want isolation, and put them first in their scope: what other fixtures write is then
-    inside the isolation that its scope belongs to."""
+    """Add our fixtures to the tests that want isolation, and put them first in their scope: what
+    other fixtures write is then inside the isolation that its scope belongs to."""
     autouse = STATE in config.stash and config.stash[STATE].needed().autouse
     for item in items:
         try:
@@ -302,7 +340,8 @@ def _clear_errors() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
-    """This worker's clone for the whole session: a `dbclone.Clone`, to which the application's handle is bound."""
+    """This worker's clone for the whole session: a `dbclone.Clone`, to which the application's
+    handle is bound."""
     from .. import runner as run
 
     state = _state(request.config)
@@ -310,10 +349,14 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
         with _clear_errors(), real_files(), state.progress() as progress:
             settings, schema = state.sources()
             if hasattr(request.config, "workerinput"):
-                clone = stack.enter_context(run.worker(settings, state.worker, state.run, schema, progress))
+                clone = stack.enter_context(
+                    run.worker(settings, state.worker, state.run, schema, progress)
+                )
             else:
                 rebuild = bool(request.config.option.dbclone_rebuild)
-                both = run.alone(settings, state.worker, state.run, schema, rebuild, progress, state.report.note)
+                both = run.alone(
+                    settings, state.worker, state.run, schema, rebuild, progress, state.report.note
+                )
                 state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
             clone.escalated.update(state.remembered())
@@ -322,7 +365,9 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
             clone.keep_count = request.config.option.dbclone_keep_failed or clone.keep_count
         yield clone
         with real_files():
-            state.held.push(stack.pop_all())  # dropped when the session ends: a busy server takes seconds, which are no test's
+            state.held.push(
+                stack.pop_all()
+            )  # dropped when the session ends: a busy server takes seconds, which are no test's
 
 
 def _merged(report: Report, other: Report) -> Report:
@@ -340,8 +385,8 @@ def _layer(request: pytest.FixtureRequest, clone: Clone) -> Iterator[Isolation]:
 
 @pytest.fixture(scope="module")
 def dbclone_module(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[Isolation]:
-    """Data for a whole module: what is written while this fixture is set up stays until the module's last test, and each test's
-    own writes are undone on top of it."""
+    """Data for a whole module: what is written while this fixture is set up stays until the
+    module's last test, and each test's own writes are undone on top of it."""
     yield from _layer(request, dbclone_worker)
 
 
@@ -353,13 +398,18 @@ def dbclone_class(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iter
 
 @pytest.fixture
 def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[Isolation]:
-    """This test's own state of the database: a `dbclone.Isolation`, undone when the test and its other fixtures have ended."""
+    """This test's own state of the database: a `dbclone.Isolation`, undone when the test and its
+    other fixtures have ended."""
     with contextlib.ExitStack() as stack:
         with _clear_errors(), real_files():
-            asked = marker_arguments(request.node.get_closest_marker("dbclone"), request.node.nodeid)
+            asked = marker_arguments(
+                request.node.get_closest_marker("dbclone"), request.node.nodeid
+            )
             settings = _asked(request.config).needed()
             isolation = stack.enter_context(
-                dbclone_worker.isolated(asked["reset"] or settings.reset, request.node.nodeid, asked["reset_sequences"])
+                dbclone_worker.isolated(
+                    asked["reset"] or settings.reset, request.node.nodeid, asked["reset_sequences"]
+                )
             )
         yield isolation
         with _clear_errors(), real_files():
@@ -369,5 +419,6 @@ def dbclone(request: pytest.FixtureRequest, dbclone_worker: Clone) -> Iterator[I
 
 @pytest.fixture
 def dbclone_db(dbclone: Isolation) -> Isolation:
-    """The same as `dbclone`, for a test that needs the package of that name too: `pytest.raises(dbclone.SandboxLimit)`."""
+    """The same as `dbclone`, for a test that needs the package of that name too:
+    `pytest.raises(dbclone.SandboxLimit)`."""
     return dbclone

@@ -1,4 +1,5 @@
-"""What one pytest process knows of its run: settings, identity, figures, and what it holds until the end."""
+"""What one pytest process knows of its run: settings, identity, figures, and what it holds until
+the end."""
 
 from __future__ import annotations
 
@@ -44,17 +45,22 @@ def warn(config: pytest.Config, lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def real_files() -> Iterator[None]:
-    """Stop pyfakefs for the block, if one of its fixtures was set up before ours: a server and locks are no fake ones."""
+    """Stop pyfakefs for the block, if one of its fixtures was set up before ours: a server and
+    locks are no fake ones."""
     module: Any = sys.modules.get("pyfakefs.fake_filesystem_unittest")
     fake = module.Patcher.PATCHER if module is not None else None
-    with module.Pause(fake) if fake is not None and fake.fs is not None else contextlib.nullcontext():
+    with (
+        module.Pause(fake) if fake is not None and fake.fs is not None else contextlib.nullcontext()
+    ):
         yield
 
 
 class State:
     """What one pytest process knows of its run."""
 
-    def __init__(self, config: pytest.Config, settings: Settings | None, run: str, worker: str) -> None:
+    def __init__(
+        self, config: pytest.Config, settings: Settings | None, run: str, worker: str
+    ) -> None:
         from ..clone.report import Report
 
         self.config = config
@@ -75,7 +81,8 @@ class State:
         return self.settings
 
     def sources(self) -> tuple[Settings, Any]:
-        """Return the settings, and the schema as an object if the project's hook gives one; a string from it is a setting."""
+        """Return the settings, and the schema as an object if the project's hook gives one; a
+        string from it is a setting."""
         from dataclasses import replace
 
         settings, given = self.needed(), self.config.hook.pytest_dbclone_schema(config=self.config)
@@ -85,10 +92,13 @@ class State:
         return settings, given
 
     def remembered(self) -> set[str]:
-        """Return the tests that were seen committing outside a sandbox in earlier runs; none without pytest's cache."""
+        """Return the tests that were seen committing outside a sandbox in earlier runs; none
+        without pytest's cache."""
         cache = getattr(self.config, "cache", None)
         found = cache.get(_ESCAPED, []) if cache is not None else []
-        return {test for test in found if isinstance(test, str)} if isinstance(found, list) else set()
+        return (
+            {test for test in found if isinstance(test, str)} if isinstance(found, list) else set()
+        )
 
     def remember(self) -> None:
         """Add the tests that were seen in this run to those of earlier ones."""
@@ -104,8 +114,13 @@ class State:
 
     def _write(self, line: str) -> None:
         manager = self.config.pluginmanager
-        reporter, capture = manager.get_plugin("terminalreporter"), manager.get_plugin("capturemanager")
+        reporter, capture = (
+            manager.get_plugin("terminalreporter"),
+            manager.get_plugin("capturemanager"),
+        )
         if reporter is not None and capture is not None:
-            with capture.global_and_fixture_disabled():  # a fixture's output is captured, this is for whoever waits
+            with (
+                capture.global_and_fixture_disabled()
+            ):  # a fixture's output is captured, this is for whoever waits
                 reporter.ensure_newline()
                 reporter.write_line(line)

@@ -1,4 +1,5 @@
-"""What every way to undo a test has in common: a strategy is begun before the test and ended after it, and says what it did."""
+"""What every way to undo a test has in common: a strategy is begun before the test and ended after
+it, and says what it did."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be isolated: a `test`, class or module by its id; `sequences`, whether they are put back under rollback too;
-    `auto`, whether the strategy was chosen by dbclone and not by the project."""
+    """What is to be isolated: a `test`, class or module by its id; `sequences`, whether they are
+    put back under rollback too; `auto`, whether the strategy was chosen by dbclone and not by the
+    project."""
 
     test: str = ""
     sequences: bool = False
@@ -32,10 +34,11 @@ class Task:
 class Outcome:
     """What a reset did.
 
-    `reset`, which one; `seconds`, how long it took; `tables`, how many tables it found written; `spoiled`, why the database is not
-    equal to its template any more and has to be replaced (empty: it is equal); `verdict`, whether somebody on the
-    server committed something meanwhile, and it is not known where; `begun`, when the test began; `limit`, what a sandbox refused
-    in the test; `notes`, what a person should know.
+    `reset`, which one; `seconds`, how long it took; `tables`, how many tables it found written;
+    `spoiled`, why the database is not equal to its template any more and has to be replaced (empty:
+    it is equal); `verdict`, whether somebody on the server committed something meanwhile, and it is
+    not known where; `begun`, when the test began; `limit`, what a sandbox refused in the test;
+    `notes`, what a person should know.
     """
 
     reset: str
@@ -55,7 +58,9 @@ class Host(Protocol):
     handle: Any
     state: ResetState
 
-    def replace(self, reason: str, quiet: bool = False, often: bool = False, gone: bool = False) -> None:
+    def replace(
+        self, reason: str, quiet: bool = False, often: bool = False, gone: bool = False
+    ) -> None:
         """Put a fresh copy of the template in the clone's place."""
 
     def keep_for(self, label: str) -> bool:
@@ -71,8 +76,9 @@ class Host(Protocol):
 class Strategy(abc.ABC):
     """One way to undo a test. An object serves one task.
 
-    Attributes: `name`, as in the setting reset; `session`, the sandbox that the test's connections lead into, None if they are real
-    ones; `fills_empty`, whether `begin` copes with a clone that has been emptied.
+    Attributes: `name`, as in the setting reset; `session`, the sandbox that the test's connections
+    lead into, None if they are real ones; `fills_empty`, whether `begin` copes with a clone that
+    has been emptied.
     """
 
     name: ClassVar[str]
@@ -84,25 +90,30 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def begin(self) -> None:
-        """Make ready for the test, in few round trips. What raises leaves nothing half done, so that it can be begun again."""
+        """Make ready for the test, in few round trips. What raises leaves nothing half done, so
+        that it can be begun again."""
 
     @abc.abstractmethod
     def end(self, label: str = "") -> Outcome:
-        """Undo whatever the test did, however it ended, or say in the outcome that the database must be replaced.
+        """Undo whatever the test did, however it ended, or say in the outcome that the database
+        must be replaced.
 
         Arguments: `label`, keep what the test left under this name instead of undoing it.
         """
 
 
 class Committing(Strategy):
-    """A strategy under which tests commit for real, and which undoes afterwards what they have committed."""
+    """A strategy under which tests commit for real, and which undoes afterwards what they have
+    committed."""
 
     def begin(self) -> None:
         """Raise SandboxLimit inside a class or module that is isolated by rollback."""
         if self.host.state.layered:
             raise SandboxLimit(
-                f"a test wants reset={self.name!r} inside a class or module that is isolated by rollback",
-                f"{self.task.test or 'It'} would not see the data of dbclone_class or dbclone_module, which are in a transaction.",
+                f"a test wants reset={self.name!r} inside a class or module that is isolated"
+                f" by rollback",
+                f"{self.task.test or 'It'} would not see the data of dbclone_class or"
+                f" dbclone_module, which are in a transaction.",
                 "Use rollback for this test, or make the data in the test.",
             )
 

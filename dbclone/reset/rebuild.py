@@ -1,4 +1,5 @@
-"""Undo by dropping everything and building the schema again: what teams do today, kept for comparison and for those who want it."""
+"""Undo by dropping everything and building the schema again: what teams do today, kept for
+comparison and for those who want it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from ..process.clock import monotonic
 from .base import Committing, Outcome, failure
 from .state import Condition, Event
 
-# Top-level objects in user schemas, by what DROP calls them; what belongs to an extension goes with it, and plpgsql is everywhere.
+# Top-level objects in user schemas, by what DROP calls them; what belongs to an extension goes with
+# it, and plpgsql is everywhere.
 _OBJECTS = """
 WITH bound AS (SELECT classid, objid, bool_or(deptype = 'e') AS extension, bool_or(deptype IN ('a', 'i')) AS part
                FROM pg_depend WHERE deptype IN ('e', 'a', 'i') GROUP BY 1, 2),
@@ -44,14 +46,21 @@ ORDER BY 1
 
 
 def drop_everything(connection: psycopg.Connection[Any]) -> int:
-    """Drop all user objects of a database that is ours, extensions and large objects included; return how many there were."""
+    """Drop all user objects of a database that is ours, extensions and large objects included;
+    return how many there were."""
     count = 0
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         for _, kind, schema, name, arguments in cursor.execute(_OBJECTS).fetchall():
             identifier = sql.Identifier(schema) if name is None else sql.Identifier(schema, name)
             # The server quotes the names in a signature itself.
-            signature = sql.SQL("({})").format(sql.SQL(arguments)) if arguments is not None else sql.SQL("")
-            cursor.execute(sql.SQL("DROP {} IF EXISTS {}{} CASCADE").format(sql.SQL(kind), identifier, signature))
+            signature = (
+                sql.SQL("({})").format(sql.SQL(arguments)) if arguments is not None else sql.SQL("")
+            )
+            cursor.execute(
+                sql.SQL("DROP {} IF EXISTS {}{} CASCADE").format(
+                    sql.SQL(kind), identifier, signature
+                )
+            )
             count += 1
         cursor.execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
         count += max(cursor.rowcount, 0)
@@ -65,8 +74,8 @@ class Rebuild(Committing):
     fills_empty = True
 
     def begin(self) -> None:
-        """Build the schema, unless the database still is a copy of its template. Raises what the schema raises; then nothing of it
-        is there."""
+        """Build the schema, unless the database still is a copy of its template. Raises what the
+        schema raises; then nothing of it is there."""
         super().begin()
         state = self.host.state
         if state.condition is not Condition.EMPTY:
@@ -87,9 +96,13 @@ class Rebuild(Committing):
             self.host.state.forget()
             return Outcome(self.name, monotonic() - started, self._empty())
         except (psycopg.Error, ServerError) as error:
-            return Outcome(self.name, 0.0, spoiled=f"not everything could be dropped: {failure(error)}")
+            return Outcome(
+                self.name, 0.0, spoiled=f"not everything could be dropped: {failure(error)}"
+            )
         except BaseException:
-            self.host.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
+            self.host.replace(
+                "a reset that failed", quiet=True
+            )  # the next test must not find what this one left
             raise
 
     def _empty(self) -> int:

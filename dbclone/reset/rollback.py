@@ -1,4 +1,5 @@
-"""Undo by rolling back: one outer transaction per test, or per class or module with a savepoint per test inside it."""
+"""Undo by rolling back: one outer transaction per test, or per class or module with a savepoint per
+test inside it."""
 
 from __future__ import annotations
 
@@ -24,12 +25,14 @@ _LOST = (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSq
 
 
 class Level:
-    """One level of a sandbox session, in which everything is undone when it is left. Entering costs one round trip, leaving another, and sequences one more if they are put back.
+    """One level of a sandbox session, in which everything is undone when it is left. Entering costs
+    one round trip, leaving another, and sequences one more if they are put back.
 
-    Arguments: `session`, whose real connection this reset alone may send transaction control to; `positions`, of sequences to
-    return to, or None: a rollback does not move sequences back by itself (PostgreSQL documentation, functions-sequence);
-    `witness`, which is asked, in the message that rolls back, whether something was committed meanwhile; `over`, returns the
-    session over which sequences are put back, if the sandbox's own may not.
+    Arguments: `session`, whose real connection this reset alone may send transaction control to;
+    `positions`, of sequences to return to, or None: a rollback does not move sequences back by
+    itself (PostgreSQL documentation, functions-sequence); `witness`, which is asked, in the message
+    that rolls back, whether something was committed meanwhile; `over`, returns the session over
+    which sequences are put back, if the sandbox's own may not.
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class Level:
         self._begun: Moment | None = None
 
     def enter(self) -> None:
-        """Open a level, the outer transaction with the first. A level of the same session may be open already."""
+        """Open a level, the outer transaction with the first. A level of the same session may be
+        open already."""
         session = self._session
         outermost = session.stack.levels == 0
         with session.lock:
@@ -58,19 +62,23 @@ class Level:
                 self._send([b"BEGIN", *sent] if outermost else sent)
                 return
             if outermost:
-                results = self._prepared([], lambda name: f"EXECUTE {name}_now".encode(), [b"BEGIN", *sent])
+                results = self._prepared(
+                    [], lambda name: f"EXECUTE {name}_now".encode(), [b"BEGIN", *sent]
+                )
             else:
                 results = self._send([f"SELECT {NOW}".encode(), *sent])
             self._begun = Moment.of((results[0].get_value(0, 0), results[0].get_value(0, 1)))
 
     def leave(self) -> Outcome:
-        """Undo everything since `enter`. A boundary that the test destroyed, by a COMMIT that never passed through the sandbox or
-        a lost connection, shows here: the savepoint is gone."""
+        """Undo everything since `enter`. A boundary that the test destroyed, by a COMMIT that never
+        passed through the sandbox or a lost connection, shows here: the savepoint is gone."""
         session, started = self._session, monotonic()
         spoiled, verdict = "", Verdict.NOTHING
         blocked = session.session_lock.force(session.lock)
         if not blocked:
-            free(session.pgconn)  # what raised in the middle of a statement, such as a limit on the test's time, left it running
+            free(
+                session.pgconn
+            )  # what raised in the middle of a statement, such as a limit on the test's time, left it running
         try:
             commands = [render(command) for command in session.stack.leave_level(self._level)]
             outermost = bool(commands) and not session.stack.levels
@@ -90,17 +98,28 @@ class Level:
         if self._positions is not None and not spoiled and not session.stack.levels:
             restore(self._over() or session.real, self._positions)
         notes = (f"when it ended, a connection of the application {blocked}",) if blocked else ()
-        return Outcome("rollback", monotonic() - started, spoiled=spoiled, verdict=verdict, begun=self._begun, notes=notes)
+        return Outcome(
+            "rollback",
+            monotonic() - started,
+            spoiled=spoiled,
+            verdict=verdict,
+            begun=self._begun,
+            notes=notes,
+        )
 
     def commit(self) -> str:
-        """Commit what the test left, instead of undoing it, and all levels around it; return why not, if that is impossible.
+        """Commit what the test left, instead of undoing it, and all levels around it; return why
+        not, if that is impossible.
 
-        Of a block that has failed nothing is left, as ever, but what was there before it is committed.
+        Of a block that has failed nothing is left, as ever, but what was there before it is
+        committed.
         """
         session = self._session
         session.session_lock.force(session.lock)
         try:
-            commands = [render(("ROLLBACK TO", session.stack.entries[-1].name))] if session.failed else []
+            commands = (
+                [render(("ROLLBACK TO", session.stack.entries[-1].name))] if session.failed else []
+            )
             session.stack.entries.clear()
             results = self._send([*commands, b"COMMIT"])
             return "" if results[-1].command_status == b"COMMIT" else "its transaction had failed"
@@ -113,22 +132,32 @@ class Level:
             session.session_lock.release(session.lock)
 
     def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
-        """Send the commands that undo, and in the same message the question of what was committed meanwhile."""
+        """Send the commands that undo, and in the same message the question of what was committed
+        meanwhile."""
         witness = self._witness
         if witness is None or not commands:
-            self._send([*commands, *([b"SELECT pg_catalog.pg_advisory_unlock_all()"] if outermost else [])])
+            self._send(
+                [*commands, *([b"SELECT pg_catalog.pg_advisory_unlock_all()"] if outermost else [])]
+            )
             return Verdict.NOTHING
-        results = self._prepared(commands, witness.question, []) if outermost else self._send([*commands, witness.text])
+        results = (
+            self._prepared(commands, witness.question, [])
+            if outermost
+            else self._send([*commands, witness.text])
+        )
         moment, fates = witness.fates(results[-1])
         if fates is None:
             moment, fates = witness.fates(self._send([witness.text])[-1])
         return witness.judge(moment, fates, self._begun)
 
-    def _prepared(self, before: list[bytes], call: Callable[[str], bytes], after: list[bytes]) -> list[Any]:
-        """Send a call of one of our prepared statements between other commands, and return the results from the call on.
+    def _prepared(
+        self, before: list[bytes], call: Callable[[str], bytes], after: list[bytes]
+    ) -> list[Any]:
+        """Send a call of one of our prepared statements between other commands, and return the
+        results from the call on.
 
-        Unprepared it would cost as much as all the rest. If the statements are not there, not yet or discarded by the test, what
-        was to be done before the call has been done when that shows.
+        Unprepared it would cost as much as all the rest. If the statements are not there, not yet
+        or discarded by the test, what was to be done before the call has been done when that shows.
         """
         session = self._session
         try:
@@ -145,12 +174,14 @@ class Level:
 
 
 class Rollback(Strategy):
-    """Undo by rolling back. The outermost task lends the sandbox to the application's handle; those inside it are further levels."""
+    """Undo by rolling back. The outermost task lends the sandbox to the application's handle; those
+    inside it are further levels."""
 
     name = "rollback"
 
     def begin(self) -> None:
-        """Enter a level. Raises SandboxLimit if the handle cannot be sandboxed, or the data of a class or module around are lost."""
+        """Enter a level. Raises SandboxLimit if the handle cannot be sandboxed, or the data of a
+        class or module around are lost."""
         state = self.host.state
         self._outermost = not state.layered
         if not self._outermost and (state.lost or state.broken):
@@ -187,10 +218,15 @@ class Rollback(Strategy):
         return replace(outcome, limit=session.refused())
 
     def _kept(self, label: str, failed: str) -> Outcome:
-        """Keep what a test left, and its level has committed. Data of a class or module around it go along."""
+        """Keep what a test left, and its level has committed. Data of a class or module around it
+        go along."""
         started = monotonic()
         if failed or not self.host.keep_for(label):
-            return Outcome(self.name, monotonic() - started, spoiled=f"it could not be kept: {failed or 'see above'}")
+            return Outcome(
+                self.name,
+                monotonic() - started,
+                spoiled=f"it could not be kept: {failed or 'see above'}",
+            )
         if self.host.state.layered:
             self.host.state.lose(f"{label} failed, and what it left was kept")
         return Outcome(self.name, monotonic() - started)
@@ -201,5 +237,6 @@ def data_lost(how: str) -> SandboxLimit:
     return SandboxLimit(
         "the data of this class or module are lost",
         f"They were in the transaction that ended too early: {how}.",
-        "Find out why, and run these tests again; tests of other classes and modules are not affected.",
+        "Find out why, and run these tests again; tests of other classes and modules are not"
+        " affected.",
     )

@@ -1,7 +1,8 @@
 """Where sequences stood in the template, and how to tell and undo that they have moved.
 
-A rollback does not move a sequence back (PostgreSQL documentation, functions-sequence), and a table's rows say nothing of one: a
-failed INSERT takes a number too. So positions are read, both parts of them: last_value and is_called.
+A rollback does not move a sequence back (PostgreSQL documentation, functions-sequence), and a
+table's rows say nothing of one: a failed INSERT takes a number too. So positions are read, both
+parts of them: last_value and is_called.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ORDER BY c.oid
 
 @dataclass(frozen=True)
 class Sequence:
-    """A sequence and its position in the template: `last`, and whether that number has been given out (`called`)."""
+    """A sequence and its position in the template: `last`, and whether that number has been given
+    out (`called`)."""
 
     oid: int
     schema: str
@@ -48,9 +50,14 @@ class Sequence:
 
 
 def put_back(chosen: Iterable[Sequence]) -> sql.Composed:
-    """Return a statement that puts sequences where they were, by oid, so that no name has to be looked up."""
-    rows = sql.SQL(", ").join(sql.SQL("({}, {}, {})").format(s.oid, s.last, s.called) for s in chosen)
-    return sql.SQL("SELECT count(pg_catalog.setval(o::oid::regclass, l, c)) FROM (VALUES {}) AS v (o, l, c)").format(rows)
+    """Return a statement that puts sequences where they were, by oid, so that no name has to be
+    looked up."""
+    rows = sql.SQL(", ").join(
+        sql.SQL("({}, {}, {})").format(s.oid, s.last, s.called) for s in chosen
+    )
+    return sql.SQL(
+        "SELECT count(pg_catalog.setval(o::oid::regclass, l, c)) FROM (VALUES {}) AS v (o, l, c)"
+    ).format(rows)
 
 
 def ask(connection: psycopg.Connection[Any]) -> tuple[Sequence, ...]:
@@ -60,18 +67,29 @@ def ask(connection: psycopg.Connection[Any]) -> tuple[Sequence, ...]:
         if not found:
             return ()
         parts = [
-            sql.SQL("SELECT {}::int8, last_value, is_called FROM {}").format(oid, sql.Identifier(schema, name))
+            sql.SQL("SELECT {}::int8, last_value, is_called FROM {}").format(
+                oid, sql.Identifier(schema, name)
+            )
             for oid, schema, name, *_ in found
         ]
-        positions = {oid: (last, called) for oid, last, called in cursor.execute(sql.SQL(" UNION ALL ").join(parts))}
-    return tuple(Sequence(oid, schema, name, owner, logged, *positions[oid]) for oid, schema, name, owner, logged in found)
+        positions = {
+            oid: (last, called)
+            for oid, last, called in cursor.execute(sql.SQL(" UNION ALL ").join(parts))
+        }
+    return tuple(
+        Sequence(oid, schema, name, owner, logged, *positions[oid])
+        for oid, schema, name, owner, logged in found
+    )
 
 
-def restore(connection: psycopg.Connection[Any], sequences: Iterable[Sequence], used: bool = False) -> None:
+def restore(
+    connection: psycopg.Connection[Any], sequences: Iterable[Sequence], used: bool = False
+) -> None:
     """Put back the sequences that have moved, in two round trips, or one if none has.
 
-    Arguments: `used`, also those that stand where they should on a number that has been given out: after a setval the server logs
-    the next number that it gives out, and so shows a transaction for it (log_cnt in src/backend/commands/sequence.c).
+    Arguments: `used`, also those that stand where they should on a number that has been given out:
+    after a setval the server logs the next number that it gives out, and so shows a transaction for
+    it (log_cnt in src/backend/commands/sequence.c).
     """
     everything = list(sequences)
     if not everything:
@@ -80,9 +98,12 @@ def restore(connection: psycopg.Connection[Any], sequences: Iterable[Sequence], 
         question = sql.SQL(" UNION ALL ").join(s.moved for s in everything)
         moved = {-int(oid) for (oid,) in cursor.execute(question, prepare=True)}
         if chosen := [s for s in everything if s.oid in moved or (used and s.called)]:
-            # Sequences do not heed the ROLLBACK, and nothing is committed that the audit of the next test would have to look for.
+            # Sequences do not heed the ROLLBACK, and nothing is committed that the audit of the
+            # next test would have to look for.
             try:
-                cursor.execute(sql.SQL("BEGIN; {}; ROLLBACK").format(put_back(chosen)), prepare=False)
+                cursor.execute(
+                    sql.SQL("BEGIN; {}; ROLLBACK").format(put_back(chosen)), prepare=False
+                )
             except psycopg.Error:
                 connection.rollback()
                 raise

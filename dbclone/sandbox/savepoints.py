@@ -1,6 +1,8 @@
-"""The sandbox's state machine, a value without a connection: what BEGIN, COMMIT, ROLLBACK and savepoints become.
+"""The sandbox's state machine, a value without a connection: what BEGIN, COMMIT, ROLLBACK and
+savepoints become.
 
-One real transaction holds everything. Inside it a stack of savepoints stands for what the application believes to be there:
+One real transaction holds everything. Inside it a stack of savepoints stands for what the
+application believes to be there:
 
     level   a test, or the data of a class or module: undone when it ends
     block   a transaction block of the application: its COMMIT releases the savepoint, its ROLLBACK rolls back to it
@@ -9,12 +11,13 @@ One real transaction holds everything. Inside it a stack of savepoints stands fo
             there is nothing that the failure of the next could undo
     done    what nobody needs any more but cannot be released yet, because something else lies on it
 
-Several connections of the application share the stack; each entry knows its owner. Blocks of several connections may be open at
-once, as long as one at a time has written: while it is open, nobody else runs a statement, who would see rows that production
-would not show. A block that gets its turn after others lie on it, or after others have committed on top of it, is set anew on top
-of the stack, which is the same to it as long as it has not written. So the block that writes is always on top, and its rollback
-undoes its own writes and no others. Methods return the commands to send, as (command, savepoint name) pairs, and assume that they
-succeed.
+Several connections of the application share the stack; each entry knows its owner. Blocks of
+several connections may be open at once, as long as one at a time has written: while it is open,
+nobody else runs a statement, who would see rows that production would not show. A block that gets
+its turn after others lie on it, or after others have committed on top of it, is set anew on top of
+the stack, which is the same to it as long as it has not written. So the block that writes is always
+on top, and its rollback undoes its own writes and no others. Methods return the commands to send,
+as (command, savepoint name) pairs, and assume that they succeed.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ class StackEntry:
             )
 
     def check_snapshot(self) -> None:
-        """Raise SandboxLimit if its isolation level would hide from it what others have committed since it first asked."""
+        """Raise SandboxLimit if its isolation level would hide from it what others have committed
+        since it first asked."""
         if self.stale and self.isolation in LEVELS[1:3]:
             raise limit(
                 f"others have committed since this {self.isolation} transaction began",
@@ -61,8 +65,8 @@ class StackEntry:
             )
 
     def modes(self, modes: str, deferred: str) -> list[Command]:
-        """Return what makes a block read only or not. Its isolation level is remembered: the real transaction has one of its own,
-        and nobody else writes while it is open."""
+        """Return what makes a block read only or not. Its isolation level is remembered: the real
+        transaction has one of its own, and nobody else writes while it is open."""
         self.isolation = next((level for level in LEVELS if level in modes), self.isolation)
         if "READ ONLY" in modes and not self.read_only:
             self.read_only = True
@@ -96,14 +100,16 @@ def limit(what: str, detail: str) -> SandboxLimit:
     return SandboxLimit(
         f"two connections of the application meet: {what}",
         detail,
-        'Commit first, or isolate the test with @pytest.mark.dbclone(reset="truncate") or "clone": there, all are real.',
+        'Commit first, or isolate the test with @pytest.mark.dbclone(reset="truncate") or'
+        ' "clone": there, all are real.',
     )
 
 
 def written_by_another() -> SandboxLimit:
     return limit(
         "another connection has written in a transaction that is still open",
-        "In production this statement would not see those rows, or would wait for them; in the one real transaction of a rollback"
+        "In production this statement would not see those rows, or would wait for them; in"
+        " the one real transaction of a rollback"
         " it would see them.",
     )
 
@@ -111,7 +117,8 @@ def written_by_another() -> SandboxLimit:
 def interleaving_limit(what: str) -> SandboxLimit:
     return SandboxLimit(
         "two transactions of the application interleave",
-        f"One goes on or ends while {what} is still open. In the one real transaction of a rollback they would have to be nested.",
+        f"One goes on or ends while {what} is still open. In the one real transaction of a"
+        f" rollback they would have to be nested.",
         'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
     )
 
@@ -119,7 +126,9 @@ def interleaving_limit(what: str) -> SandboxLimit:
 def reserved(name: str) -> SandboxLimit:
     """Return the error about a savepoint with a name like ours."""
     return SandboxLimit(
-        f"the savepoint name {name!r} is reserved", f"Names that begin with {PREFIX} are dbclone's own.", "Choose another."
+        f"the savepoint name {name!r} is reserved",
+        f"Names that begin with {PREFIX} are dbclone's own.",
+        "Choose another.",
     )
 
 
@@ -128,20 +137,24 @@ CHECK = "SET CONSTRAINTS ALL IMMEDIATE"
 
 @dataclass
 class Savepoints:
-    """The stack of savepoints; owners are numbers that the shells give to the application's connections."""
+    """The stack of savepoints; owners are numbers that the shells give to the application's
+    connections."""
 
     entries: list[StackEntry] = field(default_factory=list)
     writers: frozenset[str] = frozenset()  # names of functions that may write
     deferred: str = ""  # SQL that lets constraints wait for a COMMIT as they were declared; none if no constraint can
     foresees: bool = False  # whether the application was last seen to need a guard after a block or at a test's beginning
-    last: int = 0  # the owner of the last statement, whose failure it is if the real transaction is aborted
+    last: int = (
+        0  # the owner of the last statement, whose failure it is if the real transaction is aborted
+    )
 
     def in_block(self, owner: int) -> bool:
         """Return whether `owner` believes to be inside a transaction block."""
         return self._block(owner) is not None
 
     def has_failed(self, owner: int, failed: bool) -> bool:
-        """Return whether the block of `owner` is aborted; `failed`, whether the real transaction is."""
+        """Return whether the block of `owner` is aborted; `failed`, whether the real transaction
+        is."""
         index = self._block(owner)
         return index is not None and (self.entries[index].failed or (failed and self.last == owner))
 
@@ -162,37 +175,55 @@ class Savepoints:
         return ("SAVEPOINT", self.entries[-1].name)
 
     def _turn(self, owner: int, failed: bool) -> list[Command]:
-        """Settle what the last statement left, because it is the turn of `owner`: a guard on top, or somebody else's failure."""
+        """Settle what the last statement left, because it is the turn of `owner`: a guard on top,
+        or somebody else's failure."""
         failure, self.last = failed and self.last != owner, owner
         if self.entries and self.entries[-1].kind == "guard":
             name = self.entries.pop().name
             return [("ROLLBACK TO", name), ("RELEASE", name)] if failed else [("RELEASE", name)]
         if not failure or not self.entries:
             return []
-        index = max((i for i, e in enumerate(self.entries) if e.kind in ("block", "level")), default=-1)
+        index = max(
+            (i for i, e in enumerate(self.entries) if e.kind in ("block", "level")), default=-1
+        )
         block, top = self.entries[index], self.entries[-1]
         block.failed = block.kind == "block"
         block.written = block.written and top is not block
         return [("ROLLBACK TO", top.name)]
 
     def _alone(self, owner: int, failed: bool) -> None:
-        """Raise SandboxLimit if somebody else has written in a block that is open; one that failed is about to be undone."""
+        """Raise SandboxLimit if somebody else has written in a block that is open; one that failed
+        is about to be undone."""
         lost = self.entries[-1] if failed and self.last != owner and self.entries else None
-        if any(e.kind == "block" and e.owner != owner and e.written and e is not lost for e in self.entries):
+        if any(
+            e.kind == "block" and e.owner != owner and e.written and e is not lost
+            for e in self.entries
+        ):
             raise written_by_another()
         if any(e.read_only and e.owner != owner for e in self.entries):
-            raise limit("another connection's transaction is READ ONLY and still open", "It would be read only for this one too.")
+            raise limit(
+                "another connection's transaction is READ ONLY and still open",
+                "It would be read only for this one too.",
+            )
 
     def ready(self, owner: int) -> bool:
-        """Return whether nothing need precede a statement of `owner`: the usual case, alone in a block that writes."""
+        """Return whether nothing need precede a statement of `owner`: the usual case, alone in a
+        block that writes."""
         top = self.entries[-1]
-        return top.written and top.owner == owner and top.asked and not top.failed and self.last == owner
+        return (
+            top.written
+            and top.owner == owner
+            and top.asked
+            and not top.failed
+            and self.last == owner
+        )
 
     def before_statement(self, owner: int, failed: bool, text: str | None = None) -> list[Command]:
         """Return what must precede an ordinary statement of `owner`.
 
-        Arguments: `failed`, whether the real transaction is aborted; `text`, of the statement, or None if it is not known.
-        Raises SandboxLimit, and InFailedSqlTransaction in a block that has failed.
+        Arguments: `failed`, whether the real transaction is aborted; `text`, of the statement, or
+        None if it is not known. Raises SandboxLimit, and InFailedSqlTransaction in a block that has
+        failed.
         """
         index = self._block(owner)
         if index is not None:
@@ -227,7 +258,10 @@ class Savepoints:
         commands = self._turn(owner, failed)
         commands += self._surface(index, owner)
         entry = self.entries[self._own(owner)]
-        entry.asked, entry.written = entry.asked or analyze(text).takes_snapshot, entry.written or writes
+        entry.asked, entry.written = (
+            entry.asked or analyze(text).takes_snapshot,
+            entry.written or writes,
+        )
         return commands
 
     def _own(self, owner: int) -> int:
@@ -236,7 +270,8 @@ class Savepoints:
         return index
 
     def _surface(self, index: int, owner: int) -> list[Command]:
-        """Set a block anew on top of the stack if others lie on it or have committed on it: what it undoes has to be its own."""
+        """Set a block anew on top of the stack if others lie on it or have committed on it: what it
+        undoes has to be its own."""
         entry, above = self.entries[index], self.entries[index + 1 :]
         below = any(e.kind not in ("app", "level") for e in above)  # other blocks, and done ones
         if not below and not entry.covered:
@@ -249,11 +284,17 @@ class Savepoints:
             old.kind = "done"
         command = self._push("block", owner)
         new = self.entries[-1]
-        new.asked, new.isolation, new.stale, new.failed = entry.asked, entry.isolation, entry.stale, entry.failed
+        new.asked, new.isolation, new.stale, new.failed = (
+            entry.asked,
+            entry.isolation,
+            entry.stale,
+            entry.failed,
+        )
         return [command, *(self._push("app", owner, name) for name in savepoints)]
 
     def _within_level(self, index: int) -> None:
-        """Raise SandboxLimit if a block would have to be set anew inside a level that began after it."""
+        """Raise SandboxLimit if a block would have to be set anew inside a level that began after
+        it."""
         above = self.entries[index + 1 :]
         move = self.entries[index].covered or any(e.kind in ("block", "done") for e in above)
         if move and any(e.kind == "level" for e in above):
@@ -269,20 +310,27 @@ class Savepoints:
         self._alone(owner, failed)
         self.foresees = self.foresees and self.entries[-1].used
         commands = [*self._turn(owner, failed), self._push("block", owner)]
-        if self.deferred:  # outside blocks all are checked at once, because there each statement commits
+        if (
+            self.deferred
+        ):  # outside blocks all are checked at once, because there each statement commits
             commands.append(("", self.deferred))
         return commands + self.entries[-1].modes(modes, self.deferred)
 
     def modes(self, owner: int, failed: bool, modes: str) -> list[Command]:
-        """Follow SET TRANSACTION of an owner inside its block. Raises ActiveSqlTransaction where the server would."""
+        """Follow SET TRANSACTION of an owner inside its block. Raises ActiveSqlTransaction where
+        the server would."""
         entry = self.entries[self._own(owner)]
         entry.check_not_failed()
         self._alone(owner, failed)
         if failed and self.last == owner:
             return [("", "SET TRANSACTION READ ONLY")]  # for the server to refuse
-        if (entry.asked or any(e.kind == "app" and e.owner == owner for e in self.entries)) and entry.refuses(modes):
+        if (
+            entry.asked or any(e.kind == "app" and e.owner == owner for e in self.entries)
+        ) and entry.refuses(modes):
             entry.failed = True
-            raise psycopg.errors.ActiveSqlTransaction("SET TRANSACTION must be called before any query")
+            raise psycopg.errors.ActiveSqlTransaction(
+                "SET TRANSACTION must be called before any query"
+            )
         return [*self._turn(owner, failed), *entry.modes(modes, self.deferred)]
 
     def modes_of(self, owner: int) -> str:
@@ -291,18 +339,28 @@ class Savepoints:
         return entry.isolation + (" READ ONLY" if entry.read_only else "")
 
     def check(self, owner: int, failed: bool) -> list[Command]:
-        """Return what checks, before the block of `owner` is kept, the constraints that wait for its COMMIT."""
+        """Return what checks, before the block of `owner` is kept, the constraints that wait for
+        its COMMIT."""
         index = self._block(owner)
-        if not self.deferred or index is None or not self.entries[index].written or self.has_failed(owner, failed):
+        if (
+            not self.deferred
+            or index is None
+            or not self.entries[index].written
+            or self.has_failed(owner, failed)
+        ):
             return []
         commands = self._turn(owner, failed)
-        if self.entries[index].read_only and all(e.kind == "app" for e in self.entries[index + 1 :]):
-            # What was made read only after a savepoint is not any more when the server, committing, has released that.
+        if self.entries[index].read_only and all(
+            e.kind == "app" for e in self.entries[index + 1 :]
+        ):
+            # What was made read only after a savepoint is not any more when the server, committing,
+            # has released that.
             commands += [("RELEASE", self.entries.pop().name) for _ in self.entries[index + 1 :]]
         return [*commands, ("", CHECK)]
 
     def end(self, owner: int, failed: bool, keep: bool) -> list[Command]:
-        """End the block of `owner`: keep its writes (COMMIT) unless it failed, or undo them (ROLLBACK).
+        """End the block of `owner`: keep its writes (COMMIT) unless it failed, or undo them
+        (ROLLBACK).
 
         Raises SandboxLimit if a test or fixture that began inside it has not ended.
         """
@@ -310,12 +368,17 @@ class Savepoints:
         if index is None:
             return self._turn(owner, failed) if failed else []
         mine = failed and self.last == owner
-        if any(e.kind == "level" for e in self.entries[index + 1 :]) and (self.entries[index].written or mine):
+        if any(e.kind == "level" for e in self.entries[index + 1 :]) and (
+            self.entries[index].written or mine
+        ):
             raise interleaving_limit("a test or fixture that began later")
         commands = self._turn(owner, failed)
         entry, above = self.entries[index], self.entries[index + 1 :]
-        if any(e.kind in ("block", "level") for e in above) or (entry.covered and not entry.written and not mine):
-            # It has not written since the others began, or it would have been set anew: there is nothing to keep or to undo.
+        if any(e.kind in ("block", "level") for e in above) or (
+            entry.covered and not entry.written and not mine
+        ):
+            # It has not written since the others began, or it would have been set anew: there is
+            # nothing to keep or to undo.
             for old in (entry, *(e for e in above if e.kind == "app" and e.owner == owner)):
                 old.kind = "done"
             return commands + self._release_done()
@@ -324,10 +387,17 @@ class Savepoints:
             committed(self.entries[:index])
         del self.entries[index:]
         undo: list[Command] = [] if keep else [("ROLLBACK TO", entry.name)]
-        return [*commands, *undo, ("RELEASE", entry.name), *self._release_done(), *self._foresee(owner)]
+        return [
+            *commands,
+            *undo,
+            ("RELEASE", entry.name),
+            *self._release_done(),
+            *self._foresee(owner),
+        ]
 
     def _foresee(self, owner: int) -> list[Command]:
-        """Set a guard before it is needed, in a message that is sent anyway, if the application is wont to need one next."""
+        """Set a guard before it is needed, in a message that is sent anyway, if the application is
+        wont to need one next."""
         if not self.foresees or self.entries[-1].kind != "level":
             return []
         commands, self.entries[-1].used = [self._push("guard", owner)], False
@@ -341,9 +411,11 @@ class Savepoints:
         return [("RELEASE", name)] if name else []
 
     def savepoint(self, owner: int, failed: bool, control: Control) -> list[Command]:
-        """Follow SAVEPOINT, RELEASE and ROLLBACK TO of an owner inside its block; return them as commands.
+        """Follow SAVEPOINT, RELEASE and ROLLBACK TO of an owner inside its block; return them as
+        commands.
 
-        A name that the block does not know is sent as it is, for the server to refuse it as it would in production.
+        A name that the block does not know is sent as it is, for the server to refuse it as it
+        would in production.
         """
         index = self._own(owner)
         if control.name.startswith(PREFIX):
@@ -356,7 +428,11 @@ class Savepoints:
         self._alone(owner, failed)
         self._within_level(index)
         at = named(self.entries, index, control.name)
-        if control.verb != "savepoint" and at is not None and any(e.kind == "level" for e in self.entries[at:]):
+        if (
+            control.verb != "savepoint"
+            and at is not None
+            and any(e.kind == "level" for e in self.entries[at:])
+        ):
             raise interleaving_limit("a test or fixture that began later")
         commands = self._turn(owner, failed)
         commands += self._surface(index, owner)
@@ -369,18 +445,32 @@ class Savepoints:
             self.entries[self._own(owner)].failed = False
             return [*commands, (verb, control.name)]
         name = control.name
-        while any(e.name == name for e in self.entries):  # it is another connection's, or lies outside this block
+        while any(
+            e.name == name for e in self.entries
+        ):  # it is another connection's, or lies outside this block
             name += "_"
         return [*commands, (verb, name)]
 
     def enter_level(self, failed: bool) -> list[Command]:
         """Open a level: what follows is undone when it is left."""
-        commands = [*self._turn(0, failed), self._push("level", 0), *([("", CHECK)] if self.deferred else [])]
+        commands = [
+            *self._turn(0, failed),
+            self._push("level", 0),
+            *([("", CHECK)] if self.deferred else []),
+        ]
         return commands + self._foresee(0)
 
     def leave_level(self, name: str) -> list[Command]:
-        """Undo everything since the level `name` was entered, whatever is open in it; nothing if an outer level has undone it."""
-        index = next((i for i, entry in enumerate(self.entries) if entry.kind == "level" and entry.name == name), None)
+        """Undo everything since the level `name` was entered, whatever is open in it; nothing if an
+        outer level has undone it."""
+        index = next(
+            (
+                i
+                for i, entry in enumerate(self.entries)
+                if entry.kind == "level" and entry.name == name
+            ),
+            None,
+        )
         if index is None:
             return []
         del self.entries[index:]
@@ -388,7 +478,9 @@ class Savepoints:
 
     @property
     def level(self) -> str:
-        return next(entry.name for entry in reversed(self.entries) if entry.kind == "level")  # the innermost
+        return next(
+            entry.name for entry in reversed(self.entries) if entry.kind == "level"
+        )  # the innermost
 
     @property
     def levels(self) -> int:

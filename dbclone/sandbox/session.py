@@ -1,7 +1,9 @@
-"""One real connection inside one outer transaction, and the psycopg connections that an application sees of it.
+"""One real connection inside one outer transaction, and the psycopg connections that an application
+sees of it.
 
-Here is only who waits: a thread or an asyncio task. What goes over the wire is decided in `connections` and `cursors`. Closing a
-connection rolls its open block back, as the server would, and keeps the session.
+Here is only who waits: a thread or an asyncio task. What goes over the wire is decided in
+`connections` and `cursors`. Closing a connection rolls its open block back, as the server would,
+and keeps the session.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ _DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred FROM pg_
 
 
 class Session:
-    """The real connection that the sandboxed ones share, with the stack of savepoints inside its transaction.
+    """The real connection that the sandboxed ones share, with the stack of savepoints inside its
+    transaction.
 
-    Arguments: `real`, a psycopg connection in autocommit mode that nobody else uses; `lock_timeout` in seconds, how long one of
-    the sandboxed connections waits until another has finished a statement.
+    Arguments: `real`, a psycopg connection in autocommit mode that nobody else uses; `lock_timeout`
+    in seconds, how long one of the sandboxed connections waits until another has finished a
+    statement.
     """
 
     def __init__(self, real: psycopg.Connection[Any], lock_timeout: float = 5.0) -> None:
@@ -45,7 +49,9 @@ class Session:
         self.real.lock = self.lock  # type: ignore[assignment]
         self.limited = ""  # what was refused that a stronger reset allows
         self._alters = False  # the application changed objects that prepared statements may use
-        self._prepares = False  # the application prepared statements by SQL, which no rollback undoes
+        self._prepares = (
+            False  # the application prepared statements by SQL, which no rollback undoes
+        )
         self._stale = 0  # statements that the server has prepared, and nobody here remembers
         self._left: list[Prepared] = []  # what closed connections have prepared, for later ones
         self._own = real._prepared = Prepared(0)
@@ -55,7 +61,9 @@ class Session:
         self.gone.finish()
         self._owners, self._numbers = itertools.count(1), itertools.count(1)
         self._classes: dict[type[Any], type[Any]] = {}
-        self._connections: weakref.WeakValueDictionary[int, Sandboxed] = weakref.WeakValueDictionary()
+        self._connections: weakref.WeakValueDictionary[int, Sandboxed] = (
+            weakref.WeakValueDictionary()
+        )
 
     @property
     def failed(self) -> bool:
@@ -68,15 +76,23 @@ class Session:
         return number
 
     def join(self, number: int, connection: Sandboxed) -> None:
-        """Know a connection, now that it is complete: from here on the end of the test may close it, whichever thread made it."""
+        """Know a connection, now that it is complete: from here on the end of the test may close
+        it, whichever thread made it."""
         self._connections[number] = connection
 
     def connection_class(self, base: type[Any] = psycopg.Connection) -> type[Any]:
-        """Return a class like `base` (a Connection or AsyncConnection, or a subclass) whose `connect` leads into the sandbox."""
+        """Return a class like `base` (a Connection or AsyncConnection, or a subclass) whose
+        `connect` leads into the sandbox."""
         if base not in self._classes:
-            shell = AsyncSandboxConnection if issubclass(base, psycopg.AsyncConnection) else SandboxConnection
+            shell = (
+                AsyncSandboxConnection
+                if issubclass(base, psycopg.AsyncConnection)
+                else SandboxConnection
+            )
             bases = (shell,) if issubclass(shell, base) else (shell, base)
-            self._classes[base] = type(shell.__name__, bases, {"_session": self, "__module__": shell.__module__})
+            self._classes[base] = type(
+                shell.__name__, bases, {"_session": self, "__module__": shell.__module__}
+            )
         return self._classes[base]
 
     def connect(
@@ -89,8 +105,9 @@ class Session:
         cursor_factory: Any = None,
         **_: Any,
     ) -> SandboxConnection:
-        """Return a new connection of the application into the sandbox. Arguments are those of `psycopg.connect`; those about where
-        to connect do nothing, and looking at them, as psycopg's would, costs as much as a round trip."""
+        """Return a new connection of the application into the sandbox. Arguments are those of
+        `psycopg.connect`; those about where to connect do nothing, and looking at them, as
+        psycopg's would, costs as much as a round trip."""
         connection: SandboxConnection = self.connection_class()(self.pgconn)
         connection._autocommit = bool(autocommit)
         if row_factory:
@@ -104,17 +121,22 @@ class Session:
 
     async def aconnect(self, **options: Any) -> AsyncSandboxConnection:
         """As `connect`, for asyncio."""
-        connection: AsyncSandboxConnection = await self.connection_class(psycopg.AsyncConnection).connect("", **options)
+        connection: AsyncSandboxConnection = await self.connection_class(
+            psycopg.AsyncConnection
+        ).connect("", **options)
         return connection
 
     def disconnect(self) -> None:
-        """Close what the application left open: a connection kept for later must fail rather than write outside any sandbox."""
+        """Close what the application left open: a connection kept for later must fail rather than
+        write outside any sandbox."""
         for reference in self._connections.valuerefs():
             connection = reference()
             if connection is not None:
                 connection.shut()
         self._connections.clear()
-        if (self._prepares or self._stale > _STALE) and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
+        if (
+            self._prepares or self._stale > _STALE
+        ) and self.real.info.transaction_status == pq.TransactionStatus.IDLE:
             self._forget()
             self._prepares, self._stale = False, 0
             self.real.execute("DEALLOCATE ALL")
@@ -130,7 +152,8 @@ class Session:
         self._stale += sum(prepared.changed() for prepared in self._managers())
 
     def _managers(self) -> list[Prepared]:
-        """Return what is known of prepared statements: by closed connections, open ones, and our own."""
+        """Return what is known of prepared statements: by closed connections, open ones, and our
+        own."""
         open_ones = [connection._prepared for connection in list(self._connections.values())]
         return [*self._left, *open_ones, self._own]
 
@@ -138,19 +161,22 @@ class Session:
         self._stale += sum(prepared.forget() for prepared in self._managers())
 
     def forget_undone(self) -> None:
-        """Forget what psycopg prepared, if the objects that it uses may be others now that a test has been rolled back."""
+        """Forget what psycopg prepared, if the objects that it uses may be others now that a test
+        has been rolled back."""
         if self._alters:
             self._alters = False
             self._forget()
 
     def refused(self) -> str:
-        """Return what was refused, since this was last asked, that a stronger reset allows; empty if nothing was."""
+        """Return what was refused, since this was last asked, that a stronger reset allows; empty
+        if nothing was."""
         found = self.limited or self.session_lock.limited
         self.limited = self.session_lock.limited = ""
         return found
 
     def prepared(self) -> Prepared:
-        """Return what a new connection knows of prepared statements: what one that is closed has left, if there is any."""
+        """Return what a new connection knows of prepared statements: what one that is closed has
+        left, if there is any."""
         try:
             return self._left.pop().handed_on()
         except IndexError:
@@ -169,7 +195,11 @@ def _stack(real: psycopg.Connection[Any]) -> Savepoints:
         constraints = cursor.execute(_DEFERRABLE.encode()).fetchall()
     names = sorted({(schema, name) for schema, name, deferred in constraints if deferred})
     listed = sql.SQL(", ").join(sql.Identifier(*each) for each in names)
-    deferred = (sql.SQL("SET CONSTRAINTS {} DEFERRED").format(listed) if names else sql.SQL(CHECK)) if constraints else sql.SQL("")
+    deferred = (
+        (sql.SQL("SET CONSTRAINTS {} DEFERRED").format(listed) if names else sql.SQL(CHECK))
+        if constraints
+        else sql.SQL("")
+    )
     return Savepoints(writers=writers, deferred=deferred.as_string(real))
 
 
@@ -195,7 +225,9 @@ class SandboxConnection(Sandboxed, psycopg.Connection[Any]):
             self.shut()
 
     @contextlib.contextmanager
-    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
         """As psycopg's: a block, or a savepoint inside one."""
         block = _Transaction(self, savepoint_name, force_rollback)
         if self._pipeline:
@@ -223,10 +255,13 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
         return {}
 
     async def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
-        """As psycopg's; a thread that needs the session meanwhile, and keeps this event loop from running, may finish `gen`."""
+        """As psycopg's; a thread that needs the session meanwhile, and keeps this event loop from
+        running, may finish `gen`."""
         statement = TransferableWait(gen)
         if not self._session.session_lock.running(self.lock, statement):
-            async with self.lock:  # a thread took the turn in the middle of psycopg's own `async with`
+            async with (
+                self.lock
+            ):  # a thread took the turn in the middle of psycopg's own `async with`
                 return await super().wait(gen, *arguments, **options)
         try:
             return await super().wait(statement, *arguments, **options)  # type: ignore[arg-type]

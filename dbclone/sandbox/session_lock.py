@@ -1,7 +1,9 @@
-"""Whose turn it is on the one session: a lock that threads and asyncio tasks share, statement by statement.
+"""Whose turn it is on the one session: a lock that threads and asyncio tasks share, statement by
+statement.
 
-It is fair, it waits no longer than its timeout, and what could only end in a deadlock is an error at once. A thread never waits for
-a task of its own event loop, which could not go on meanwhile: the thread finishes the task's statement for it and takes the turn.
+It is fair, it waits no longer than its timeout, and what could only end in a deadlock is an error
+at once. A thread never waits for a task of its own event loop, which could not go on meanwhile: the
+thread finishes the task's statement for it and takes the turn.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from ..process.forks import OwnerProcess
 
 
 class TransferableWait:
-    """A generator of psycopg that a task waits for, and that another may finish for it; the task then finds its outcome."""
+    """A generator of psycopg that a task waits for, and that another may finish for it; the task
+    then finds its outcome."""
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator
@@ -46,7 +49,8 @@ class TransferableWait:
         raise self._end
 
     def finish(self, socket: int, deadline: float) -> bool:
-        """Run to the end without an event loop; return whether it ended before the deadline (on the monotonic clock)."""
+        """Run to the end without an event loop; return whether it ended before the deadline (on the
+        monotonic clock)."""
         while self._end is None and monotonic() < deadline:
             with selectors.DefaultSelector() as selector:
                 selector.register(socket, int(self._wait))
@@ -62,7 +66,8 @@ _MINE: Any = None  # the task of a holder that is a thread
 
 
 class _Hold:
-    """Who has the turn, or waits for it: a `turn` in a thread, or in a task of that thread's event loop."""
+    """Who has the turn, or waits for it: a `turn` in a thread, or in a task of that thread's event
+    loop."""
 
     __slots__ = ("entered", "statement", "task", "thread", "turn", "wake")
 
@@ -74,7 +79,8 @@ class _Hold:
 
 
 class SessionLock:
-    """The lock of one session. Arguments: `pgconn`, the session's; `timeout` in seconds, how long to wait for a turn."""
+    """The lock of one session. Arguments: `pgconn`, the session's; `timeout` in seconds, how long
+    to wait for a turn."""
 
     def __init__(self, pgconn: pq.abc.PGconn, timeout: float) -> None:
         self.timeout = timeout
@@ -83,9 +89,13 @@ class SessionLock:
         self._pgconn = pgconn
         self._mutex = threading.Lock()
         self._hold: _Hold | None = None
-        self._claim: _Hold | None = None  # whoever is in pipeline mode, where the session takes nobody else's statements
+        self._claim: _Hold | None = (
+            None  # whoever is in pipeline mode, where the session takes nobody else's statements
+        )
         self._claims = 0
-        self._writer: _Hold | None = None  # whoever has written in a block that was open when its turn ended
+        self._writer: _Hold | None = (
+            None  # whoever has written in a block that was open when its turn ended
+        )
         self._waiting: deque[_Hold] = deque()
 
     def holds(self, turn: ConnectionLock) -> bool:
@@ -93,7 +103,8 @@ class SessionLock:
         return self._hold is not None and self._hold.turn is turn
 
     def acquire(self, turn: ConnectionLock) -> None:
-        """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible in time."""
+        """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible
+        in time."""
         self.home.require()  # before the mutex, which another thread may have held when this process was forked
         hold = turn.last
         if hold.thread != (turn.thread or threading.get_ident()) or hold is self._hold:
@@ -104,7 +115,11 @@ class SessionLock:
                 return
         hold = _Hold(turn)
         deadline, holder = monotonic() + self.timeout, self._hold or self._claim
-        if holder is not None and holder.thread == hold.thread and self._take_over(holder, hold, deadline):
+        if (
+            holder is not None
+            and holder.thread == hold.thread
+            and self._take_over(holder, hold, deadline)
+        ):
             return
         woken = threading.Lock()
         woken.acquire()
@@ -131,7 +146,9 @@ class SessionLock:
         while True:
             woken = loop.create_future()
             with self._mutex:
-                hold.wake = lambda woken=woken: loop.call_soon_threadsafe(lambda: woken.done() or woken.set_result(None))  # type: ignore[misc]
+                hold.wake = lambda woken=woken: loop.call_soon_threadsafe(
+                    lambda: woken.done() or woken.set_result(None)
+                )  # type: ignore[misc]
                 self._queue(hold)
             try:
                 await asyncio.wait({woken}, timeout=max(0.0, deadline - monotonic()))
@@ -175,7 +192,8 @@ class SessionLock:
                     self._next()
 
     def running(self, turn: ConnectionLock, statement: TransferableWait | None) -> bool:
-        """Note the statement that the task which has the turn waits for; return False if the turn was taken from it."""
+        """Note the statement that the task which has the turn waits for; return False if the turn
+        was taken from it."""
         hold = self._hold
         if hold is None or not self._has(turn, asyncio.current_task()):
             return False
@@ -183,9 +201,11 @@ class SessionLock:
         return True
 
     def force(self, turn: ConnectionLock) -> str:
-        """Take the turn whatever happens, because the test is over; return what was in the way, in words (empty: nothing was).
+        """Take the turn whatever happens, because the test is over; return what was in the way, in
+        words (empty: nothing was).
 
-        A statement that is still running is cancelled; whoever is in a COPY, a stream or a pipeline loses the session.
+        A statement that is still running is cancelled; whoever is in a COPY, a stream or a pipeline
+        loses the session.
         """
         try:
             self.acquire(turn)
@@ -193,7 +213,10 @@ class SessionLock:
         except SandboxLimit:
             holder = self._hold or self._claim
             blocked = self._doing(holder) if holder is not None else "something"
-        if self._hold is not None and self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+        if (
+            self._hold is not None
+            and self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+        ):
             self._pgconn.get_cancel().cancel()
         try:
             self.acquire(turn)
@@ -203,16 +226,25 @@ class SessionLock:
         return blocked
 
     def _has(self, turn: ConnectionLock, task: Any) -> bool:
-        """Return whether this is whose turn it is. The task may be another one: one that closes an asynchronous generator."""
+        """Return whether this is whose turn it is. The task may be another one: one that closes an
+        asynchronous generator."""
         hold = self._hold
         return hold is not None and hold.turn is turn and (hold.task is task or not turn.lost)
 
     def _may(self, hold: _Hold) -> bool:
-        """Return whether nobody keeps the session for itself, by a pipeline or by a transaction that has written, and will end it
-        while `hold` waits: in the same thread it could not, and then the savepoints say what is the matter."""
+        """Return whether nobody keeps the session for itself, by a pipeline or by a transaction
+        that has written, and will end it while `hold` waits: in the same thread it could not, and
+        then the savepoints say what is the matter."""
         writer = self._writer
-        if writer is not None and hold.turn.patient and writer.turn is not hold.turn and writer.turn.writing():
-            both = writer.task is not _MINE and hold.task is not _MINE and writer.task is not hold.task
+        if (
+            writer is not None
+            and hold.turn.patient
+            and writer.turn is not hold.turn
+            and writer.turn.writing()
+        ):
+            both = (
+                writer.task is not _MINE and hold.task is not _MINE and writer.task is not hold.task
+            )
             if both or writer.thread != hold.thread:
                 return False
         return self._claim is None or self._claim.turn is hold.turn
@@ -247,7 +279,9 @@ class SessionLock:
                     self._hold = hold
                     holder.turn.lost += holder.entered
                     return True
-        raise self._limit(holder, "a task of this thread, which cannot go on while the thread waits")
+        raise self._limit(
+            holder, "a task of this thread, which cannot go on while the thread waits"
+        )
 
     def _idle(self, turn: ConnectionLock) -> bool:
         """Return whether a new statement may be sent."""
@@ -268,9 +302,21 @@ class SessionLock:
             if hold in self._waiting:
                 holder = self._hold or self._claim
                 if holder is None:
-                    raise self._limit(self._writer, "a transaction", "has written, is open in another thread or task, and")
-                whose = "this task itself" if hold.task is not _MINE and holder and holder.task is hold.task else ""
-                raise self._limit(holder, whose or f"another {'task' if holder and holder.task is not _MINE else 'thread'}")
+                    raise self._limit(
+                        self._writer,
+                        "a transaction",
+                        "has written, is open in another thread or task, and",
+                    )
+                whose = (
+                    "this task itself"
+                    if hold.task is not _MINE and holder and holder.task is hold.task
+                    else ""
+                )
+                raise self._limit(
+                    holder,
+                    whose
+                    or f"another {'task' if holder and holder.task is not _MINE else 'thread'}",
+                )
 
     def _doing(self, holder: _Hold) -> str:
         if self._claim is holder or self._pgconn.pipeline_status != pq.PipelineStatus.OFF:
@@ -280,24 +326,34 @@ class SessionLock:
         return "has not finished a statement"
 
     def _limit(self, holder: _Hold | None, who: str, doing: str = "") -> SandboxLimit:
-        doing = f"{doing} did not end" if doing else self._doing(holder) if holder is not None else "has not finished a statement"
+        doing = (
+            f"{doing} did not end"
+            if doing
+            else self._doing(holder)
+            if holder is not None
+            else "has not finished a statement"
+        )
         self.limited = f"a connection waits for {who}, which {doing} on another connection"
         return SandboxLimit(
             self.limited,
-            "Inside a rollback all connections share one session, which runs one statement at a time; the setting lock_timeout"
+            "Inside a rollback all connections share one session, which runs one statement"
+            " at a time; the setting lock_timeout"
             f" is {self.timeout:g} s.",
-            'Finish the one before the other, or isolate this test with @pytest.mark.dbclone(reset="truncate").',
+            "Finish the one before the other, or isolate this test with"
+            ' @pytest.mark.dbclone(reset="truncate").',
         )
 
 
 class ConnectionLock:
     """The lock of one connection into the session, for `with` in threads and `async with` in tasks.
 
-    Arguments: `writing`, tells whether the connection has written in a block that is open; without it, this is the lock of the
-    reset, which waits for nobody's transaction.
+    Arguments: `writing`, tells whether the connection has written in a block that is open; without
+    it, this is the lock of the reset, which waits for nobody's transaction.
     """
 
-    def __init__(self, session_lock: SessionLock, writing: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, session_lock: SessionLock, writing: Callable[[], bool] | None = None
+    ) -> None:
         self.session_lock = session_lock
         self.patient = writing is not None
         self.writing = writing or bool

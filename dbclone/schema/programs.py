@@ -1,7 +1,9 @@
-"""What PostgreSQL's own programs in a command line would do elsewhere than in the database being built. Nothing is run here.
+"""What PostgreSQL's own programs in a command line would do elsewhere than in the database being
+built. Nothing is run here.
 
-psql follows `\\connect` and runs CREATE DATABASE wherever it is, so the files and commands that it is given are looked through as
-SQL files are. Other programs are not looked into. Options are those of the documentation's pages app-psql and app-pgrestore.
+psql follows `\\connect` and runs CREATE DATABASE wherever it is, so the files and commands that it
+is given are looked through as SQL files are. Other programs are not looked into. Options are those
+of the documentation's pages app-psql and app-pgrestore.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ def elsewhere(line: str, root: Path, roles: Roles) -> list[Refusal]:
 def _commands(words: Sequence[str]) -> Iterator[list[str]]:
     """Yield the programs of a command with their arguments: itself, or what a shell is told to run."""
     words = list(words)
-    while words and (re.fullmatch(r"\w+=.*", words[0], re.S) or words[0] in ("env", "exec", "time", "nice")):
+    while words and (
+        re.fullmatch(r"\w+=.*", words[0], re.S) or words[0] in ("env", "exec", "time", "nice")
+    ):
         words = words[1:]
     if not words:
         return
@@ -97,7 +101,10 @@ def _program(words: list[str], root: Path, roles: Roles) -> Iterator[Refusal]:
     name = _name(words[0])
     if name in _FORBIDDEN:
         yield Refusal(
-            name, name, "It makes or removes a database or a role on the server.", "Leave it out: dbclone makes the database."
+            name,
+            name,
+            "It makes or removes a database or a role on the server.",
+            "Leave it out: dbclone makes the database.",
         )
         return
     if name not in _VALUES:
@@ -107,17 +114,26 @@ def _program(words: list[str], root: Path, roles: Roles) -> Iterator[Refusal]:
     targets: list[str] = []
     for option, value in _options(words[1:], _VALUES[name]):
         if option in ("C", "create") and name == "pg_restore":
-            yield Refusal(name, "pg_restore --create", "It creates the database that the dump names, and fills that.", _RESTORE)
+            yield Refusal(
+                name,
+                "pg_restore --create",
+                "It creates the database that the dump names, and fills that.",
+                _RESTORE,
+            )
         elif option in ("f", "file") and name == "psql":
             files.append(value)
         elif option in ("c", "command") and name == "psql":
             commands.append(value)
-        elif option in _TARGETS or (option == "" and name == "psql"):  # the second of those is a user
+        elif option in _TARGETS or (
+            option == "" and name == "psql"
+        ):  # the second of those is a user
             targets.append(value)
         elif option == "<" and name == "psql":
             files.append(value)
     for target in targets:
-        if "$" not in target:  # which a shell takes from the environment, and that leads to the build
+        if (
+            "$" not in target
+        ):  # which a shell takes from the environment, and that leads to the build
             yield Refusal(
                 name,
                 f"{name} {mask_any(target)}",
@@ -137,7 +153,8 @@ _TARGET = "Leave it out: the environment of the command leads to the database be
 
 
 def _options(words: Sequence[str], valued: str) -> Iterator[tuple[str, str]]:
-    """Yield (option, value) as getopt reads them; what is no option comes with an empty name, a redirected file with `<`."""
+    """Yield (option, value) as getopt reads them; what is no option comes with an empty name, a
+    redirected file with `<`."""
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
@@ -167,7 +184,8 @@ _INCLUDED = re.compile(r"^\\(i|ir|include|include_relative)[ \t]+(\S+)[ \t]*\r?$
 
 
 def _file(path: Path, shown: str, root: Path, roles: Roles, seen: set[Path]) -> Iterator[Refusal]:
-    """Yield what psql may not run of a file and of those that it includes; of one that cannot be read, psql will say so."""
+    """Yield what psql may not run of a file and of those that it includes; of one that cannot be
+    read, psql will say so."""
     try:
         path = path.resolve()
         if path in seen or not path.is_file() or os.path.getsize(path) > 2**30:

@@ -1,8 +1,10 @@
-"""Which statements of SQL scripts may run in the database being built, which are done without, and which are refused.
+"""Which statements of SQL scripts may run in the database being built, which are done without, and
+which are refused.
 
-Three things decide: what a statement reaches (`reach`), whether the file is a dump *into* the build, and which roles there are.
-A file is a dump into the build if it creates one database and connects to that one and no other before it makes anything, as
-`pg_dump --create` writes it. Nothing is connected to here; all scripts are looked through before the first statement of any runs.
+Three things decide: what a statement reaches (`reach`), whether the file is a dump *into* the
+build, and which roles there are. A file is a dump into the build if it creates one database and
+connects to that one and no other before it makes anything, as `pg_dump --create` writes it. Nothing
+is connected to here; all scripts are looked through before the first statement of any runs.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ class Script(NamedTuple):
 class Roles:
     """What decides about roles: those of the server and who belongs to whom.
 
-    `private`, whether the server is ours, so that a schema may make roles on it; `me`, who builds; `there`, the roles; `stand_ins`,
-    those of them that dbclone made for a schema that names them; `members`, pairs of a role and its member; `maker`, whether roles
-    that are missing will be made before the scripts run.
+    `private`, whether the server is ours, so that a schema may make roles on it; `me`, who builds;
+    `there`, the roles; `stand_ins`, those of them that dbclone made for a schema that names them;
+    `members`, pairs of a role and its member; `maker`, whether roles that are missing will be made
+    before the scripts run.
     """
 
     private: bool
@@ -47,8 +50,8 @@ class Roles:
 
 @dataclass
 class Plan:
-    """What becomes of a script: `changed`, by number, statements that run otherwise or (None) not at all; `notes`, what to tell;
-    `lacking`, the roles that there are not."""
+    """What becomes of a script: `changed`, by number, statements that run otherwise or (None) not
+    at all; `notes`, what to tell; `lacking`, the roles that there are not."""
 
     script: Script
     changed: dict[int, str | None] = field(default_factory=dict)
@@ -60,7 +63,11 @@ class Plan:
         for number, statement in enumerate(split(self.script.text)):
             text = self.changed.get(number, statement.text)
             if text is not None:
-                yield statement if text is statement.text else Statement(text, statement.line, statement.data)
+                yield (
+                    statement
+                    if text is statement.text
+                    else Statement(text, statement.line, statement.data)
+                )
 
 
 class Refusal(NamedTuple):
@@ -80,18 +87,35 @@ class _Found(NamedTuple):
     naming: Naming | None
 
 
-_QUIET = ("SET", "RESET", "SELECT", "SHOW", "BEGIN", "COMMIT", "END", "START")  # what a dump does before it connects
+_QUIET = (
+    "SET",
+    "RESET",
+    "SELECT",
+    "SHOW",
+    "BEGIN",
+    "COMMIT",
+    "END",
+    "START",
+)  # what a dump does before it connects
 _SET_ROLE = ("SET ROLE", "SET SESSION AUTHORIZATION")
 
 
 def plans(scripts: Sequence[Script], roles: Roles, here: str = "") -> tuple[list[Plan], list[str]]:
     """Return what becomes of each script, and the roles that are missing and are to be made before.
 
-    Arguments: `roles`, those of the server; `here`, the database being built, if it is there already. Raises BuildFailed, with
-    file, line and statement, if one reaches beyond that database.
+    Arguments: `roles`, those of the server; `here`, the database being built, if it is there
+    already. Raises BuildFailed, with file, line and statement, if one reaches beyond that database.
     """
     found = [(Plan(script), list(_look(script.text))) for script in scripts]
-    created = {n for _, entries in found for e in entries for r in e.reaches if _makes(r) for n in r.names if n}
+    created = {
+        n
+        for _, entries in found
+        for e in entries
+        for r in e.reaches
+        if _makes(r)
+        for n in r.names
+        if n
+    }
     judge = _Judge(roles, frozenset(created), here)
     for plan, entries in found:
         judge.judge(plan, entries)
@@ -101,10 +125,13 @@ def plans(scripts: Sequence[Script], roles: Roles, here: str = "") -> tuple[list
 
 
 def refusals(script: Script, roles: Roles) -> list[Refusal]:
-    """Return what psql itself may not run of a script: it leaves nothing out, and obeys backslash commands."""
+    """Return what psql itself may not run of a script: it leaves nothing out, and obeys backslash
+    commands."""
     judge = _Judge(roles, frozenset(), "", by_psql=True)
     entries = list(_look(script.text))
-    judge.created = frozenset(n for e in entries for r in e.reaches if _makes(r) for n in r.names if n)
+    judge.created = frozenset(
+        n for e in entries for r in e.reaches if _makes(r) for n in r.names if n
+    )
     judge.judge(Plan(script), entries)
     return judge.refused
 
@@ -114,7 +141,8 @@ def _makes(one: Reach) -> bool:
 
 
 def _look(text: str) -> Iterator[_Found]:
-    """Yield what matters of a script: statements that reach beyond, or name roles, and the first one that makes something."""
+    """Yield what matters of a script: statements that reach beyond, or name roles, and the first
+    one that makes something."""
     planted: dict[str, tuple[Reach, ...]] = {}
     worked = False
     for number, statement in enumerate(split(text)):
@@ -131,22 +159,45 @@ def _look(text: str) -> Iterator[_Found]:
         if found or roles or works:
             worked = worked or works
             at = found[0].at if found else 0
-            yield _Found(number, statement, statement.line + statement.text.count("\n", 0, at), found, roles)
+            yield _Found(
+                number, statement, statement.line + statement.text.count("\n", 0, at), found, roles
+            )
 
 
 def _through(name: str, one: Reach) -> Reach:
-    return Reach(one.kind, f"{one.what} in function {name}", one.names, (), one.verb, one.pairs, alone=False, body=True)
+    return Reach(
+        one.kind,
+        f"{one.what} in function {name}",
+        one.names,
+        (),
+        one.verb,
+        one.pairs,
+        alone=False,
+        body=True,
+    )
 
 
 def _target(entries: Sequence[_Found]) -> tuple[str, int]:
-    """Return the database that stands for the one being built, and the number of the first \\connect; ("", 0) if there is none."""
-    created = {r.names[0]: e.number for e in reversed(entries) for r in e.reaches if _creates_database(r)}
-    connects = [(e.number, r.names[0]) for e in entries for r in e.reaches if r.kind == reaches.CONNECT and r.names[0]]
+    """Return the database that stands for the one being built, and the number of the first
+    \\connect; ("", 0) if there is none."""
+    created = {
+        r.names[0]: e.number for e in reversed(entries) for r in e.reaches if _creates_database(r)
+    }
+    connects = [
+        (e.number, r.names[0])
+        for e in entries
+        for r in e.reaches
+        if r.kind == reaches.CONNECT and r.names[0]
+    ]
     if len(created) != 1 or not connects or {name for _, name in connects} != set(created):
         return "", 0
     ((name, made),) = created.items()
     first = connects[0][0]
-    worked = any(e.number < first and not e.reaches for e in entries if first_word(e.statement.text) not in _QUIET)
+    worked = any(
+        e.number < first and not e.reaches
+        for e in entries
+        if first_word(e.statement.text) not in _QUIET
+    )
     return (name, first) if made < first and name and not worked else ("", 0)
 
 
@@ -157,7 +208,9 @@ def _creates_database(one: Reach) -> bool:
 class _Judge:
     """Decides statement by statement, over all scripts."""
 
-    def __init__(self, roles: Roles, created: frozenset[str], here: str, by_psql: bool = False) -> None:
+    def __init__(
+        self, roles: Roles, created: frozenset[str], here: str, by_psql: bool = False
+    ) -> None:
         self.roles, self.created, self.here, self.by_psql = roles, created, here, by_psql
         self.refused: list[Refusal] = []
         self.missing: set[str] = set()
@@ -172,14 +225,24 @@ class _Judge:
             text: str | None = entry.statement.text
             for one in entry.reaches:
                 if one.kind == reaches.HARMLESS or (
-                    self.by_psql and one.kind == reaches.PSQL and not reaches.LEADING.fullmatch(one.what)
+                    self.by_psql
+                    and one.kind == reaches.PSQL
+                    and not reaches.LEADING.fullmatch(one.what)
                 ):
                     text = None
-                elif one.kind == reaches.CONNECT and one.names[0] in ("", target):  # none: the same again
+                elif one.kind == reaches.CONNECT and one.names[0] in (
+                    "",
+                    target,
+                ):  # none: the same again
                     text = None
                     if one.names[0]:
                         left[one.what] += 1
-                elif one.kind == reaches.DATABASE and target and set(one.names) == {target} and not one.body:
+                elif (
+                    one.kind == reaches.DATABASE
+                    and target
+                    and set(one.names) == {target}
+                    and not one.body
+                ):
                     if one.verb in ("CREATE", "DROP") and entry.number > first:
                         self._refuse(plan, entry, one)
                     elif one.spans and all(self._known(role) for role, _ in one.pairs):
@@ -205,14 +268,22 @@ class _Judge:
                 plan.changed[entry.number] = text
         because = "left out, because"
         if left:
-            plan.notes.append(f"{because} {target} stands for the database being built: {_shown(left)}")
+            plan.notes.append(
+                f"{because} {target} stands for the database being built: {_shown(left)}"
+            )
         if aimed:
-            plan.notes.append(f"run on the database being built instead of {target}: {_shown(aimed)}")
+            plan.notes.append(
+                f"run on the database being built instead of {target}: {_shown(aimed)}"
+            )
         if there:
             plan.notes.append(f"{because} the roles of the server are as they are: {_shown(there)}")
         plan.lacking = sorted(name for name in lacking if name not in self.roles.there)
         for name, clauses in sorted(lacking.items()):
-            why = f"there is no role {name}" if name not in self.roles.stand_ins else f"role {name} is there in name only"
+            why = (
+                f"there is no role {name}"
+                if name not in self.roles.stand_ins
+                else f"role {name} is there in name only"
+            )
             plan.notes.append(f"{because} {why}: {_shown(clauses)}")
 
     def _refuse(self, plan: Plan, entry: _Found, one: Reach) -> None:
@@ -220,7 +291,12 @@ class _Judge:
         self.refused.append(Refusal(f"{plan.script.shown}:{entry.line}", one.what, why, instead))
 
     def _known(self, name: str) -> bool:
-        return name in self.roles.there or name in self.created or name.upper() in reaches.ANYONE or name == "ALL"
+        return (
+            name in self.roles.there
+            or name in self.created
+            or name.upper() in reaches.ANYONE
+            or name == "ALL"
+        )
 
     def _role(self, one: Reach, named: Naming | None) -> str:
         """Return "run", "leave" or "refuse" for a statement about roles."""
@@ -228,14 +304,22 @@ class _Judge:
         own = names <= self.created
         # psql leaves nothing out.
         leave = "leave" if not self.by_psql else "run" if roles.private else "refuse"
-        harmless = "run" if one.body or self.by_psql else "leave"  # what changes nothing as things are
+        harmless = (
+            "run" if one.body or self.by_psql else "leave"
+        )  # what changes nothing as things are
         if one.pairs:
             if roles.private:
                 return "run"
-            missing = [] if named is None else [name for name in named.names if not self._known(name)]
+            missing = (
+                [] if named is None else [name for name in named.names if not self._known(name)]
+            )
             if all((pair in roles.members) == (one.verb == "GRANT") for pair in one.pairs):
                 return harmless
-            return "leave" if missing and named is not None and named.without(frozenset(missing)) is None else "refuse"
+            return (
+                "leave"
+                if missing and named is not None and named.without(frozenset(missing)) is None
+                else "refuse"
+            )
         if one.verb == "CREATE":
             if names <= roles.there:
                 return harmless if not one.alone or self.by_psql else "leave"
@@ -256,7 +340,8 @@ class _Judge:
         lost = [
             name
             for name in named.names
-            if not self._known(name) or (acts and name in self.roles.stand_ins and name not in self.created)
+            if not self._known(name)
+            or (acts and name in self.roles.stand_ins and name not in self.created)
         ]
         if not lost:
             return text
@@ -294,21 +379,26 @@ _PSQL_INSTEAD = {
     "\\copy": "Write COPY … FROM STDIN with the lines below it and \\. at their end.",
     "\\gexec": "Write a DO block with EXECUTE.",
     "\\set": "Write the value where the variable stands.",
-    "\\c": "A file belongs to one database: keep what is the application's in it, and leave \\connect out.",
-    "\\connect": "A file belongs to one database: keep what is the application's in it, and leave \\connect out.",
+    "\\c": "A file belongs to one database: keep what is the application's in it, and leave"
+    " \\connect out.",
+    "\\connect": "A file belongs to one database: keep what is the application's in it, and leave"
+    " \\connect out.",
 }
 
 
 def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
-    """Return why something is refused, and what to do instead: never a command that writes elsewhere."""
+    """Return why something is refused, and what to do instead: never a command that writes
+    elsewhere."""
     if by_psql and one.kind in (reaches.DATABASE, reaches.CONNECT):
         return (
             "psql would do that on the whole server, and go where it is told.",
-            "Name the file itself in schema: of a dump made with --create dbclone leaves such statements out.",
+            "Name the file itself in schema: of a dump made with --create dbclone leaves"
+            " such statements out.",
         )
     if one.kind == reaches.CONNECT:
         return (
-            "It leads into another database. Only a file that creates one database and connects to that one, before it makes"
+            "It leads into another database. Only a file that creates one database and"
+            " connects to that one, before it makes"
             " anything, is taken for a dump into the build.",
             _PSQL_INSTEAD["\\connect"],
         )
@@ -320,41 +410,60 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
                 f" format('{one.verb} … DATABASE %I …', current_database()); END $$;",
             )
         if one.verb == "COMMENT":
-            return "The comment of the database being built is dbclone's mark, and others are not its own.", "Leave it out."
+            return (
+                "The comment of the database being built is dbclone's mark, and others are"
+                " not its own.",
+                "Leave it out.",
+            )
         return (
-            "It creates, changes or drops a database; dbclone makes one to build in, and nothing else is written.",
-            "Leave it out. A dump made with --create may have it, if it creates one database and connects to no other.",
+            "It creates, changes or drops a database; dbclone makes one to build in, and"
+            " nothing else is written.",
+            "Leave it out. A dump made with --create may have it, if it creates one database"
+            " and connects to no other.",
         )
     if one.kind == reaches.ROLE:
         if not roles.private and one.verb == "CREATE":
             return (
                 "Roles belong to the whole server, and this one is somebody's own.",
-                "Leave it out: what the schema gives to roles that the server does not have is left out, too."
+                "Leave it out: what the schema gives to roles that the server does not have"
+                " is left out, too."
                 " Or use the private server (no url), where a schema may make roles.",
             )
         return (
             "It changes what all databases of the server share.",
-            "Leave it out. A schema may change roles that it creates itself, on the private server.",
+            "Leave it out. A schema may change roles that it creates itself, on the private"
+            " server.",
         )
     if one.kind == reaches.PSQL:
         first = one.what.split()[0]
-        return "It is a line for psql, not for the server.", _PSQL_INSTEAD.get(first, "Leave it out, or write it in SQL.")
+        return "It is a line for psql, not for the server.", _PSQL_INSTEAD.get(
+            first, "Leave it out, or write it in SQL."
+        )
     if "strings" in one.what:
-        return "Quotes and backslashes would end literals elsewhere than they seem to.", "Write literals with backslashes as E'…'."
+        return (
+            "Quotes and backslashes would end literals elsewhere than they seem to.",
+            "Write literals with backslashes as E'…'.",
+        )
     if "COPY" in one.what and "file" in one.what:
         return "It reads or writes a file of the server's machine.", _PSQL_INSTEAD["\\copy"]
     if "SERVER" in one.what or "MAPPING" in one.what or "FOREIGN" in one.what:
         return (
             "What is written to a foreign table is written on another server.",
-            "Leave it out, or let a callable make it, if tests are to reach that server: schema = ['a.sql', 'module:function'].",
+            "Leave it out, or let a callable make it, if tests are to reach that server:"
+            " schema = ['a.sql', 'module:function'].",
         )
-    return "It reaches what all databases of the server share, or what is outside of them.", "Leave it out."
+    return (
+        "It reaches what all databases of the server share, or what is outside of them.",
+        "Leave it out.",
+    )
 
 
 def _error(refused: Sequence[Refusal]) -> BuildFailed:
     first = refused[0]
     is_psql = first.what.startswith("\\") and not first.what.startswith("\\connect ")
-    message = "is a command of psql, not SQL" if is_psql else "reaches beyond the database being built"
+    message = (
+        "is a command of psql, not SQL" if is_psql else "reaches beyond the database being built"
+    )
     more = [f"Also {r.where}: {r.what}" for r in refused[1:8]]
     if len(refused) > 8:
         more.append(f"and {len(refused) - 8} more")

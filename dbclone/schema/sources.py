@@ -1,6 +1,8 @@
-"""What goes into a template, and the manifest that tells when it has changed: SQL files, a command, a callable.
+"""What goes into a template, and the manifest that tells when it has changed: SQL files, a command,
+a callable.
 
-Schemas made from an ORM's objects are in `adapters/`; anything with the two verbs of `Schema` will do.
+Schemas made from an ORM's objects are in `adapters/`; anything with the two verbs of `Schema` will
+do.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ Progress = Callable[[str], None]
 class Schema(Protocol):
     """What goes into a template.
 
-    `manifest` promises every input that decides what `build` makes, by name and digest, without connecting anywhere.
-    `build` promises to make it in the empty database at `url`, to report each step to `progress`, and to leave no session open.
+    `manifest` promises every input that decides what `build` makes, by name and digest, without
+    connecting anywhere. `build` promises to make it in the empty database at `url`, to report each
+    step to `progress`, and to leave no session open.
     """
 
     def manifest(self) -> Mapping[str, str]: ...
@@ -42,13 +45,19 @@ class Schema(Protocol):
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     """Sort key in which 2_b.sql comes before 10_a.sql."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.as_posix()) if part]
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in re.split(r"(\d+)", path.as_posix())
+        if part
+    ]
 
 
 def find_files(settings: Settings, key: str, patterns: Iterable[str]) -> list[Path]:
-    """Return the files that `patterns` name below the project's root: patterns in their order, each one's files in natural order.
+    """Return the files that `patterns` name below the project's root: patterns in their order, each
+    one's files in natural order.
 
-    A pattern that names a folder stands for all files below it. Raises SettingsError if a pattern matches nothing.
+    A pattern that names a folder stands for all files below it. Raises SettingsError if a pattern
+    matches nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -60,16 +69,25 @@ def find_files(settings: Settings, key: str, patterns: Iterable[str]) -> list[Pa
             for folder in [path for path in matches if path.is_dir()]:
                 matches += [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
             files = sorted((path for path in set(matches) if path.is_file()), key=_natural)
-        except (OSError, ValueError, RuntimeError) as error:  # too long, no pattern, or the home of nobody
-            raise settings.error(key, f"cannot look for {pattern!r}: {error}", "Name files, by glob.") from None
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # too long, no pattern, or the home of nobody
+            raise settings.error(
+                key, f"cannot look for {pattern!r}: {error}", "Name files, by glob."
+            ) from None
         if not files:
-            raise settings.error(key, f"no file matches {pattern!r}", f"Paths are relative to {settings.root}.")
+            raise settings.error(
+                key, f"no file matches {pattern!r}", f"Paths are relative to {settings.root}."
+            )
         found.update(dict.fromkeys(files))
     return list(found)
 
 
 def file_entries(settings: Settings, files: Iterable[Path]) -> dict[str, str]:
-    """Return the manifest's entries of files: each one's name below the project's root, and the digest of its content."""
+    """Return the manifest's entries of files: each one's name below the project's root, and the
+    digest of its content."""
     entries = {}
     for path in files:
         name = path.relative_to(settings.root) if path.is_relative_to(settings.root) else path
@@ -79,7 +97,8 @@ def file_entries(settings: Settings, files: Iterable[Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SqlFiles:
-    """SQL scripts, each run in a session of its own, as `psql -f` would; without what reaches beyond the database (`scripts`).
+    """SQL scripts, each run in a session of its own, as `psql -f` would; without what reaches
+    beyond the database (`scripts`).
 
     `private`, whether they run on the private server, where they may make roles.
     """
@@ -96,15 +115,22 @@ class SqlFiles:
         return entries
 
     def scripts(self) -> list[Script]:
-        """Return the files as they are read. Raises SettingsError, and BuildFailed for one that is not UTF-8."""
+        """Return the files as they are read. Raises SettingsError, and BuildFailed for one that is
+        not UTF-8."""
         found = []
         for path in find_files(self.settings, "schema", self.patterns):
-            shown = str(path.relative_to(self.settings.root) if path.is_relative_to(self.settings.root) else path)
+            shown = str(
+                path.relative_to(self.settings.root)
+                if path.is_relative_to(self.settings.root)
+                else path
+            )
             try:
                 # With every end of line as it is, because literals have them too.
                 found.append(Script(encodable(shown), path.read_bytes().decode("utf-8-sig")))
             except UnicodeDecodeError as error:
-                raise BuildFailed(f"{encodable(shown)} is not UTF-8", str(error), "Save the file as UTF-8.") from error
+                raise BuildFailed(
+                    f"{encodable(shown)} is not UTF-8", str(error), "Save the file as UTF-8."
+                ) from error
         return found
 
     @redacting
@@ -115,7 +141,9 @@ class SqlFiles:
         scripts = self.scripts()
         progress(f"looking through {', '.join(script.shown for script in scripts)}"[:200])
         with connect(dsn, autocommit=True) as connection:
-            roles = roles_of(lambda query: connection.execute(query.encode()).fetchall(), self.private)
+            roles = roles_of(
+                lambda query: connection.execute(query.encode()).fetchall(), self.private
+            )
         # All of them before the first statement of any runs.
         for plan in plans(scripts, roles, dsn.get("dbname"))[0]:
             for note in plan.notes:
@@ -128,8 +156,12 @@ class SqlFiles:
         from ..server.connection import connect
 
         shown = plan.script.shown
-        mask = dsn.mask  # what is shown is masked before it is cut, which could leave half a password
-        with connect(dsn, autocommit=True, options=f"{libpq_options(dsn)} {session_options.ALONE}".strip()) as connection:
+        mask = (
+            dsn.mask
+        )  # what is shown is masked before it is cut, which could leave half a password
+        with connect(
+            dsn, autocommit=True, options=f"{libpq_options(dsn)} {session_options.ALONE}".strip()
+        ) as connection:
             connection.execute(f"SELECT {session_options.UNTIL_THE_END}".encode())
             for statement in plan.statements():
                 where = f"{shown}:{statement.line}"
@@ -141,13 +173,24 @@ class SqlFiles:
                         with connection.cursor().copy(statement.text.encode()) as copy:
                             copy.write(statement.data)
                 except psycopg.Error as error:
-                    quoted = "\n".join(line[:200] for line in mask(statement.text[:20_000]).splitlines()[:12])
+                    quoted = "\n".join(
+                        line[:200] for line in mask(statement.text[:20_000]).splitlines()[:12]
+                    )
                     lacks = f"Give role {connection.info.user!r} what it lacks, or let url name a role that has it."
-                    more = [f"{k}: {v}" for k, v in (("DETAIL", error.diag.message_detail), ("HINT", error.diag.message_hint)) if v]
+                    more = [
+                        f"{k}: {v}"
+                        for k, v in (
+                            ("DETAIL", error.diag.message_detail),
+                            ("HINT", error.diag.message_hint),
+                        )
+                        if v
+                    ]
                     raise BuildFailed(
                         f"{where}: {error.diag.message_primary or str(error).strip()}",
                         "\n".join([f"The statement is:\n{quoted}", *more]),
-                        lacks if error.sqlstate == "42501" else "Correct the statement; no template was left behind.",
+                        lacks
+                        if error.sqlstate == "42501"
+                        else "Correct the statement; no template was left behind.",
                     ) from error
             if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                 raise BuildFailed(
@@ -163,31 +206,41 @@ _MEMBERS = (
 )
 
 
-def roles_of(fetch: Callable[[str], list[tuple[Any, ...]]], private: bool, maker: bool = False) -> Roles:
+def roles_of(
+    fetch: Callable[[str], list[tuple[Any, ...]]], private: bool, maker: bool = False
+) -> Roles:
     """Return what decides about roles, asked of the server.
 
-    Arguments: `fetch`, runs a query there; `private`, whether that server is ours; `maker`, as in `Roles`.
+    Arguments: `fetch`, runs a query there; `private`, whether that server is ours; `maker`, as in
+    `Roles`.
     """
-    names = fetch("SELECT rolname::text, shobj_description(oid, 'pg_authid'), rolcanlogin, rolname = current_user FROM pg_roles")
+    names = fetch(
+        "SELECT rolname::text, shobj_description(oid, 'pg_authid'), rolcanlogin, rolname ="
+        " current_user FROM pg_roles"
+    )
     return Roles(
         private,
         me=next(name for name, _, _, me in names if me),
         there=frozenset(name for name, *_ in names),
-        stand_ins=frozenset(name for name, comment, login, _ in names if comment == STAND_IN and not login),
+        stand_ins=frozenset(
+            name for name, comment, login, _ in names if comment == STAND_IN and not login
+        ),
         members=frozenset((role, member) for role, member in fetch(_MEMBERS)),
         maker=maker,
     )
 
 
 def output_tail(dsn: Dsn, output: bytes) -> str:
-    """Return the end of what a program has printed, without passwords: masked before it is cut, which could leave half of one."""
+    """Return the end of what a program has printed, without passwords: masked before it is cut,
+    which could leave half of one."""
     text = mask_any(dsn.mask(output[-50_000:].decode(errors="replace")))[-10_000:]
     return "\n".join(text.splitlines()[-40:]) or "(nothing)"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A program that builds the schema, run without a shell in the project's root, with the URL in its environment."""
+    """A program that builds the schema, run without a shell in the project's root, with the URL in
+    its environment."""
 
     settings: Settings = field(repr=False)
     line: str
@@ -197,7 +250,9 @@ class Command:
         try:
             return shlex.split(self.line)
         except ValueError as error:
-            raise self.settings.error("schema", f"the command cannot be parsed: {error}", "Close the quotes.") from None
+            raise self.settings.error(
+                "schema", f"the command cannot be parsed: {error}", "Close the quotes."
+            ) from None
 
     def _inputs(self) -> tuple[str, ...]:
         """Return what the command reads, as far as it can be told: declared, or files it names."""
@@ -205,7 +260,9 @@ class Command:
             return self.settings.inputs
         words = self.words()
         root = self.settings.root
-        found = [word for word in words[1:] if word not in (".", "..") and os.path.exists(root / word)]  # False if it is too long
+        found = [
+            word for word in words[1:] if word not in (".", "..") and os.path.exists(root / word)
+        ]  # False if it is too long
         if not found:
             raise self.settings.error(
                 "schema",
@@ -216,8 +273,12 @@ class Command:
         return tuple(dict.fromkeys(found))
 
     def manifest(self) -> Mapping[str, str]:
-        entries = {encodable(f"command {mask_any(self.line)}"): digest(self.line.encode(errors="replace"))}
-        return entries | file_entries(self.settings, find_files(self.settings, "inputs", self._inputs()))
+        entries = {
+            encodable(f"command {mask_any(self.line)}"): digest(self.line.encode(errors="replace"))
+        }
+        return entries | file_entries(
+            self.settings, find_files(self.settings, "inputs", self._inputs())
+        )
 
     @redacting
     def build(self, url: str, progress: Progress) -> None:
@@ -226,7 +287,8 @@ class Command:
         if self.settings.looking and self.settings.of_repository("schema"):
             raise self.settings.error(
                 "schema",
-                "the template is not there, and this command runs no program that a repository names",
+                "the template is not there, and this command runs no program that a"
+                " repository names",
                 "To have it built: python -m dbclone prepare",
             )
         progress(f"running {line}")
@@ -255,7 +317,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Function:
-    """A callable of the project that builds or seeds: called with the URL, or with nothing if it takes nothing."""
+    """A callable of the project that builds or seeds: called with the URL, or with nothing if it
+    takes nothing."""
 
     settings: Settings = field(repr=False)
     key: str
@@ -263,7 +326,8 @@ class Function:
     function: Callable[..., Any]
 
     def _files(self) -> list[Path]:
-        """Return the sources that decide what the function does: its own module and `inputs`, or else its whole package."""
+        """Return the sources that decide what the function does: its own module and `inputs`, or
+        else its whole package."""
         module = inspect.getmodule(self.function)
         own = Path(getattr(module, "__file__", None) or "")
         files = [own.resolve()] if own.is_file() else []
@@ -276,7 +340,10 @@ class Function:
         return list(dict.fromkeys(files))
 
     def manifest(self) -> Mapping[str, str]:
-        return {f"{self.key} {self.spec}": digest(self.spec.encode()), **file_entries(self.settings, self._files())}
+        return {
+            f"{self.key} {self.spec}": digest(self.spec.encode()),
+            **file_entries(self.settings, self._files()),
+        }
 
     @redacting
     def build(self, url: str, progress: Progress) -> None:
@@ -291,10 +358,17 @@ class Function:
             raise
         except (Exception, SystemExit) as error:
             frames = traceback.extract_tb(error.__traceback__)[1:]
-            own = [f for f in frames if Path(f.filename).is_relative_to(self.settings.root)] or frames
-            where = f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else self.spec
+            own = [
+                f for f in frames if Path(f.filename).is_relative_to(self.settings.root)
+            ] or frames
+            where = (
+                f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}"
+                if own
+                else self.spec
+            )
             raise BuildFailed(
-                f"{self.key} {self.spec} raised {type(error).__name__}: {(safe_str(error).splitlines() or [''])[0]}",
+                f"{self.key} {self.spec} raised {type(error).__name__}:"
+                f" {(safe_str(error).splitlines() or [''])[0]}",
                 f"It was raised at {where}",
                 "Correct it; no template was left behind.",
             ) from error

@@ -1,4 +1,5 @@
-"""Connections whose failure tells no secret: errors carry no frame in which a password is a variable."""
+"""Connections whose failure tells no secret: errors carry no frame in which a password is a
+variable."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from .dsn import Dsn
 
 
 def exchange(pgconn: pq.abc.PGconn, commands: list[bytes]) -> Gen:
-    """Send commands in one message, wait for all results, and raise the first error; nothing for no commands."""
+    """Send commands in one message, wait for all results, and raise the first error; nothing for no
+    commands."""
     if not commands:
         return []
     if pgconn.status != pq.ConnStatus.OK:
@@ -33,10 +35,12 @@ Raised = TypeVar("Raised", bound=Exception)
 
 
 class Interruptible(psycopg.Connection[Any]):
-    """A connection on which a statement can follow one that a signal has interrupted, whenever that was: cleaning up needs it.
+    """A connection on which a statement can follow one that a signal has interrupted, whenever that
+    was: cleaning up needs it.
 
-    `patience`, seconds for which the server may say nothing in answer to a statement (0: as long as it likes): what bounds a
-    statement on the server, bounds nothing if the process that would have to look at the clock is itself stopped.
+    `patience`, seconds for which the server may say nothing in answer to a statement (0: as long as
+    it likes): what bounds a statement on the server, bounds nothing if the process that would have
+    to look at the clock is itself stopped.
     """
 
     patience: float = 0.0
@@ -52,8 +56,9 @@ class Interruptible(psycopg.Connection[Any]):
             self.patience = before
 
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
-        """As psycopg's, which leaves the connection in use if Ctrl-C came between sending and waiting, and after the exception of
-        any other signal's handler, such as one that limits the time of a test."""
+        """As psycopg's, which leaves the connection in use if Ctrl-C came between sending and
+        waiting, and after the exception of any other signal's handler, such as one that limits the
+        time of a test."""
         try:
             return super().wait(self._bounded(gen) if self.patience else gen, *arguments, **options)
         except psycopg.Error:
@@ -63,9 +68,11 @@ class Interruptible(psycopg.Connection[Any]):
             raise
 
     def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Do what a generator of psycopg's does, which is told ten times a second that nothing has come, and end it in time.
+        """Do what a generator of psycopg's does, which is told ten times a second that nothing has
+        come, and end it in time.
 
-        Raises psycopg.OperationalError; then the connection is closed, because the answer may come at any time.
+        Raises psycopg.OperationalError; then the connection is closed, because the answer may come
+        at any time.
         """
         deadline = 0.0
         try:
@@ -80,17 +87,22 @@ class Interruptible(psycopg.Connection[Any]):
                     pid = self.pgconn.backend_pid
                     self.pgconn.finish()
                     raise psycopg.OperationalError(
-                        f"server process {pid} has not answered for {self.patience:.0f} s: it is stopped, or the machine is"
+                        f"server process {pid} has not answered for {self.patience:.0f} s: it"
+                        f" is stopped, or the machine is"
                     )
                 state = gen.send(ready)
         except StopIteration as done:
             return done.value
 
 
-def connect(dsn: Dsn, kind: type[psycopg.Connection[Any]] = psycopg.Connection, **options: Any) -> psycopg.Connection[Any]:
-    """Return a new psycopg connection to `dsn`. Arguments: `kind`, its class; `options`, of `psycopg.connect`, on top of `dsn`.
+def connect(
+    dsn: Dsn, kind: type[psycopg.Connection[Any]] = psycopg.Connection, **options: Any
+) -> psycopg.Connection[Any]:
+    """Return a new psycopg connection to `dsn`. Arguments: `kind`, its class; `options`, of
+    `psycopg.connect`, on top of `dsn`.
 
-    Raises psycopg.Error, with no frame in its traceback that has a password in a variable: pytest prints those on demand.
+    Raises psycopg.Error, with no frame in its traceback that has a password in a variable: pytest
+    prints those on demand.
     """
     try:
         return kind.connect(**{**dsn.kwargs, **options})
@@ -109,17 +121,20 @@ async def connect_async(dsn: Dsn, **options: Any) -> psycopg.AsyncConnection[Any
 
 
 def hang_up(pgconn: Any) -> None:
-    """Close a connection of libpq, without an event loop, so that nothing it had begun goes on behind the back of a reset.
+    """Close a connection of libpq, without an event loop, so that nothing it had begun goes on
+    behind the back of a reset.
 
-    A server that is told good-bye in the middle of a statement finishes that first, with the rows of an open COPY that were still
-    on their way (PostgreSQL documentation, protocol-flow, "Termination").
+    A server that is told good-bye in the middle of a statement finishes that first, with the rows
+    of an open COPY that were still on their way (PostgreSQL documentation, protocol-flow,
+    "Termination").
     """
     free(pgconn)
     pgconn.finish()
 
 
 def free(pgconn: Any) -> None:
-    """Cancel what a connection of libpq has begun, if it has and nobody waits for it, and take its end."""
+    """Cancel what a connection of libpq has begun, if it has and nobody waits for it, and take its
+    end."""
     if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
         with contextlib.suppress(psycopg.Error):
             pgconn.get_cancel().cancel()

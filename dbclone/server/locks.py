@@ -1,7 +1,8 @@
-"""Advisory locks of the administrative connection: locks for a block, places in a limited number, and leases for a life.
+"""Advisory locks of the administrative connection: locks for a block, places in a limited number,
+and leases for a life.
 
-All are session-level locks in the maintenance database, so that they end with whoever held them, whatever killed it (PostgreSQL
-documentation, explicit-locking, "Advisory Locks").
+All are session-level locks in the maintenance database, so that they end with whoever held them,
+whatever killed it (PostgreSQL documentation, explicit-locking, "Advisory Locks").
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from ..process.clock import monotonic
 
 def lock_key(name: str) -> int:
     """Return the 64-bit advisory lock key that stands for `name`, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(b"dbclone\0" + name.encode()).digest()[:8], "big", signed=True)
+    return int.from_bytes(
+        hashlib.sha256(b"dbclone\0" + name.encode()).digest()[:8], "big", signed=True
+    )
 
 
 @dataclass
@@ -28,11 +31,14 @@ class Leases:
     """The locks held through one autocommit connection to the maintenance database."""
 
     connection: psycopg.Connection[tuple[Any, ...]]
-    _taken: dict[str, bool] = field(default_factory=dict, repr=False)  # by name, whether it is shared
+    _taken: dict[str, bool] = field(
+        default_factory=dict, repr=False
+    )  # by name, whether it is shared
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float) -> Iterator[None]:
-        """Hold the advisory lock `name` for the block; wait up to `timeout` seconds, then raise TimeoutError."""
+        """Hold the advisory lock `name` for the block; wait up to `timeout` seconds, then raise
+        TimeoutError."""
         key, deadline, pause = lock_key(name), monotonic() + timeout, 0.005
         while not self._try_lock(key):
             if monotonic() > deadline:
@@ -46,9 +52,11 @@ class Leases:
 
     @contextlib.contextmanager
     def slot(self, purpose: str, limit: int, timeout: float) -> Iterator[None]:
-        """Hold one of `limit` places for the block, so that few do `purpose` on this server at once, however many want to.
+        """Hold one of `limit` places for the block, so that few do `purpose` on this server at
+        once, however many want to.
 
-        Waits up to `timeout` seconds, then goes on without: the cap spares the server, nothing depends on it.
+        Waits up to `timeout` seconds, then goes on without: the cap spares the server, nothing
+        depends on it.
         """
         keys = [lock_key(f"{purpose} slot {number}") for number in range(limit)]
         deadline, pause, held = monotonic() + timeout, 0.002, None
@@ -64,9 +72,11 @@ class Leases:
                 self._unlock(held)
 
     def acquire(self, name: str, shared: bool = False, patience: float = 0.0) -> bool:
-        """Take the lease `name` for as long as this connection lives; return False if somebody else holds it.
+        """Take the lease `name` for as long as this connection lives; return False if somebody else
+        holds it.
 
-        Arguments: `patience`, seconds to try again: a prune elsewhere holds the lease of what it takes for dead, for a moment.
+        Arguments: `patience`, seconds to try again: a prune elsewhere holds the lease of what it
+        takes for dead, for a moment.
         """
         if name in self._taken:
             return True  # the server counts locks: taken twice, it would outlive `release`
@@ -84,8 +94,8 @@ class Leases:
     def reacquire(self, connection: psycopg.Connection[tuple[Any, ...]], deadline: float) -> None:
         """Hold all leases through another connection, because this one was lost.
 
-        The server may need a moment to notice that the old session has ended. Raises TimeoutError with the name of a lease that
-        somebody has at the `deadline` of the monotonic clock still.
+        The server may need a moment to notice that the old session has ended. Raises TimeoutError
+        with the name of a lease that somebody has at the `deadline` of the monotonic clock still.
         """
         self.connection = connection
         for name, shared in self._taken.items():
@@ -101,10 +111,12 @@ class Leases:
             self._unlock(lock_key(name), shared)
 
     def held(self) -> set[int]:
-        """Return the keys of all advisory locks held on this server, by anybody: a lease whose key is not among them is dead."""
+        """Return the keys of all advisory locks held on this server, by anybody: a lease whose key
+        is not among them is dead."""
         rows = self._fetch(
             "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks"
-            # Of every database: a run whose role may not enter the usual maintenance database takes its locks in another.
+            # Of every database: a run whose role may not enter the usual maintenance database takes
+            # its locks in another.
             " WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
         )
         return {int(row[0]) for row in rows}
@@ -114,12 +126,16 @@ class Leases:
         key = lock_key(name) & (2**64 - 1)
         rows = self._fetch(
             "SELECT a.pid, a.application_name, extract(epoch FROM now() - a.backend_start)::int"
-            " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted"
+            " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype ="
+            " 'advisory' AND l.objsubid = 1 AND l.granted"
             " AND l.classid = %s::bigint::oid AND l.objid = %s::bigint::oid",
             [key >> 32, key & 0xFFFFFFFF],
         )
         return (
-            ", ".join(f"{application or 'a session'} (server process {pid}, for {age} s)" for pid, application, age in rows)
+            ", ".join(
+                f"{application or 'a session'} (server process {pid}, for {age} s)"
+                for pid, application, age in rows
+            )
             or "nobody now"
         )
 

@@ -1,7 +1,8 @@
-"""A connection pooler, such as PgBouncer, where the server should be: how it is told, and what to do.
+"""A connection pooler, such as PgBouncer, where the server should be: how it is told, and what to
+do.
 
-It lends sessions to others and keeps some open. So a lock would not say who is alive, and databases could not be copied, renamed or
-dropped, whatever its mode: we do not begin.
+It lends sessions to others and keeps some open. So a lock would not say who is alive, and databases
+could not be copied, renamed or dropped, whatever its mode: we do not begin.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ def speaks(text: str) -> bool:
 def lent(opened: int, answers: int, direct: bool) -> str:
     """Return how we know that our session is a pooler's, or nothing.
 
-    Arguments: `opened` and `answers`, the process ids of the session that was opened and of the one that answers; `direct`, whether
-    that has begun with our options. Some providers' proxies number sessions anew, but each client's is its own.
+    Arguments: `opened` and `answers`, the process ids of the session that was opened and of the one
+    that answers; `direct`, whether that has begun with our options. Some providers' proxies number
+    sessions anew, but each client's is its own.
     """
     if opened == answers or direct:
         return ""
@@ -35,7 +37,9 @@ def refusal(where: str, why: str) -> ServerError:
     """Return the error for a pooler at `where`; `why`, how we know."""
     return ServerError(
         f"a connection pooler such as PgBouncer is in front of the server at {where}",
-        f"{why}\nLocks would not say who is alive, and databases to which it keeps sessions could not be copied or dropped.",
-        "Use the direct port: let url (or PGHOST and PGPORT) name the PostgreSQL server itself, whose port is 5432 unless somebody"
+        f"{why}\nLocks would not say who is alive, and databases to which it keeps sessions"
+        f" could not be copied or dropped.",
+        "Use the direct port: let url (or PGHOST and PGPORT) name the PostgreSQL server"
+        " itself, whose port is 5432 unless somebody"
         " chose another, not its pooler, whose port often is 6432.",
     )

@@ -1,7 +1,9 @@
-"""A connection to the server that was lost: said in our own words, and made anew as soon as the server admits us again.
+"""A connection to the server that was lost: said in our own words, and made anew as soon as the
+server admits us again.
 
-The leases went with the connection, so whatever they protected may be gone: they are taken again before anything else is done, and
-whoever comes back here makes a fresh copy instead of trusting an old one.
+The leases went with the connection, so whatever they protected may be gone: they are taken again
+before anything else is done, and whoever comes back here makes a fresh copy instead of trusting an
+old one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from .sessions import holders
 
 T = TypeVar("T")
 log = logging.getLogger("dbclone")
-# admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout (PostgreSQL documentation, errcodes-appendix)
+# admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout (PostgreSQL
+# documentation, errcodes-appendix)
 _ENDED = ("57P01", "57P02", "57P03", "57P05")
 
 
@@ -36,7 +39,8 @@ def is_lost(error: BaseException) -> bool:
 
 
 def is_alive(connection: psycopg.Connection[Any]) -> bool:
-    """Return whether a connection is open as far as the other side has said, without asking it. Costs two system calls."""
+    """Return whether a connection is open as far as the other side has said, without asking it.
+    Costs two system calls."""
     if connection.closed:
         return False
     try:
@@ -50,31 +54,39 @@ def is_alive(connection: psycopg.Connection[Any]) -> bool:
 
 @contextlib.contextmanager
 def told(server: Server, doing: str) -> Iterator[None]:
-    """Raise ServerError for a connection that is lost in the block, for a statement that somebody cancels, or for a lock that is
-    not to be had, `doing` something."""
+    """Raise ServerError for a connection that is lost in the block, for a statement that somebody
+    cancels, or for a lock that is not to be had, `doing` something."""
     try:
         yield
     except psycopg.errors.LockNotAvailable as error:
         raise ServerError(
             f"a lock was not to be had on {server.where} while {doing}",
             "\n".join([str(error).strip(), *holders(server)]),
-            "End that session, or its transaction, and run again: what was left half done is never used.",
+            "End that session, or its transaction, and run again: what was left half done is"
+            " never used.",
         ) from None
     except psycopg.OperationalError as error:
         if not (is_lost(error) or isinstance(error, psycopg.errors.QueryCanceled)):
             raise
-        what = "the connection to {} was lost while {}" if is_lost(error) else "{} was told to cancel a statement while {}"
+        what = (
+            "the connection to {} was lost while {}"
+            if is_lost(error)
+            else "{} was told to cancel a statement while {}"
+        )
         raise ServerError(
             what.format(server.where, doing),
             server.dsn.mask(str(error).strip()),
-            "Find out who did that, and run again: what was left half done is never used, and the next run drops it.",
+            "Find out who did that, and run again: what was left half done is never used,"
+            " and the next run drops it.",
         ) from None
 
 
 def twice(server: Server, doing: str, attempt: Callable[[], T], repair: Callable[[], None]) -> T:
-    """Return what `attempt` returns; if a connection is lost in it, repair and attempt it again, once.
+    """Return what `attempt` returns; if a connection is lost in it, repair and attempt it again,
+    once.
 
-    Arguments: `doing`, for the error if that is in vain too. Raises ServerError then, and whatever else the two raise.
+    Arguments: `doing`, for the error if that is in vain too. Raises ServerError then, and whatever
+    else the two raise.
     """
     with told(server, doing):
         try:
@@ -82,16 +94,23 @@ def twice(server: Server, doing: str, attempt: Callable[[], T], repair: Callable
         except (psycopg.OperationalError, ServerError) as error:
             if not is_lost(error):
                 raise
-            log.warning("a connection to %s was lost while %s: %s", server.where, doing, server.dsn.mask(str(error).strip()))
+            log.warning(
+                "a connection to %s was lost while %s: %s",
+                server.where,
+                doing,
+                server.dsn.mask(str(error).strip()),
+            )
         repair()
         return attempt()
 
 
 def recover(server: Server) -> None:
-    """Give a server a new administrative connection for the one that was lost, with all leases that it had.
+    """Give a server a new administrative connection for the one that was lost, with all leases that
+    it had.
 
-    Waits for it for `connect_timeout` seconds, and no more if that has been in vain before. Raises ServerError; then the server's
-    connection is closed still. Does nothing if it was another connection that was lost.
+    Waits for it for `connect_timeout` seconds, and no more if that has been in vain before. Raises
+    ServerError; then the server's connection is closed still. Does nothing if it was another
+    connection that was lost.
     """
     if is_alive(server.connection):
         return
@@ -117,9 +136,11 @@ def recover(server: Server) -> None:
             server.leases.reacquire(connection, deadline)
         except TimeoutError as lease:
             raise ServerError(
-                f"after the connection to {server.where} was lost, somebody else has the lease of {str(lease)!r}",
+                f"after the connection to {server.where} was lost, somebody else has the"
+                f" lease of {str(lease)!r}",
                 f"It is held by {server.leases.holder(str(lease))}.",
-                "If that is our own lost session, the server has not noticed its end yet: end it, and run again.",
+                "If that is our own lost session, the server has not noticed its end yet:"
+                " end it, and run again.",
             ) from None
         stack.pop_all()
     server.sessions.add(connection)

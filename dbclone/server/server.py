@@ -1,8 +1,9 @@
 """One PostgreSQL server: how we reach it, what it is and allows, its advisory locks and leases.
 
-Every dbclone process has one administrative connection to a server, in the maintenance database, because advisory locks belong
-to one database and all of ours have to meet (PostgreSQL documentation, explicit-locking, "Advisory Locks"). A lease is such a
-lock, held for as long as its owner lives: the server itself knows who is alive, whatever was killed how.
+Every dbclone process has one administrative connection to a server, in the maintenance database,
+because advisory locks belong to one database and all of ours have to meet (PostgreSQL
+documentation, explicit-locking, "Advisory Locks"). A lease is such a lock, held for as long as its
+owner lives: the server itself knows who is alive, whatever was killed how.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from ..errors import PermissionMissing, ServerError
 from ..process.forks import OwnerProcess, Sessions
 from ..settings import Settings
 from . import pgbouncer, session_options
-from .connect import MAINTENANCE, NO_TRIGGERS, Connection, connect_maintenance, enter, quoted, readable, translated
+from .connect import (
+    MAINTENANCE,
+    NO_TRIGGERS,
+    Connection,
+    connect_maintenance,
+    enter,
+    quoted,
+    readable,
+    translated,
+)
 from .dsn import Dsn, inherited_password, parse
 from .locks import Leases
 from .private.server import Embedded
@@ -38,7 +48,9 @@ class Facts(NamedTuple):
     encoding: str  # of template0
     collate: str
     ctype: str
-    process: int  # of the session that answers: who connects through a pooler was told another number
+    process: (
+        int  # of the session that answers: who connects through a pooler was told another number
+    )
     direct: bool  # whether that session has begun with our options
 
     @property
@@ -47,7 +59,8 @@ class Facts(NamedTuple):
 
     @classmethod
     def ask(cls, connection: Connection) -> Facts:
-        """Return what the server is that a connection leads to; let its session last whatever that says of long transactions."""
+        """Return what the server is that a connection leads to; let its session last whatever that
+        says of long transactions."""
         row = connection.execute(_FACTS.encode()).fetchone()
         assert row is not None
         return cls(*row[:-1])
@@ -66,9 +79,10 @@ FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = 'templ
 class Server:
     """A server that we are connected to. Use `open` and `close`, or a `with` statement.
 
-    Attributes: `dsn`, where it is, with what the server itself filled in; `embedded`, our private server or None;
-    `connection`, the administrative connection in the maintenance database `maintenance`, always in autocommit; `gone`, whether it
-    was lost and waiting for another was in vain.
+    Attributes: `dsn`, where it is, with what the server itself filled in; `embedded`, our private
+    server or None; `connection`, the administrative connection in the maintenance database
+    `maintenance`, always in autocommit; `gone`, whether it was lost and waiting for another was in
+    vain.
     """
 
     settings: Settings
@@ -87,8 +101,8 @@ class Server:
     def open(cls, settings: Settings, dsn: Dsn | None = None) -> Server:
         """Connect to the server that `settings` mean; start a private one if they name none.
 
-        Arguments: `dsn`, where the server is, if another process found that out already. Raises ServerNotFound, ServerError,
-        PermissionMissing or OutOfConnections.
+        Arguments: `dsn`, where the server is, if another process found that out already. Raises
+        ServerNotFound, ServerError, PermissionMissing or OutOfConnections.
         """
         if dsn is None:
             dsn = external(settings)
@@ -123,17 +137,23 @@ class Server:
     def _check(self) -> None:
         try:
             facts = self.facts
-        except psycopg.OperationalError as error:  # a pooler lets us in first, and then asks the server
+        except (
+            psycopg.OperationalError
+        ) as error:  # a pooler lets us in first, and then asks the server
             raise translated(error, self.dsn) from None
         if lent := pgbouncer.lent(self.connection.info.backend_pid, facts.process, facts.direct):
             raise pgbouncer.refusal(self.where, lent)
         if facts.major < 14:
             raise ServerError(
-                f"PostgreSQL {facts.major} on {self.where} is too old", "dbclone needs 14 or later.", "Use a newer server."
+                f"PostgreSQL {facts.major} on {self.where} is too old",
+                "dbclone needs 14 or later.",
+                "Use a newer server.",
             )
         if facts.in_recovery:
             raise ServerError(
-                f"the server at {self.where} is in recovery", "It is a standby: nothing can be created on it.", "Use its primary."
+                f"the server at {self.where} is in recovery",
+                "It is a standby: nothing can be created on it.",
+                "Use its primary.",
             )
         if not (facts.superuser or facts.createdb):
             raise PermissionMissing(
@@ -145,7 +165,11 @@ class Server:
     @property
     def where(self) -> str:
         """The server's host and port, for people."""
-        return "the private server" if self.embedded else f"{self.dsn.get('host', 'localhost')}:{self.dsn.get('port', '5432')}"
+        return (
+            "the private server"
+            if self.embedded
+            else f"{self.dsn.get('host', 'localhost')}:{self.dsn.get('port', '5432')}"
+        )
 
     @property
     def version(self) -> str:
@@ -157,13 +181,15 @@ class Server:
         return self.dsn.replace(dbname=name)
 
     def connect_again(self) -> Connection:
-        """Return a new administrative connection, because the last one was lost. Raises ServerError."""
+        """Return a new administrative connection, because the last one was lost. Raises
+        ServerError."""
         if self.embedded is not None:
             return self.embedded.rejoin(lambda dsn: enter(dsn, self.settings, "admin"))
         return enter(self.database(self.maintenance), self.settings, "admin")
 
     def connect(self, database: str, purpose: str, options: str = "") -> Connection:
-        """Return a new autocommit connection to a database, named after `purpose` in the server's list of sessions.
+        """Return a new autocommit connection to a database, named after `purpose` in the server's
+        list of sessions.
 
         Arguments: `options`, libpq's, such as -c settings, on top of ours.
         """
@@ -179,8 +205,8 @@ class Server:
         return self.connection.execute(query.encode(), parameters).fetchall()
 
     def close(self) -> None:
-        """End the administrative connection, and with it all leases; stop the private server if nobody else uses it. A forked
-        process does nothing: all that is its parent's."""
+        """End the administrative connection, and with it all leases; stop the private server if
+        nobody else uses it. A forked process does nothing: all that is its parent's."""
         if self.home.forked:
             return
         if self.embedded is not None:
@@ -195,17 +221,21 @@ class Server:
 
 
 def external(settings: Settings) -> Dsn | None:
-    """Return the server that `url` or libpq's own variables name, or None if a private one is wanted.
+    """Return the server that `url` or libpq's own variables name, or None if a private one is
+    wanted.
 
-    Raises SettingsError, also if a password of the environment would go to a server that only a file of the repository names.
+    Raises SettingsError, also if a password of the environment would go to a server that only a
+    file of the repository names.
     """
     if settings.url:
         found = parse(settings.url, f"url (from {settings.source('url')})")
         if settings.of_repository("url") and (secret := inherited_password(found)):
             raise settings.error(
                 "url",
-                f"the password in {secret} is not sent to a server that only {settings.source('url').rpartition(' ')[0]} names",
-                f"Say yourself that this is the server: set DBCLONE_URL to {found.shown}. Or keep its password in the file that"
+                f"the password in {secret} is not sent to a server that only"
+                f" {settings.source('url').rpartition(' ')[0]} names",
+                f"Say yourself that this is the server: set DBCLONE_URL to {found.shown}. Or"
+                f" keep its password in the file that"
                 f" PGPASSFILE names, where each stands beside its host, and unset {secret}.",
             )
         return found

@@ -1,8 +1,10 @@
-"""Sessions that last: what a role, a database or a server says against idle sessions and long transactions does not reach ours.
+"""Sessions that last: what a role, a database or a server says against idle sessions and long
+transactions does not reach ours.
 
-With a session of ours its leases would end, and whoever prunes would drop what a living run has. What is said as options of a
-connection wins over ALTER ROLE, ALTER DATABASE and postgresql.conf, and RESET comes back to it (PostgreSQL documentation,
-runtime-config-client, "Statement Behavior", and config-setting, "Parameter Interaction via SQL").
+With a session of ours its leases would end, and whoever prunes would drop what a living run has.
+What is said as options of a connection wins over ALTER ROLE, ALTER DATABASE and postgresql.conf,
+and RESET comes back to it (PostgreSQL documentation, runtime-config-client, "Statement Behavior",
+and config-setting, "Parameter Interaction via SQL").
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Sessions of the server: what ours are called, how one is told from all others, and the only statement that ends one.
+"""Sessions of the server: what ours are called, how one is told from all others, and the only
+statement that ends one.
 
-Servers give process ids again, so a process id alone may be somebody else's by the time a session is ended.
+Servers give process ids again, so a process id alone may be somebody else's by the time a session
+is ended.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import tuple_row
 
-# The start of another role's session is hidden from a plain role, which may not end that session either.
+# The start of another role's session is hidden from a plain role, which may not end that session
+# either.
 _END = (
     "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
     " WHERE pid = %s AND datid = %s AND backend_start IS NOT DISTINCT FROM %s"
@@ -23,7 +26,8 @@ _END = (
 
 
 class Identity(NamedTuple):
-    """Which session: its process id, the oid of the database that it is in, and when it began (None: hidden from us)."""
+    """Which session: its process id, the oid of the database that it is in, and when it began
+    (None: hidden from us)."""
 
     pid: int
     database: int
@@ -38,7 +42,8 @@ class Identity(NamedTuple):
         return cls(*row)
 
     def end(self, connection: psycopg.Connection[Any]) -> bool:
-        """Tell this session to end, over another connection, unless it has gone already; return whether it was there.
+        """Tell this session to end, over another connection, unless it has gone already; return
+        whether it was there.
 
         Raises psycopg.errors.InsufficientPrivilege for a session of a role above ours.
         """
@@ -57,7 +62,8 @@ WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid() AND (
 
 
 def holders(server: Any) -> list[str]:
-    """Return in words who has locks on the server's databases, for which CREATE, ALTER and DROP DATABASE wait; never raises."""
+    """Return in words who has locks on the server's databases, for which CREATE, ALTER and DROP
+    DATABASE wait; never raises."""
     try:
         rows = server.fetch(_HOLDERS)
     except psycopg.Error:
@@ -69,9 +75,11 @@ def holders(server: Any) -> list[str]:
 
 
 def application_name(worker: str, test: str) -> str:
-    """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's id says more than its start.
+    """Return the name that sessions opened for a test carry, 63 bytes at most: the end of a test's
+    id says more than its start.
 
-    What is not printable ASCII is a question mark, as it would be for the server; libpq's variable could not even hold a NUL.
+    What is not printable ASCII is a question mark, as it would be for the server; libpq's variable
+    could not even hold a NUL.
     """
     worker, test = (re.sub(r"[^ -~]", "?", text) for text in (worker[:63], test))
     room = 63 - len(f"dbclone {worker} ")
@@ -82,7 +90,8 @@ def application_name(worker: str, test: str) -> str:
 
 @contextlib.contextmanager
 def named(name: str) -> Iterator[None]:
-    """Give a name to every session that libpq opens in this process during the block (PostgreSQL documentation, libpq-envars)."""
+    """Give a name to every session that libpq opens in this process during the block (PostgreSQL
+    documentation, libpq-envars)."""
     before = os.environ.get("PGAPPNAME")
     if name:
         os.environ["PGAPPNAME"] = name

@@ -1,4 +1,5 @@
-"""What belongs to the whole server, where no reset reaches: roles, tablespaces and settings. A run can only say what appeared."""
+"""What belongs to the whole server, where no reset reaches: roles, tablespaces and settings. A run
+can only say what appeared."""
 
 from __future__ import annotations
 
@@ -15,12 +16,20 @@ _SYSTEM = "UNION ALL SELECT 'setting ' || name FROM pg_file_settings WHERE sourc
 
 
 def shared(server: Server) -> frozenset[str]:
-    """Return what there is on a server besides databases, in words. Only a superuser sees what ALTER SYSTEM has set."""
-    return frozenset(name for (name,) in server.fetch(_SHARED + (_SYSTEM if server.facts.superuser else "")))
+    """Return what there is on a server besides databases, in words. Only a superuser sees what
+    ALTER SYSTEM has set."""
+    return frozenset(
+        name for (name,) in server.fetch(_SHARED + (_SYSTEM if server.facts.superuser else ""))
+    )
 
 
 def appeared(server: Server, before: frozenset[str]) -> str:
     """Return a line about what was not there `before`, whoever made it; empty if there is nothing."""
     new = sorted(shared(server) - before)
     more = f" and {len(new) - 5} more" if len(new) > 5 else ""
-    return f"appeared on the server during this run, where no reset undoes it: {', '.join(new[:5])}{more}" if new else ""
+    return (
+        f"appeared on the server during this run, where no reset undoes it:"
+        f" {', '.join(new[:5])}{more}"
+        if new
+        else ""
+    )

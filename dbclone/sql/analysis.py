@@ -1,7 +1,9 @@
-"""What must be known of a statement, told from its text: whether it controls transactions, only reads, runs only inside a
-transaction block or only outside one, alters objects, declares a cursor. Pure text, no connection; comments change nothing.
+"""What must be known of a statement, told from its text: whether it controls transactions, only
+reads, runs only inside a transaction block or only outside one, alters objects, declares a cursor.
+Pure text, no connection; comments change nothing.
 
-What text cannot tell is a function of the project's own that writes when it is selected: its name is looked for in the text.
+What text cannot tell is a function of the project's own that writes when it is selected: its name
+is looked for in the text.
 """
 
 from __future__ import annotations
@@ -13,22 +15,83 @@ from functools import cached_property, lru_cache
 from .statements import UPPER, fold, split, tokens, without_comments
 
 _LONG = 10_000  # characters: of longer texts only the last one is remembered
-_VERBS = ("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE", "SET")
-_MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I)
-# What can only look. SET and the like are about the session, FETCH about a cursor that was declared before.
+_VERBS = (
+    "BEGIN",
+    "START",
+    "COMMIT",
+    "END",
+    "ROLLBACK",
+    "ABORT",
+    "SAVEPOINT",
+    "RELEASE",
+    "PREPARE",
+    "SET",
+)
+_MIGHT_CONTROL = re.compile(
+    rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I
+)
+# What can only look. SET and the like are about the session, FETCH about a cursor that was declared
+# before.
 _READS = frozenset(
-    ("SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH", "SET", "RESET", "FETCH", "MOVE", "CLOSE", "DECLARE", "DEALLOCATE")
+    (
+        "SELECT",
+        "VALUES",
+        "TABLE",
+        "SHOW",
+        "EXPLAIN",
+        "WITH",
+        "SET",
+        "RESET",
+        "FETCH",
+        "MOVE",
+        "CLOSE",
+        "DECLARE",
+        "DEALLOCATE",
+    )
 )
 # What takes no snapshot: after it, a block may still be given another isolation level.
-_BLIND = frozenset(("", "SET", "SHOW", "RESET", "LOCK", "LISTEN", "UNLISTEN", "NOTIFY", "DEALLOCATE"))
-# How statements begin that leave objects as they are: what was prepared before them means the same after they are rolled back.
+_BLIND = frozenset(
+    ("", "SET", "SHOW", "RESET", "LOCK", "LISTEN", "UNLISTEN", "NOTIFY", "DEALLOCATE")
+)
+# How statements begin that leave objects as they are: what was prepared before them means the same
+# after they are rolled back.
 _HARMLESS = (
-    *("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE", "(", "COPY", "FETCH", "MOVE", "CLOSE", "DECLARE"),
-    *("SET", "SHOW", "RESET", "EXPLAIN", "LOCK", "TRUNCATE", "NOTIFY", "LISTEN", "BEGIN", "START", "COMMIT", "END", "ROLLBACK"),
+    *(
+        "SELECT",
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "MERGE",
+        "WITH",
+        "VALUES",
+        "TABLE",
+        "(",
+        "COPY",
+        "FETCH",
+        "MOVE",
+        "CLOSE",
+        "DECLARE",
+    ),
+    *(
+        "SET",
+        "SHOW",
+        "RESET",
+        "EXPLAIN",
+        "LOCK",
+        "TRUNCATE",
+        "NOTIFY",
+        "LISTEN",
+        "BEGIN",
+        "START",
+        "COMMIT",
+        "END",
+        "ROLLBACK",
+    ),
     *("ABORT", "SAVEPOINT", "RELEASE"),
 )
 _FIRST = re.compile(r"[\s(]*([A-Za-z]*)")
-# FOR UPDATE and FOR SHARE lock rows, ANALYZE runs what is explained; a statement after another is not looked at.
+# FOR UPDATE and FOR SHARE lock rows, ANALYZE runs what is explained; a statement after another is
+# not looked at.
 _MAY_WRITE = re.compile(
     r"\b(INSERT|UPDATE|DELETE|MERGE|INTO|CALL|EXECUTE|ANALYZE|ANALYSE|FOR\s+(KEY\s+)?SHARE|SETVAL|lo_\w+|pg_advisory\w+)\b|;\s*\S",
     re.I,
@@ -39,7 +102,8 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _PURE = re.compile(r"[\s(]*(SELECT|VALUES|TABLE)\b(?!.*\bset_config\b)", re.I | re.S)
 _ONLY_INSIDE = re.compile(r"\s*(LOCK|DECLARE)\b(?!.*;\s*\S)", re.I | re.S)
 _HELD = re.compile(r"\bWITH\s+HOLD\b", re.I)
-# PreventInTransactionBlock in the server's source, and LISTEN, which hears nothing until its transaction has ended.
+# PreventInTransactionBlock in the server's source, and LISTEN, which hears nothing until its
+# transaction has ended.
 _NEVER_INSIDE = re.compile(
     r"""\s*(VACUUM|(?:CREATE|DROP)\s+(?:DATABASE|TABLESPACE)|ALTER\s+SYSTEM|CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY
     |DROP\s+INDEX\s+CONCURRENTLY|REINDEX\s+(?:\([^)]*\)\s*)?(?:DATABASE|SYSTEM|SCHEMA|(?:TABLE|INDEX)\s+CONCURRENTLY)
@@ -54,9 +118,9 @@ _DECLARE = re.compile(r'\bDECLARE\s+("(?:[^"]|"")+"|\w+)', re.IGNORECASE)
 class Control:
     """A statement that controls transactions.
 
-    `verb` is begin, modes, constraints, commit, rollback, savepoint, release, rollback_to or two_phase; `name` the savepoint's
-    name as the server folds it; `modes` the transaction modes of BEGIN and SET TRANSACTION in upper case; `chain` whether AND
-    CHAIN was said.
+    `verb` is begin, modes, constraints, commit, rollback, savepoint, release, rollback_to or
+    two_phase; `name` the savepoint's name as the server folds it; `modes` the transaction modes of
+    BEGIN and SET TRANSACTION in upper case; `chain` whether AND CHAIN was said.
     """
 
     verb: str
@@ -67,9 +131,11 @@ class Control:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is known of a query string: one statement as a rule, or several. Each answer is looked for when it is first asked.
+    """What is known of a query string: one statement as a rule, or several. Each answer is looked
+    for when it is first asked.
 
-    Where it is not sure, the answer is the one that is safe for whoever undoes the statement: it writes, it alters, it looks.
+    Where it is not sure, the answer is the one that is safe for whoever undoes the statement: it
+    writes, it alters, it looks.
     """
 
     text: str | None  # None if it is not known, which is never sure
@@ -87,8 +153,9 @@ class Analysis:
 
     @cached_property
     def controls(self) -> tuple[tuple[str, Control | None], ...]:
-        """The single statements with what each does to the transaction; empty if none of them does anything to it. A text without
-        any such word in it, which is the usual case, costs one search."""
+        """The single statements with what each does to the transaction; empty if none of them does
+        anything to it. A text without any such word in it, which is the usual case, costs one
+        search."""
         if not _MIGHT_CONTROL.search(self.plain):
             return ()
         pieces = tuple((s.text, control(s.text)) for s in split(self.text or ""))
@@ -101,18 +168,24 @@ class Analysis:
 
     @cached_property
     def _reads(self) -> bool:
-        return self.text is not None and (self.verb in _READS or self.empty) and not _MAY_WRITE.search(self.plain)
+        return (
+            self.text is not None
+            and (self.verb in _READS or self.empty)
+            and not _MAY_WRITE.search(self.plain)
+        )
 
     @cached_property
     def _words(self) -> frozenset[str]:
         return frozenset(_WORD.findall(self.plain.lower()))
 
     def reads_only(self, writers: frozenset[str] = frozenset()) -> bool:
-        """Whether it only reads. Arguments: `writers`, names of functions that may write, from `WRITERS`."""
+        """Whether it only reads. Arguments: `writers`, names of functions that may write, from
+        `WRITERS`."""
         return self._reads and (not writers or writers.isdisjoint(self._words))
 
     def leaves_nothing(self, writers: frozenset[str] = frozenset()) -> bool:
-        """Whether undoing it would change nothing, neither in the database nor in the session. Arguments: as `reads_only`."""
+        """Whether undoing it would change nothing, neither in the database nor in the session.
+        Arguments: as `reads_only`."""
         return self.reads_only(writers) and bool(_PURE.match(self.plain))
 
     @cached_property
@@ -136,9 +209,12 @@ class Analysis:
 
     @cached_property
     def alters(self) -> bool:
-        """Whether it may change objects that prepared statements use. PostgreSQL plans these anew after a change, but fails if
-        their results have other types then, or if a type of theirs was made anew (PostgreSQL documentation, sql-prepare)."""
-        return not self.plain.lstrip()[:9].upper().startswith(_HARMLESS) or ";" in self.plain.rstrip("; \t\r\n")
+        """Whether it may change objects that prepared statements use. PostgreSQL plans these anew
+        after a change, but fails if their results have other types then, or if a type of theirs was
+        made anew (PostgreSQL documentation, sql-prepare)."""
+        return not self.plain.lstrip()[:9].upper().startswith(
+            _HARMLESS
+        ) or ";" in self.plain.rstrip("; \t\r\n")
 
     @cached_property
     def prepares(self) -> bool:
@@ -157,15 +233,20 @@ class Analysis:
 
     @cached_property
     def declares(self) -> tuple[bytes, ...]:
-        """The names of the cursors that it declares; more than those, if the word has another meaning in it."""
+        """The names of the cursors that it declares; more than those, if the word has another
+        meaning in it."""
         if "ECLARE" not in self.plain and "eclare" not in self.plain:
             return ()
         names = _DECLARE.findall(self.plain)
-        return tuple(n[1:-1].replace('""', '"').encode() if n[0] == '"' else n.lower().encode() for n in names)
+        return tuple(
+            n[1:-1].replace('""', '"').encode() if n[0] == '"' else n.lower().encode()
+            for n in names
+        )
 
 
 def analyze(text: str | None) -> Analysis:
-    """Return what is known of a query string; the same object for the same text, as far as it is remembered."""
+    """Return what is known of a query string; the same object for the same text, as far as it is
+    remembered."""
     return _remembered(text) if text is None or len(text) <= _LONG else _last(text)
 
 
@@ -174,8 +255,9 @@ _last = lru_cache(maxsize=1)(Analysis)  # a cursor asks several times in a row
 
 
 def _significant(text: str) -> list[str]:
-    """Return the tokens of one statement that may control transactions, without white space and comments; words in upper case,
-    quoted names unquoted. Any other statement is left at its first word, however long it is."""
+    """Return the tokens of one statement that may control transactions, without white space and
+    comments; words in upper case, quoted names unquoted. Any other statement is left at its first
+    word, however long it is."""
     found: list[str] = []
     for kind, start, stop in tokens(text):
         token = text[start:stop]
@@ -206,7 +288,13 @@ def control(text: str) -> Control | None:
         return Control("two_phase")
     if verb in ("COMMIT", "ROLLBACK") and rest[:1] == ["PREPARED"]:
         return Control("two_phase")
-    if rest[:1] in (["WORK"], ["TRANSACTION"]) and verb in ("BEGIN", "COMMIT", "END", "ROLLBACK", "ABORT"):
+    if rest[:1] in (["WORK"], ["TRANSACTION"]) and verb in (
+        "BEGIN",
+        "COMMIT",
+        "END",
+        "ROLLBACK",
+        "ABORT",
+    ):
         rest = rest[1:]
     if verb == "BEGIN":
         return Control("begin", modes=" ".join(rest))

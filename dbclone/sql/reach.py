@@ -1,8 +1,10 @@
-"""What one statement reaches beyond the database that it runs in: other databases, roles, the whole server, its files, a machine.
+"""What one statement reaches beyond the database that it runs in: other databases, roles, the whole
+server, its files, a machine.
 
-Pure text, no connection. What is only created, such as a function's body, reaches nothing yet: `plants` tells what it would reach
-when somebody calls it. Words in literals, comments and data reach nothing. The rules are those of the pages on SQL commands in the
-PostgreSQL documentation, of its psql page (backslash commands anywhere outside quotes), and of the catalogues that all databases
+Pure text, no connection. What is only created, such as a function's body, reaches nothing yet:
+`plants` tells what it would reach when somebody calls it. Words in literals, comments and data
+reach nothing. The rules are those of the pages on SQL commands in the PostgreSQL documentation, of
+its psql page (backslash commands anywhere outside quotes), and of the catalogues that all databases
 share (catalogs-overview).
 """
 
@@ -16,7 +18,9 @@ from typing import NamedTuple
 from .statements import fold, split, tokens
 
 #: Kinds of reach.
-DATABASE = "database"  # another database, by name: a dump made with --create means the one being built
+DATABASE = (
+    "database"  # another database, by name: a dump made with --create means the one being built
+)
 ROLE = "role"  # a role or a membership, which all databases share
 PSQL = "psql"  # a command of psql, which is no SQL
 CONNECT = "connect"  # \connect, with the name of a database
@@ -27,12 +31,13 @@ OUTSIDE = "outside"  # whatever else
 class Reach:
     """One thing that a statement reaches.
 
-    `kind` is one of those above; `what`, the statement in words, such as DROP DATABASE shop; `names`, the databases or roles in it,
-    as the server stores them (empty text: one that only the server will know); `spans`, where in the text those names stand, if the
-    statement could name the database being built instead; `verb`, CREATE, ALTER, DROP, COMMENT, GRANT, REVOKE or, for what would
-    take a database from its owner or its name, TAKE; `pairs`, (role, member) of a membership, or the role of ALTER ROLE … IN
-    DATABASE; `at`, where in the text it begins; `if_exists`, whether it says so; `alone`, whether it is all that its DO block does;
-    `body`, whether it stands in one.
+    `kind` is one of those above; `what`, the statement in words, such as DROP DATABASE shop;
+    `names`, the databases or roles in it, as the server stores them (empty text: one that only the
+    server will know); `spans`, where in the text those names stand, if the statement could name the
+    database being built instead; `verb`, CREATE, ALTER, DROP, COMMENT, GRANT, REVOKE or, for what
+    would take a database from its owner or its name, TAKE; `pairs`, (role, member) of a membership,
+    or the role of ALTER ROLE … IN DATABASE; `at`, where in the text it begins; `if_exists`, whether
+    it says so; `alone`, whether it is all that its DO block does; `body`, whether it stands in one.
     """
 
     kind: str
@@ -48,7 +53,8 @@ class Reach:
 
 
 class Token(NamedTuple):
-    """`word` is in upper case for a word, empty for anything else; `name`, what it is as an identifier, else empty."""
+    """`word` is in upper case for a word, empty for anything else; `name`, what it is as an
+    identifier, else empty."""
 
     kind: str
     word: str
@@ -61,10 +67,23 @@ def _listed(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Without one of these in it a statement reaches nothing and names no role. To look for them in a long INSERT is cheap, to look at
-# its tokens is not; and in statements that run, by far the most, the words of the others are data.
+# Without one of these in it a statement reaches nothing and names no role. To look for them in a
+# long INSERT is cheap, to look at its tokens is not; and in statements that run, by far the most,
+# the words of the others are data.
 _RUNNING = (
-    *("\\", "dblink", "slot", "lo_import", "lo_export", "reload_conf", "rotate_logfile", "promote", "_backend", "_wal", "backup"),
+    *(
+        "\\",
+        "dblink",
+        "slot",
+        "lo_import",
+        "lo_export",
+        "reload_conf",
+        "rotate_logfile",
+        "promote",
+        "_backend",
+        "_wal",
+        "backup",
+    ),
     *(
         "restore_point",
         "pg_read",
@@ -81,7 +100,20 @@ _RUNNING = (
 )
 _OTHERS = (
     *_RUNNING,
-    *("database", "role", "user", "group", "owne", "system", "tablespace", "subscription", "server", "program", "grant", "revoke"),
+    *(
+        "database",
+        "role",
+        "user",
+        "group",
+        "owne",
+        "system",
+        "tablespace",
+        "subscription",
+        "server",
+        "program",
+        "grant",
+        "revoke",
+    ),
     *("foreign", "copy", "authorization", "policy", "parameter", "standard_conforming_strings"),
 )
 _CALLS = re.compile(
@@ -92,11 +124,14 @@ _CALLS = re.compile(
     r"|pg_(?:read_file|read_binary_file|read_server_files|ls_dir|ls_\w+dir|file_write|file_rename|file_unlink|file_sync)"
 )
 _SHARED = _listed(
-    "pg_database pg_authid pg_auth_members pg_db_role_setting pg_tablespace pg_shdescription pg_shseclabel pg_shdepend"
+    "pg_database pg_authid pg_auth_members pg_db_role_setting pg_tablespace pg_shdescription"
+    " pg_shseclabel pg_shdepend"
     " pg_parameter_acl pg_replication_origin pg_subscription"
 )
 #: Statements that run the functions they name, at once. PERFORM, RETURN and assignments are those of bodies.
-_RUNS = _listed("""SELECT WITH INSERT UPDATE DELETE MERGE CALL VALUES TABLE EXPLAIN COPY EXECUTE PREPARE DECLARE""")
+_RUNS = _listed(
+    """SELECT WITH INSERT UPDATE DELETE MERGE CALL VALUES TABLE EXPLAIN COPY EXECUTE PREPARE DECLARE"""
+)
 ANYONE = _listed("""PUBLIC CURRENT_USER CURRENT_ROLE SESSION_USER NONE""")
 _ROLES = ("ROLE", "USER", "GROUP")
 # Where in a body of PL/pgSQL a statement may begin.
@@ -109,7 +144,8 @@ _CHANGES = _listed("""
 
 
 def _significant(text: str, most: int = 0) -> list[Token]:
-    """Return the tokens of a statement without white space and comments; arguments: `most`, how many (0: all)."""
+    """Return the tokens of a statement without white space and comments; arguments: `most`, how
+    many (0: all)."""
     found: list[Token] = []
     for kind, start, stop in tokens(text):
         if kind in ("space", "end"):
@@ -117,7 +153,11 @@ def _significant(text: str, most: int = 0) -> list[Token]:
         if kind == "word":
             found.append(Token(kind, text[start:stop].upper(), fold(text[start:stop]), start, stop))
         elif kind == "ident":
-            found.append(Token(kind, "", fold('"' + text[start + 1 : stop - 1].replace('""', '"')), start, stop))
+            found.append(
+                Token(
+                    kind, "", fold('"' + text[start + 1 : stop - 1].replace('""', '"')), start, stop
+                )
+            )
         else:
             found.append(Token(kind, "", "", start, stop))
         if len(found) == most:
@@ -126,7 +166,8 @@ def _significant(text: str, most: int = 0) -> list[Token]:
 
 
 class _Words:
-    """The significant tokens of a statement, asked by position; beyond the end there are empty ones."""
+    """The significant tokens of a statement, asked by position; beyond the end there are empty
+    ones."""
 
     _NONE = Token("", "", "", -1, -1)
 
@@ -146,7 +187,11 @@ class _Words:
     def symbol(self, at: int) -> str:
         """Return the text of a token that is neither word nor name."""
         token = self[at]
-        return self.text[token.start : token.stop] if token.kind in ("other", "open", "close", "string") else ""
+        return (
+            self.text[token.start : token.stop]
+            if token.kind in ("other", "open", "close", "string")
+            else ""
+        )
 
     def top(self, begin: int = 0) -> Iterator[int]:
         """Yield the positions outside parentheses, from `begin`."""
@@ -179,31 +224,48 @@ class _Words:
 
 
 def _literal(text: str) -> str:
-    """Return what a string constant says; of escapes only the doubled quotes and backslashes matter here."""
+    """Return what a string constant says; of escapes only the doubled quotes and backslashes matter
+    here."""
     if not text:
         return ""
     if text.startswith("$"):
         end = text.find("$", 1) + 1
         return text[end : -end if text.endswith(text[:end]) and len(text) >= 2 * end else None]
     body = text[text.find("'") + 1 :].removesuffix("'").replace("''", "'")
-    return re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), body, flags=re.S) if text[0] in "eE" else body
+    return (
+        re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), body, flags=re.S)
+        if text[0] in "eE"
+        else body
+    )
 
 
 def first_word(text: str) -> str:
     """Return the first word of a statement, in upper case; empty if it begins with something else."""
-    return next((text[start:stop].upper() if kind == "word" else "" for kind, start, stop in tokens(text) if kind != "space"), "")
+    return next(
+        (
+            text[start:stop].upper() if kind == "word" else ""
+            for kind, start, stop in tokens(text)
+            if kind != "space"
+        ),
+        "",
+    )
 
 
 def might(text: str, first: str) -> bool:
-    """Return whether it is worth asking `reach`, `plants` and `naming` about a statement, whose first word is `first`."""
+    """Return whether it is worth asking `reach`, `plants` and `naming` about a statement, whose
+    first word is `first`."""
     folded = text.lower()
-    return any(word in folded for word in (_RUNNING if first in _RUNS and first != "COPY" else _OTHERS))
+    return any(
+        word in folded for word in (_RUNNING if first in _RUNS and first != "COPY" else _OTHERS)
+    )
 
 
 def reach(text: str) -> tuple[Reach, ...]:
-    """Return what one statement, or one line of psql, reaches beyond the database that it runs in; empty for nothing.
+    """Return what one statement, or one line of psql, reaches beyond the database that it runs in;
+    empty for nothing.
 
-    Arguments: `text`, as `statements.split` yields it: one statement with the comments inside and before it.
+    Arguments: `text`, as `statements.split` yields it: one statement with the comments inside and
+    before it.
     """
     if text.startswith("\\"):
         return (command(text),)
@@ -218,20 +280,31 @@ def reach(text: str) -> tuple[Reach, ...]:
     if _runs(words):
         found += _called(words)
     if words[0].word == "DO":
-        found += [r for token in words.found if token.kind == "string" for r in _body(_literal(text[token.start : token.stop]))]
+        found += [
+            r
+            for token in words.found
+            if token.kind == "string"
+            for r in _body(_literal(text[token.start : token.stop]))
+        ]
         found = [replace(r, at=0, spans=()) for r in found]
     return tuple(found)
 
 
 def plants(text: str) -> tuple[str, tuple[Reach, ...]]:
-    """Return the name of the function that a statement creates, and what calling it would reach; ("", ()) for anything else."""
+    """Return the name of the function that a statement creates, and what calling it would reach;
+    ("", ()) for anything else."""
     head = _Words(text, _significant(text, 8))
     at = head.optional(1, "OR", "REPLACE")
     if head[0].word != "CREATE" or head[at].word not in ("FUNCTION", "PROCEDURE"):
         return "", ()
     words = _Words(text, _significant(text))
     name = words[at + 3] if words.symbol(at + 2) == "." else words[at + 1]
-    found = [r for token in words.found if token.kind == "string" for r in _body(_literal(text[token.start : token.stop]))]
+    found = [
+        r
+        for token in words.found
+        if token.kind == "string"
+        for r in _body(_literal(text[token.start : token.stop]))
+    ]
     return name.name, tuple(replace(r, at=0, spans=()) for r in [*found, *_called(words)])
 
 
@@ -251,7 +324,12 @@ def _runs(words: _Words) -> bool:
     first = words[0].word
     if first == "CREATE":
         kind = next(
-            (w.word for w in words.found[1:6] if w.word in ("TABLE", "VIEW", "FUNCTION", "PROCEDURE", "RULE", "TRIGGER")), ""
+            (
+                w.word
+                for w in words.found[1:6]
+                if w.word in ("TABLE", "VIEW", "FUNCTION", "PROCEDURE", "RULE", "TRIGGER")
+            ),
+            "",
         )
         return kind == "TABLE" or words.says(1, "MATERIALIZED", "VIEW")
     return first in _RUNS or words.symbol(0) == "("
@@ -284,7 +362,11 @@ def _writes(words: _Words, at: int) -> Iterator[Reach]:
     next_ = words.optional(next_, "ONLY")
     if words[next_].name == "pg_catalog" and words.symbol(next_ + 1) == ".":
         next_ += 2
-    if words[next_].name in _SHARED and words.symbol(next_ + 1) != "." and not (verb == "COPY" and words.says(next_ + 1, "TO")):
+    if (
+        words[next_].name in _SHARED
+        and words.symbol(next_ + 1) != "."
+        and not (verb == "COPY" and words.says(next_ + 1, "TO"))
+    ):
         yield Reach(OUTSIDE, f"{verb} of {words[next_].name}", at=words[at].start)
 
 
@@ -307,9 +389,15 @@ def _head(words: _Words) -> list[Reach]:
             return [Reach(OUTSIDE, f"REINDEX {words[at].word}")]
     if verb == "REASSIGN" and words[1].word == "OWNED":
         return [Reach(OUTSIDE, "REASSIGN OWNED")]
-    if verb == "SET" and (at := next((at for at in (1, 2) if words[at].name == "standard_conforming_strings"), 0)):
+    if verb == "SET" and (
+        at := next((at for at in (1, 2) if words[at].name == "standard_conforming_strings"), 0)
+    ):
         value = words[at + 2].word or _literal(words.symbol(at + 2)).upper()
-        if value not in ("ON", "TRUE", "DEFAULT"):  # then the server would read the rest of the file otherwise than we do
+        if value not in (
+            "ON",
+            "TRUE",
+            "DEFAULT",
+        ):  # then the server would read the rest of the file otherwise than we do
             return [Reach(OUTSIDE, "SET standard_conforming_strings")]
     if words.says(0, "IMPORT", "FOREIGN", "SCHEMA"):
         return [Reach(OUTSIDE, "IMPORT FOREIGN SCHEMA")]
@@ -326,23 +414,41 @@ def _object(words: _Words, verb: str) -> list[Reach]:
     kind = words[1].word
     if kind in _ROLES and words[2].word == "MAPPING":
         return [Reach(OUTSIDE, f"{verb} USER MAPPING")] if verb != "DROP" else []
-    if kind in ("TABLESPACE", "SUBSCRIPTION") or (kind == "SERVER" and verb != "DROP") or (verb == "ALTER" and kind == "SYSTEM"):
+    if (
+        kind in ("TABLESPACE", "SUBSCRIPTION")
+        or (kind == "SERVER" and verb != "DROP")
+        or (verb == "ALTER" and kind == "SYSTEM")
+    ):
         return [Reach(OUTSIDE, f"{verb} {kind}")]
     if verb == "DROP" and kind == "OWNED":
         return [Reach(OUTSIDE, "DROP OWNED")]
     at = words.optional(2, "IF", "EXISTS")
     if kind == "DATABASE":
         name = words[at]
-        settable = verb == "ALTER" and words[at + 1].word in ("SET", "RESET") and words[at + 2].word != "TABLESPACE"
+        settable = (
+            verb == "ALTER"
+            and words[at + 1].word in ("SET", "RESET")
+            and words[at + 2].word != "TABLESPACE"
+        )
         spans = ((name.start, name.stop),) if settable and name.name else ()
-        taken = verb == "ALTER" and words.find(2, "OWNER", "RENAME", "TABLESPACE", "IS_TEMPLATE", "ALLOW_CONNECTIONS") > 0
+        taken = (
+            verb == "ALTER"
+            and words.find(2, "OWNER", "RENAME", "TABLESPACE", "IS_TEMPLATE", "ALLOW_CONNECTIONS")
+            > 0
+        )
         what = f"{verb} DATABASE {name.name}".strip()
-        return [Reach(DATABASE, what, (name.name,), spans, "TAKE" if taken else verb, if_exists=at > 2)]
+        return [
+            Reach(DATABASE, what, (name.name,), spans, "TAKE" if taken else verb, if_exists=at > 2)
+        ]
     if kind not in _ROLES:
         return []
     if verb == "DROP":
         names = tuple(token.name for token in words.names(at)[0])
-        return [Reach(ROLE, f"DROP {kind} {', '.join(names)}".strip(), names, verb=verb, if_exists=at > 2)]
+        return [
+            Reach(
+                ROLE, f"DROP {kind} {', '.join(names)}".strip(), names, verb=verb, if_exists=at > 2
+            )
+        ]
     name = words[at]
     shown = name.name if name.word not in ANYONE and name.word != "ALL" else name.word
     if verb == "ALTER" and words.says(at + 1, "IN", "DATABASE"):
@@ -361,7 +467,11 @@ def _grant(words: _Words, verb: str) -> list[Reach]:
             found = words.names(on + 2)[0]
             names = tuple(token.name for token in found)
             spans = ((found[0].start, found[-1].stop),) if all(names) else ()
-            return [Reach(DATABASE, f"{verb} ON DATABASE {', '.join(names)}".strip(), names, spans, verb)]
+            return [
+                Reach(
+                    DATABASE, f"{verb} ON DATABASE {', '.join(names)}".strip(), names, spans, verb
+                )
+            ]
         if words[on + 1].word in ("TABLESPACE", "PARAMETER"):
             return [Reach(OUTSIDE, f"{verb} ON {words[on + 1].word}")]
         return []
@@ -369,13 +479,18 @@ def _grant(words: _Words, verb: str) -> list[Reach]:
         return []
     first = words.optional(words.optional(1, "ADMIN", "OPTION", "FOR"), "INHERIT", "OPTION", "FOR")
     roles, members = words.names(first)[0], words.names(to + 1)[0]
-    pairs = tuple((role.name, "" if member.word in ANYONE else member.name) for role in roles for member in members)
+    pairs = tuple(
+        (role.name, "" if member.word in ANYONE else member.name)
+        for role in roles
+        for member in members
+    )
     what = f"{verb} {', '.join(t.name for t in roles)} {words[to].word} {', '.join(t.name for t in members)}"
     return [Reach(ROLE, what, tuple(t.name for t in roles), verb=verb, pairs=pairs)]
 
 
 def _body(text: str) -> list[Reach]:
-    """Return what the statements of a body in PL/pgSQL or SQL reach, those in the literals of an EXECUTE included."""
+    """Return what the statements of a body in PL/pgSQL or SQL reach, those in the literals of an
+    EXECUTE included."""
     if not might(text, ""):
         return []
     here = "current_database" in text.lower()
@@ -394,14 +509,35 @@ def _body(text: str) -> list[Reach]:
             piece.append(token)
     for piece in pieces:
         words = _Words(text, piece)
-        inside = _head(words) + [r for at in range(len(words)) for r in _writes(words, at)] + _called(words)
+        inside = (
+            _head(words)
+            + [r for at in range(len(words)) for r in _writes(words, at)]
+            + _called(words)
+        )
         if words[0].word == "EXECUTE" or any(token.word == "EXECUTE" for token in piece):
-            literals = [_literal(text[token.start : token.stop]) for token in piece if token.kind == "string"]
-            inside += [r for literal in literals for statement in split(literal) for r in reach(statement.text)]
-            changes = changes or any(token.word in _CHANGES for literal in literals for token in _significant(literal))
+            literals = [
+                _literal(text[token.start : token.stop])
+                for token in piece
+                if token.kind == "string"
+            ]
+            inside += [
+                r
+                for literal in literals
+                for statement in split(literal)
+                for r in reach(statement.text)
+            ]
+            changes = changes or any(
+                token.word in _CHANGES for literal in literals for token in _significant(literal)
+            )
         for one in inside:
-            # The database that it is in, by a name that only the server knows, is the one being built. Its comment is our mark.
-            if one.kind == DATABASE and one.verb in ("ALTER", "GRANT", "REVOKE") and here and not any(one.names):
+            # The database that it is in, by a name that only the server knows, is the one being
+            # built. Its comment is our mark.
+            if (
+                one.kind == DATABASE
+                and one.verb in ("ALTER", "GRANT", "REVOKE")
+                and here
+                and not any(one.names)
+            ):
                 continue
             found.append(replace(one, spans=()))
     others = any(r.kind != ROLE or r.verb not in ("CREATE", "ALTER") or r.pairs for r in found)
@@ -410,13 +546,17 @@ def _body(text: str) -> list[Reach]:
 
 def _significant_with_ends(text: str) -> list[Token]:
     found = _significant(text)
-    ends = [Token("end", "", "", start, stop) for kind, start, stop in tokens(text) if kind == "end"]
+    ends = [
+        Token("end", "", "", start, stop) for kind, start, stop in tokens(text) if kind == "end"
+    ]
     return sorted([*found, *ends], key=lambda token: token.start)
 
 
-# ---- commands of psql ------------------------------------------------------------------------------------------------------------
+# ---- commands of psql
+# ------------------------------------------------------------------------------------------------------------
 
-# What only prints, or says how; `\restrict` is how pg_dump guards what it writes (PostgreSQL documentation, app-psql).
+# What only prints, or says how; `\restrict` is how pg_dump guards what it writes (PostgreSQL
+# documentation, app-psql).
 _PRINTS = re.compile(
     r"\\(?:(?:un)?restrict|q?echo|warn|timing|pset|x|t|a|H|C|f|conninfo|copyright|h|help|errverbose|sf|sv|z|l\+?|d\w*\+?)"
     r"(?:\s|$)"
@@ -425,7 +565,8 @@ _SETS = re.compile(
     r"\\(?:un)?set\s+(?:ON_ERROR_STOP|ON_ERROR_ROLLBACK|ECHO|ECHO_HIDDEN|QUIET|VERBOSITY|SHOW_CONTEXT|FETCH_COUNT|HISTCONTROL|HISTFILE"
     r"|HISTSIZE|COMP_KEYWORD_CASE|PROMPT[123]|SHOW_ALL_RESULTS)(?:\s|$)"
 )
-# SQL_ASCII is what pg_dump writes before a \connect to an odd name (appendPsqlMetaConnect in src/fe_utils/string_utils.c).
+# SQL_ASCII is what pg_dump writes before a \connect to an odd name (appendPsqlMetaConnect in
+# src/fe_utils/string_utils.c).
 _ENCODING = re.compile(r"\\encoding(?:\s+'?(?:utf-?8|unicode|sql_ascii)'?)?\s*$", re.I)
 _CONNECT = re.compile(r"\\c(?:onnect)?(?:\s|$)")
 HARMLESS = "harmless"  # the kind of a command of psql that only prints
@@ -436,7 +577,8 @@ def _first(line: str) -> str:
 
 
 def command(line: str) -> Reach:
-    """Return what one line of psql does: HARMLESS if it only prints, CONNECT with the database's name, else PSQL."""
+    """Return what one line of psql does: HARMLESS if it only prints, CONNECT with the database's
+    name, else PSQL."""
     bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "", line)
     if "`" in line:
         return Reach(PSQL, f"{_first(line)} with a command of the shell")
@@ -445,7 +587,9 @@ def command(line: str) -> Reach:
         return Reach(PSQL, next((name for name in inner if not _PRINTS.match(name)), _first(line)))
     if _CONNECT.match(line):
         name = _connected(line)
-        return Reach(CONNECT if name is not None else PSQL, f"\\connect {name or ''}".strip(), (name or "",))
+        return Reach(
+            CONNECT if name is not None else PSQL, f"\\connect {name or ''}".strip(), (name or "",)
+        )
     if _PRINTS.match(line) or _SETS.match(line) or _ENCODING.match(line):
         return Reach(HARMLESS, _first(line))
     if re.match(r"\\copy\b", line):
@@ -455,11 +599,14 @@ def command(line: str) -> Reach:
 
 
 #: Which commands lead psql itself elsewhere: into another database, a shell, a file, or statements that are not in the script.
-LEADING = re.compile(r"\\(?:c|connect|!|gexec|o|out|w|write|copy …)(?: .*)?|.* with a command of the shell", re.S)
+LEADING = re.compile(
+    r"\\(?:c|connect|!|gexec|o|out|w|write|copy …)(?: .*)?|.* with a command of the shell", re.S
+)
 
 
 def _connected(line: str) -> str | None:
-    """Return the database that a \\connect names (empty: the same again); None if it names more, or cannot be told."""
+    """Return the database that a \\connect names (empty: the same again); None if it names more, or
+    cannot be told."""
     arguments: list[str] = re.findall(r"\"(?:[^\"]|\"\")*\"|'(?:[^']|'')*'|\S+", line)[1:]
     arguments = [a for a in arguments if not a.startswith("-reuse-previous=")]
     while arguments and arguments[-1] == "-":
@@ -477,7 +624,8 @@ def _connected(line: str) -> str | None:
     return name
 
 
-# ---- roles that a statement names ------------------------------------------------------------------------------------------------
+# ---- roles that a statement names
+# ------------------------------------------------------------------------------------------------
 
 
 class Naming(NamedTuple):
@@ -489,16 +637,19 @@ class Naming(NamedTuple):
 
 
 def naming(text: str) -> Naming | None:
-    """Return which roles a statement gives something to, or acts as; None for a statement of another kind.
+    """Return which roles a statement gives something to, or acts as; None for a statement of
+    another kind.
 
-    CREATE, ALTER and DROP ROLE are told by `reach`. `without(missing)` returns the text without those roles, or None if nothing is
-    left of it.
+    CREATE, ALTER and DROP ROLE are told by `reach`. `without(missing)` returns the text without
+    those roles, or None if nothing is left of it.
     """
     if first_word(text) not in ("ALTER", "CREATE", "GRANT", "REVOKE", "SET"):
         return None
     words = _Words(text, _significant(text))
     verb = words[0].word
-    lists: list[tuple[int, list[Token], int]] = []  # where a clause begins, its roles, where it ends
+    lists: list[
+        tuple[int, list[Token], int]
+    ] = []  # where a clause begins, its roles, where it ends
     clause = verb
     if words.says(0, "ALTER", "DEFAULT", "PRIVILEGES"):
         clause = "DEFAULT PRIVILEGES"
@@ -514,7 +665,9 @@ def naming(text: str) -> Naming | None:
             return None
         on = words.find(1, "ON")
         if not 0 < on < to:
-            first = words.optional(words.optional(1, "ADMIN", "OPTION", "FOR"), "INHERIT", "OPTION", "FOR")
+            first = words.optional(
+                words.optional(1, "ADMIN", "OPTION", "FOR"), "INHERIT", "OPTION", "FOR"
+            )
             lists.append((0, *words.names(first)))
         lists.append((to, *words.names(to + 1)))
     elif verb in ("CREATE", "ALTER") and words[1].word == "POLICY":
@@ -531,7 +684,9 @@ def naming(text: str) -> Naming | None:
         if words[at].word != "AUTHORIZATION" or words[at + 1].word in ANYONE:
             return None
         role = words[at + 1]
-        return _cutting(text, clause, role, words[at].start, role.start if own else role.stop)  # own: it is the schema's name, too
+        return _cutting(
+            text, clause, role, words[at].start, role.start if own else role.stop
+        )  # own: it is the schema's name, too
     elif verb == "ALTER":
         clause = "OWNER"
         at = next((at for at in words.top(1) if words.says(at, "OWNER", "TO")), -1)
@@ -545,7 +700,12 @@ def naming(text: str) -> Naming | None:
         return Naming((role.name,), clause, lambda missing: None)
     elif verb == "SET":
         clause = "SET ROLE"
-        at = 1 if words[1].word not in ("SESSION", "LOCAL") or words.says(1, "SESSION", "AUTHORIZATION") else 2
+        at = (
+            1
+            if words[1].word not in ("SESSION", "LOCAL")
+            or words.says(1, "SESSION", "AUTHORIZATION")
+            else 2
+        )
         if words.says(at, "SESSION", "AUTHORIZATION"):
             clause, at = "SET SESSION AUTHORIZATION", at + 2
         elif words[at].word == "ROLE":
@@ -553,13 +713,19 @@ def naming(text: str) -> Naming | None:
         else:
             return None
         role = words[at]
-        name = role.name or (_literal(text[role.start : role.stop]) if role.kind == "string" else "")
+        name = role.name or (
+            _literal(text[role.start : role.stop]) if role.kind == "string" else ""
+        )
         if role.word in (*ANYONE, "DEFAULT") or not name or name == "none":
             return None
         return Naming((name,), clause, lambda missing: None)
     else:
         return None
-    names = tuple(dict.fromkeys(t.name for _, found, _ in lists for t in found if t.word not in ANYONE and t.name))
+    names = tuple(
+        dict.fromkeys(
+            t.name for _, found, _ in lists for t in found if t.word not in ANYONE and t.name
+        )
+    )
     return Naming(names, clause, lambda missing: _thinned(text, lists, missing)) if names else None
 
 
@@ -567,12 +733,18 @@ def _cutting(text: str, clause: str, role: Token, start: int, stop: int) -> Nami
     return Naming((role.name,), clause, lambda missing: (text[:start] + text[stop:]).strip())
 
 
-def _thinned(text: str, lists: list[tuple[int, list[Token], int]], missing: frozenset[str]) -> str | None:
+def _thinned(
+    text: str, lists: list[tuple[int, list[Token], int]], missing: frozenset[str]
+) -> str | None:
     """Return a text without the missing roles of its lists; None if one of those would be empty."""
     for _, found, _ in reversed(lists):
         kept = [t for t in found if t.name not in missing or t.word in ANYONE]
         if not kept:
             return None
         if len(kept) < len(found):
-            text = text[: found[0].start] + ", ".join(text[t.start : t.stop] for t in kept) + text[found[-1].stop :]
+            text = (
+                text[: found[0].start]
+                + ", ".join(text[t.start : t.stop] for t in kept)
+                + text[found[-1].stop :]
+            )
     return text

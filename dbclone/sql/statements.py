@@ -1,7 +1,8 @@
 """Where one SQL statement ends and the next begins. Pure text, no connection.
 
-The rules are those of psql and of the lexical structure described in the PostgreSQL documentation (sql-syntax-lexical): quotes,
-dollar quotes, nested comments, parentheses, and the bodies of SQL-standard functions (BEGIN ATOMIC … END).
+The rules are those of psql and of the lexical structure described in the PostgreSQL documentation
+(sql-syntax-lexical): quotes, dollar quotes, nested comments, parentheses, and the bodies of
+SQL-standard functions (BEGIN ATOMIC … END).
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase
 
-# Letters of names are what the server takes for them: any character beyond ASCII, and no white space but these six. The pattern
-# names those of ASCII that are none: a range up to Unicode's last character takes 6 ms to compile, in every process.
+# Letters of names are what the server takes for them: any character beyond ASCII, and no white
+# space but these six. The pattern names those of ASCII that are none: a range up to Unicode's last
+# character takes 6 ms to compile, in every process.
 _SPACE = " \t\n\r\f\v"
-# Nothing here repeats a group: for each repetition of one the engine would keep a record, gigabytes for a literal of 20 MB.
+# Nothing here repeats a group: for each repetition of one the engine would keep a record, gigabytes
+# for a literal of 20 MB.
 _TOKEN = re.compile(
     r"""
       (?P<space>[ \t\n\r\f\v]+|--[^\n\r]*)
@@ -36,12 +39,16 @@ _ESCAPED = re.compile(r"\\.|''|'", re.S)
 _DATA_END = re.compile(r"^\\\.[ \t]*\r?(?:\n|\Z)", re.M)
 _ROUTINE = re.compile(r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE) ")
 # A server with an encoding of several bytes folds the letters of ASCII and no others.
-UPPER, LOWER = str.maketrans(ascii_lowercase, ascii_uppercase), str.maketrans(ascii_uppercase, ascii_lowercase)
+UPPER, LOWER = (
+    str.maketrans(ascii_lowercase, ascii_uppercase),
+    str.maketrans(ascii_uppercase, ascii_lowercase),
+)
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement: its text without the semicolon, the line (from 1) it starts on, and the data lines of a COPY FROM STDIN."""
+    """One statement: its text without the semicolon, the line (from 1) it starts on, and the data
+    lines of a COPY FROM STDIN."""
 
     text: str
     line: int
@@ -49,7 +56,8 @@ class Statement:
 
 
 def _quoted(text: str, at: int, quote: str, escapes: bool) -> int:
-    """Return where the quoted text ends whose inside starts at `at`: behind its closing quote, or at the end of a text without.
+    """Return where the quoted text ends whose inside starts at `at`: behind its closing quote, or
+    at the end of a text without.
 
     Arguments: `escapes`, whether a backslash takes the next character with it.
     """
@@ -74,9 +82,12 @@ def _comment(text: str, at: int) -> int:
 
 
 def tokens(text: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
-    """Yield (kind, start, end); comments come as `space`, quoted text whole. Time and memory grow as the text does, no faster."""
+    """Yield (kind, start, end); comments come as `space`, quoted text whole. Time and memory grow
+    as the text does, no faster."""
     at = start
-    escaped = broken = False  # whether an E string came last, and a new line since: then a string goes on with it, escapes included
+    escaped = broken = (
+        False  # whether an E string came last, and a new line since: then a string goes on with it, escapes included
+    )
     while at < len(text):
         match = _TOKEN.match(text, at)
         assert match is not None  # `other` takes any character
@@ -137,8 +148,9 @@ class _Open:
 def split(text: str) -> Iterator[Statement]:
     """Yield the statements of an SQL script in order, empty ones left out.
 
-    A backslash command of psql that begins where a statement could is yielded as a Statement whose text starts with the backslash,
-    up to the end of the line; what it is, `reach.command` tells. COPY … FROM STDIN takes the lines up to `\\.`.
+    A backslash command of psql that begins where a statement could is yielded as a Statement whose
+    text starts with the backslash, up to the end of the line; what it is, `reach.command` tells.
+    COPY … FROM STDIN takes the lines up to `\\.`.
     """
     at = counted = 0
     line = 1
@@ -188,7 +200,8 @@ def _copy_data(text: str, at: int) -> tuple[str, int]:
 
 
 def fold(token: str) -> str:
-    """Return an identifier token as the server stores it: quoted as it is, unquoted in lower case, cut at 63 bytes."""
+    """Return an identifier token as the server stores it: quoted as it is, unquoted in lower case,
+    cut at 63 bytes."""
     name = token[1:] if token.startswith('"') else token.translate(LOWER)
     return name.encode()[:63].decode(errors="ignore")
 

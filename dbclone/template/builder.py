@@ -17,7 +17,17 @@ from ..clone import roles
 from ..databases import boundary, ddl
 from ..databases.copying import disk_full
 from ..databases.naming import Database, Mark, build_name
-from ..errors import BuildFailed, BuildTimeout, Error, NotOwned, ServerError, TemplateError, encodable, redacted, safe_str
+from ..errors import (
+    BuildFailed,
+    BuildTimeout,
+    Error,
+    NotOwned,
+    ServerError,
+    TemplateError,
+    encodable,
+    redacted,
+    safe_str,
+)
 from ..process.clock import monotonic, wall
 from ..process.file_lock import locked
 from ..schema.manifest import Manifest, digest
@@ -56,7 +66,8 @@ def full_manifest(server: Server, schema: Schema) -> Manifest:
 
 
 def adoptable(server: Server, known: list[Database], name: str) -> Database | None:
-    """Return the template called `name` if it is ours and complete. One that another role owns is never trusted."""
+    """Return the template called `name` if it is ours and complete. One that another role owns is
+    never trusted."""
     found = next((d for d in known if d.name == name), None)
     if found is None:
         return None
@@ -79,25 +90,40 @@ def flaws(server: Server, found: Database) -> list[str]:
     if flaw := collation_flaw(server, found):
         return [flaw]
     lacking = json.loads(found.mark.manifest.get(LACKING, "[]"))
-    if lacking and (rows := server.fetch("SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s) ORDER BY 1", [lacking])):
+    if lacking and (
+        rows := server.fetch(
+            "SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s) ORDER BY 1", [lacking]
+        )
+    ):
         return [f"role {name} was not there and is now" for (name,) in rows]
-    recorded = {k.partition(" ")[2]: v for k, v in found.mark.manifest.items() if k.startswith("extension ")}
+    recorded = {
+        k.partition(" ")[2]: v for k, v in found.mark.manifest.items() if k.startswith("extension ")
+    }
     if not recorded:
         return []
-    rows = server.fetch("SELECT name::text, default_version FROM pg_available_extensions WHERE name = ANY(%s)", [list(recorded)])
+    rows = server.fetch(
+        "SELECT name::text, default_version FROM pg_available_extensions WHERE name = ANY(%s)",
+        [list(recorded)],
+    )
     now = dict(rows)
     was = {name: version.partition(_DEFAULT)[2] or version for name, version in recorded.items()}
-    return [f"extension {name} was {was[name]}, is {now.get(name) or 'gone'}" for name in was if was[name] != now.get(name)]
+    return [
+        f"extension {name} was {was[name]}, is {now.get(name) or 'gone'}"
+        for name in was
+        if was[name] != now.get(name)
+    ]
 
 
 def collation_flaw(server: Server, found: Database) -> str:
-    """Return in words that the operating system sorts otherwise than when a database was made, which then cannot be copied; an
-    empty string if it does not."""
+    """Return in words that the operating system sorts otherwise than when a database was made,
+    which then cannot be copied; an empty string if it does not."""
     if server.facts.major < 15:  # nothing is recorded, nor refused
         return ""
     rows = server.fetch(
-        "SELECT datcollversion, coalesce(pg_database_collation_actual_version(oid), 'unknown') FROM pg_database WHERE oid = %s"
-        " AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL",
+        "SELECT datcollversion, coalesce(pg_database_collation_actual_version(oid),"
+        " 'unknown') FROM pg_database WHERE oid = %s"
+        " AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND"
+        " datcollversion IS NOT NULL",
         [found.oid],
     )
     return "its collation had version {}, the system's has {}".format(*rows[0]) if rows else ""
@@ -155,7 +181,8 @@ class Builder:
         self.progress(f"waiting for {holder} to build the template ({waited:.0f} s)")
 
     def _lock_path(self) -> Path | None:
-        """Return the lock file for this machine, or None where there is no place for one: the server's lock does as well."""
+        """Return the lock file for this machine, or None where there is no place for one: the
+        server's lock does as well."""
         try:
             return (
                 private_folder(cache_folder(self.server.settings) / "locks")
@@ -165,9 +192,11 @@ class Builder:
             return None
 
     def build(self, replaced: Database | None) -> Database:
-        """Build, seal and publish; return the database that has the name in the end, whoever made it.
+        """Build, seal and publish; return the database that has the name in the end, whoever made
+        it.
 
-        Arguments: `replaced`, the template that has the name until then. Raises BuildFailed, TemplateError, psycopg.Error.
+        Arguments: `replaced`, the template that has the name until then. Raises BuildFailed,
+        TemplateError, psycopg.Error.
         """
         if replaced is not None and replaced.sessions:
             raise self._occupied(f"There are {replaced.sessions} sessions in it.")
@@ -176,7 +205,9 @@ class Builder:
         self.notes = looked.notes
         server, settings = self.server, self.server.settings
         name = build_name(settings.project)
-        mark = Mark.make("build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint)
+        mark = Mark.make(
+            "build", settings.project, server.facts.system, fingerprint=self.manifest.fingerprint
+        )
         started = monotonic()
         server.leases.acquire(name)
         try:
@@ -186,7 +217,13 @@ class Builder:
             manifest = {**self.manifest, **self._finish(name)}
             if looked.lacking:
                 manifest[LACKING] = json.dumps(looked.lacking)
-            final = replace(mark, kind="template", manifest=manifest, seconds=round(monotonic() - started, 3), used=wall())
+            final = replace(
+                mark,
+                kind="template",
+                manifest=manifest,
+                seconds=round(monotonic() - started, 3),
+                used=wall(),
+            )
             ddl.seal(server, name, final)
             self._publish(name, replaced)
         except _UNFIT as error:
@@ -196,12 +233,15 @@ class Builder:
             raise settings.error(
                 "locale" if settings.locale else "encoding",
                 "the server cannot create a database like that",
-                "Choose an encoding and a locale that the server has: SELECT collname, collencoding FROM pg_collation.",
+                "Choose an encoding and a locale that the server has: SELECT collname,"
+                " collencoding FROM pg_collation.",
                 safe_str(error).strip(),
             ) from None
         except (psycopg.errors.DiskFull, psycopg.errors.InternalError_) as error:
             self._discard(name)
-            raise disk_full(server, "template0", error, f'to build template "{self.name}"') from None
+            raise disk_full(
+                server, "template0", error, f'to build template "{self.name}"'
+            ) from None
         except psycopg.errors.InsufficientPrivilege as error:
             self._discard(name)
             raise ddl.to_create(server, "template0", error) from error
@@ -213,23 +253,36 @@ class Builder:
         log.info("built template %s in %.2f s", self.name, monotonic() - started)
         found = adoptable(server, ddl.listed(server, self.name), self.name)
         if found is None:
-            raise TemplateError(f'template "{self.name}" was dropped as soon as it was built', "Somebody pruned it.", "Run again.")
+            raise TemplateError(
+                f'template "{self.name}" was dropped as soon as it was built',
+                "Somebody pruned it.",
+                "Run again.",
+            )
         return found
 
     def aside(self, name: str) -> None:
-        """Build into the private database `name`, which is neither sealed nor published and stays open; the caller holds its lease
-        and drops it. Raises what `build` raises."""
+        """Build into the private database `name`, which is neither sealed nor published and stays
+        open; the caller holds its lease and drops it. Raises what `build` raises."""
         boundary.prepare(self.server, self.schema)
-        mark = Mark.make("build", self.server.settings.project, self.server.facts.system, fingerprint=self.manifest.fingerprint)
+        mark = Mark.make(
+            "build",
+            self.server.settings.project,
+            self.server.facts.system,
+            fingerprint=self.manifest.fingerprint,
+        )
         ddl.create(self.server, name, "template0", mark, self._options())
         self._fill(name)
-        ddl.close_to_others(self.server, name)  # what a forgotten session has not committed is not in a template either
+        ddl.close_to_others(
+            self.server, name
+        )  # what a forgotten session has not committed is not in a template either
         self.server.connection.execute(ddl.opening(name))
 
     def _options(self) -> dict[str, str | bool]:
         """Return encoding and locale, said explicitly so that nothing of template1 matters."""
         settings = self.server.settings
-        options: dict[str, str | bool] = {"ENCODING": settings.encoding} if settings.encoding else {}
+        options: dict[str, str | bool] = (
+            {"ENCODING": settings.encoding} if settings.encoding else {}
+        )
         return {**options, "LOCALE": settings.locale} if settings.locale else options
 
     def _fill(self, name: str) -> None:
@@ -247,16 +300,19 @@ class Builder:
             raise shown
         text = f"{type(shown).__name__}: {shown}"
         raise BuildFailed(
-            f"building the template failed: {text.splitlines()[0]}", text, "Correct the schema; no template was left behind."
+            f"building the template failed: {text.splitlines()[0]}",
+            text,
+            "Correct the schema; no template was left behind.",
         ) from shown
 
     def _finish(self, name: str) -> dict[str, str]:
-        """End what the schema left open, then freeze and analyse everything, so that clones start with good plans and no vacuum
-        debt; return what only the finished database tells: its extensions, whether unlogged tables have rows, and which tables have
-        row-level security."""
+        """End what the schema left open, then freeze and analyse everything, so that clones start
+        with good plans and no vacuum debt; return what only the finished database tells: its
+        extensions, whether unlogged tables have rows, and which tables have row-level security."""
         self.progress("vacuuming")
         with contextlib.closing(self.server.connect(name, "build")) as connection:
-            # Before the VACUUM, which would wait for ever for a lock that a forgotten session holds.
+            # Before the VACUUM, which would wait for ever for a lock that a forgotten session
+            # holds.
             if stayed := ddl.close_to_others(self.server, name, connection.info.backend_pid):
                 shown = "\n".join(
                     f"Server process {pid} of {user or 'the server'} ({application or 'unnamed'})"
@@ -271,15 +327,20 @@ class Builder:
             connection.execute("VACUUM (FREEZE, ANALYZE)")
             rows = connection.execute(
                 "SELECT e.extname::text, e.extversion, a.default_version FROM pg_extension e"
-                " LEFT JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname <> 'plpgsql'"
+                " LEFT JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname"
+                " <> 'plpgsql'"
             ).fetchall()
             unlogged = connection.execute(
-                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND reltuples > 0"
+                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND"
+                " reltuples > 0"
             ).fetchall()
             secured = roles.tables_with_row_security(connection)
         found = {UNLOGGED: str(len(unlogged))} if unlogged else {}
         found |= {roles.ROW_SECURITY: secured} if secured else {}
-        return found | {f"extension {name}": was if was == default else f"{was}{_DEFAULT}{default}" for name, was, default in rows}
+        return found | {
+            f"extension {name}": was if was == default else f"{was}{_DEFAULT}{default}"
+            for name, was, default in rows
+        }
 
     def _publish(self, name: str, replaced: Database | None) -> None:
         """Give the finished database its name. A template that is being replaced steps aside first."""
@@ -292,7 +353,8 @@ class Builder:
             self._discard(name)
 
     def _replace(self, name: str, replaced: Database) -> bool:
-        """Give the finished database the name of an older one, and drop that; return False if it has been dropped already."""
+        """Give the finished database the name of an older one, and drop that; return False if it
+        has been dropped already."""
         server = self.server
         aside = build_name(server.settings.project)
         server.leases.acquire(aside)

@@ -1,4 +1,5 @@
-"""Whether a schema has made anything in the database that it was given, and where it may have gone instead."""
+"""Whether a schema has made anything in the database that it was given, and where it may have gone
+instead."""
 
 from __future__ import annotations
 
@@ -19,14 +20,43 @@ from ..server.dsn import mask_any, parse
 
 #: Catalogues of which a new database has no row of a user's (oid from 16384 on: FirstNormalObjectId, access/transam.h).
 _CATALOGUES = (
-    *("pg_class", "pg_type", "pg_proc", "pg_namespace", "pg_extension", "pg_operator", "pg_opclass", "pg_opfamily", "pg_am"),
-    *("pg_cast", "pg_conversion", "pg_collation", "pg_language", "pg_ts_config", "pg_ts_dict", "pg_ts_parser", "pg_ts_template"),
-    *("pg_event_trigger", "pg_publication", "pg_foreign_data_wrapper", "pg_foreign_server", "pg_default_acl", "pg_transform"),
+    *(
+        "pg_class",
+        "pg_type",
+        "pg_proc",
+        "pg_namespace",
+        "pg_extension",
+        "pg_operator",
+        "pg_opclass",
+        "pg_opfamily",
+        "pg_am",
+    ),
+    *(
+        "pg_cast",
+        "pg_conversion",
+        "pg_collation",
+        "pg_language",
+        "pg_ts_config",
+        "pg_ts_dict",
+        "pg_ts_parser",
+        "pg_ts_template",
+    ),
+    *(
+        "pg_event_trigger",
+        "pg_publication",
+        "pg_foreign_data_wrapper",
+        "pg_foreign_server",
+        "pg_default_acl",
+        "pg_transform",
+    ),
     "pg_largeobject_metadata",
 )
 _QUESTION = sql.SQL("SELECT {}").format(
     sql.SQL(" OR ").join(
-        sql.SQL("EXISTS (SELECT FROM {} WHERE oid >= 16384)").format(sql.Identifier("pg_catalog", name)) for name in _CATALOGUES
+        sql.SQL("EXISTS (SELECT FROM {} WHERE oid >= 16384)").format(
+            sql.Identifier("pg_catalog", name)
+        )
+        for name in _CATALOGUES
     )
 )
 #: Files in which tools look for their database.
@@ -35,33 +65,48 @@ _FILES = (
     "flyway.toml", "liquibase.properties", "prisma/schema.prisma", "sqitch.conf", "yoyo.ini",
 )  # fmt: skip
 _URL = re.compile(r"\b(?:postgres(?:ql)?(?:\+\w+)?|postgis|psql|pgsql)://[^\s\"'<>`,)]+", re.I)
-_NAME = re.compile(r"^\s*(?:database|dbname)\s*[:=]\s*['\"]?([\w-]+)|\bdbname\s*=\s*['\"]?([\w-]+)", re.M)
+_NAME = re.compile(
+    r"^\s*(?:database|dbname)\s*[:=]\s*['\"]?([\w-]+)|\bdbname\s*=\s*['\"]?([\w-]+)", re.M
+)
 
 
 def check(connection: psycopg.Connection[Any], schema: Schema) -> None:
     """Raise BuildFailed if a schema ran and the database has no object.
 
-    SQL files are exempt: they run in this very database, so one without a statement is meant to make nothing.
+    SQL files are exempt: they run in this very database, so one without a statement is meant to
+    make nothing.
     """
     parts = list(schema.parts) if isinstance(schema, Steps) else [schema]
-    if all(isinstance(part, SqlFiles) for part in parts) or connection.execute(_QUESTION).fetchone() != (False,):
+    if all(isinstance(part, SqlFiles) for part in parts) or connection.execute(
+        _QUESTION
+    ).fetchone() != (False,):
         return
-    suspects = [part for part in parts if isinstance(part, (Command, Function)) and getattr(part, "key", "") != "seed"]
+    suspects = [
+        part
+        for part in parts
+        if isinstance(part, (Command, Function)) and getattr(part, "key", "") != "seed"
+    ]
     names = " and ".join(_shown(part) for part in suspects) or "the schema"
-    elsewhere = next((found for part in suspects if isinstance(part, Command) for found in _elsewhere(part)), None)
+    elsewhere = next(
+        (found for part in suspects if isinstance(part, Command) for found in _elsewhere(part)),
+        None,
+    )
     nothing = "no table, type, function, schema or extension"
     if elsewhere is not None:
         file, place = elsewhere
         raise BuildFailed(
             f"{names} made nothing in the database it was given; its {file} names another",
-            f"{file} names {place}: what the command made may be there. The database that dbclone gave it has {nothing}, so no"
+            f"{file} names {place}: what the command made may be there. The database that"
+            f" dbclone gave it has {nothing}, so no"
             " template was made.",
             f"{_remedy(suspects)} Look at {place}: it may have been changed.",
         )
     raise BuildFailed(
         f"{names} made nothing in the database it was given",
-        f"It ended without an error, and the database has {nothing}, so no template was made. It may have connected elsewhere.",
-        f"{_remedy(suspects)} If an empty database is meant, name an SQL file that holds a comment.",
+        f"It ended without an error, and the database has {nothing}, so no template was made."
+        f" It may have connected elsewhere.",
+        f"{_remedy(suspects)} If an empty database is meant, name an SQL file that holds a"
+        f" comment.",
     )
 
 
@@ -81,7 +126,8 @@ def _remedy(suspects: list[Command | Function]) -> str:
 
 
 def _elsewhere(command: Command) -> Iterator[tuple[str, str]]:
-    """Yield (file, database in words) of what the files of a command and those that tools look into name."""
+    """Yield (file, database in words) of what the files of a command and those that tools look into
+    name."""
     root = command.settings.root
     words: list[str] = []
     with contextlib.suppress(SettingsError):
@@ -91,7 +137,11 @@ def _elsewhere(command: Command) -> Iterator[tuple[str, str]]:
     for name in dict.fromkeys([*words, *_FILES]):
         with contextlib.suppress(OSError, ValueError):
             path = root / name
-            if path.is_file() and path.stat().st_size < 1_000_000 and (place := _named(path.read_text(errors="replace"))):
+            if (
+                path.is_file()
+                and path.stat().st_size < 1_000_000
+                and (place := _named(path.read_text(errors="replace")))
+            ):
                 yield Path(name).as_posix(), place
 
 
@@ -103,11 +153,14 @@ def _split(text: str) -> list[str]:
 
 
 def _named(text: str) -> str:
-    """Return the first database that a text names, in words and without a password; empty if there is none."""
+    """Return the first database that a text names, in words and without a password; empty if there
+    is none."""
     for found in _URL.findall(text):
         with contextlib.suppress(SettingsError):
             dsn = parse(re.sub(r"^\w+(\+\w+)?://", "postgresql://", found))
             if dsn.get("dbname"):
-                return f'database "{dsn.get("dbname")}"' + (f" on {dsn.get('host')}" if dsn.get("host") else "")
+                return f'database "{dsn.get("dbname")}"' + (
+                    f" on {dsn.get('host')}" if dsn.get("host") else ""
+                )
     match = _NAME.search(text)
     return f'database "{match[1] or match[2]}"' if match else ""

@@ -1,4 +1,5 @@
-"""The application connects as its own role: what production would refuse or hide, a test refuses or hides, and resets see all."""
+"""The application connects as its own role: what production would refuse or hide, a test refuses or
+hides, and resets see all."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from dbclone.server.server import Server
 from ..conftest import Project
 from ..private import own_server
 
-# Every way in which the rights of a role show. Nobody grants the sequence of `audit` or the use of the schema `inside`.
+# Every way in which the rights of a role show. Nobody grants the sequence of `audit` or the use of
+# the schema `inside`.
 SCHEMA = """
 CREATE TABLE notes (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tenant text NOT NULL, body text);
 ALTER TABLE notes ENABLE ROW LEVEL SECURITY;
@@ -113,7 +115,8 @@ TESTS = """
         everything = "SELECT (SELECT array_agg(body ORDER BY id) FROM notes), (SELECT count(*) FROM audit),"
         everything += " (SELECT count(*) FROM reports), (SELECT count(*) FROM mine)"
         assert dbclone.execute(everything).fetchone() == (["s1", "a0"], 0, 0, 0)
-        # the fixture arranges for every tenant, the application sees its own, whose name is a setting of the role
+        # the fixture arranges for every tenant, the application sees its own, whose name is a
+        # setting of the role
         dbclone.execute("INSERT INTO notes (tenant, body) VALUES ('a', 'a1'), ('b', 'b1')")
         assert run("SELECT body FROM notes ORDER BY id") == [("a0",), ("a1",)]
         run("UPDATE notes SET body = body || '!'")
@@ -145,11 +148,19 @@ TESTS = """
 
 @pytest.fixture
 def name() -> str:
-    """The name of a role that no other test uses: a server's roles belong to all its databases, and none is ever dropped."""
+    """The name of a role that no other test uses: a server's roles belong to all its databases, and
+    none is ever dropped."""
     return f"app_{uuid.uuid4().hex[:8]}"
 
 
-def application(project: Project, name: str, kind: str, user: str = "dev", schema: str = SCHEMA, **settings: object) -> None:
+def application(
+    project: Project,
+    name: str,
+    kind: str,
+    user: str = "dev",
+    schema: str = SCHEMA,
+    **settings: object,
+) -> None:
     """Write a project of one kind, whose handle connects as `user` in production."""
     project.write(app=APPS[kind].format(user=user))
     (project.folder / "schema.sql").write_text(schema.replace("{role}", name))
@@ -158,8 +169,11 @@ def application(project: Project, name: str, kind: str, user: str = "dev", schem
 
 
 @pytest.mark.parametrize("kind", APPS)
-def test_rights_are_those_of_the_role_whatever_the_handle(project: Project, name: str, kind: str) -> None:
-    """Item 4 of issue 12: row-level security, grants, ownership, settings of the role; and each reset undoes what it cannot see."""
+def test_rights_are_those_of_the_role_whatever_the_handle(
+    project: Project, name: str, kind: str
+) -> None:
+    """Item 4 of issue 12: row-level security, grants, ownership, settings of the role; and each
+    reset undoes what it cannot see."""
     application(project, name, kind, role=name)
     project.write(test_a=TESTS.replace("{role}", name))
     done = project.pytest("-q")
@@ -181,7 +195,8 @@ def test_rights_under_xdist_and_in_warm_clones(project: Project, server: Server,
 
 @pytest.mark.parametrize("kind", ["sqlalchemy", "peewee-psycopg2", "pool"])
 def test_in_a_sandbox_everybody_is_the_role(project: Project, name: str, kind: str) -> None:
-    """One session: the fixture too. Sequences that the role may not set go back all the same; a seed that it cannot see stays."""
+    """One session: the fixture too. Sequences that the role may not set go back all the same; a
+    seed that it cannot see stays."""
     application(project, name, kind, role=name, reset="rollback", reset_sequences=True)
     project.write(
         test_a="""
@@ -232,7 +247,9 @@ WHO = """
     """
 
 
-def test_without_the_setting_it_is_the_handles_user_whom_the_schema_knows(project: Project, server: Server, name: str) -> None:
+def test_without_the_setting_it_is_the_handles_user_whom_the_schema_knows(
+    project: Project, server: Server, name: str
+) -> None:
     """cases/row_security_of_the_apps_role: nobody wrote a setting, production's engine says it."""
     server.connection.execute(f"CREATE ROLE {name}".encode())
     for kind in set(APPS) - {"environment", "sqlalchemy-psycopg2", "peewee-psycopg2"}:
@@ -240,13 +257,20 @@ def test_without_the_setting_it_is_the_handles_user_whom_the_schema_knows(projec
         project.write(test_a=TESTS.replace("{role}", name))
         done = project.pytest("-q")
         assert "6 passed" in done.stdout, done.stdout + done.stderr
-        assert f"the application connects as {name}, as its handle does and the schema expects" in done.stdout
+        assert (
+            f"the application connects as {name}, as its handle does and the schema expects"
+            in done.stdout
+        )
 
 
 def test_where_nobody_is_bound_doctor_and_the_summary_warn(project: Project, name: str) -> None:
     """Once for all workers, and not to who has set a role."""
     application(
-        project, name, "sqlalchemy", user="shopkeeper", schema="CREATE TABLE first (); ALTER TABLE first ENABLE ROW LEVEL SECURITY;"
+        project,
+        name,
+        "sqlalchemy",
+        user="shopkeeper",
+        schema="CREATE TABLE first (); ALTER TABLE first ENABLE ROW LEVEL SECURITY;",
     )
     project.write(test_a="def test_a(dbclone): pass\ndef test_b(dbclone): pass\n")
     why = "row-level security on public.first does not bind role postgres, as whom the tests run"
@@ -260,8 +284,17 @@ def test_where_nobody_is_bound_doctor_and_the_summary_warn(project: Project, nam
     assert "row-level security" not in done.stdout
 
 
-def test_a_missing_role_on_a_server_of_others_is_said_once_and_not_made(project: Project, server: Server, name: str) -> None:
-    application(project, name, "sqlalchemy", schema="CREATE TABLE item (v int);", role=name, url=server.dsn.url)
+def test_a_missing_role_on_a_server_of_others_is_said_once_and_not_made(
+    project: Project, server: Server, name: str
+) -> None:
+    application(
+        project,
+        name,
+        "sqlalchemy",
+        schema="CREATE TABLE item (v int);",
+        role=name,
+        url=server.dsn.url,
+    )
     project.write(test_a="def test_a(dbclone): pass\ndef test_b(dbclone): pass\n")
     done = project.pytest("-q", "-n", "2")
     text = done.stdout + done.stderr
@@ -277,7 +310,8 @@ def test_a_missing_role_on_a_server_of_others_is_said_once_and_not_made(project:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]) -> Iterator[Dsn]:
-    """A server of a developer's, as its superuser: the roles called web_… need their password, which is `open`."""
+    """A server of a developer's, as its superuser: the roles called web_… need their password,
+    which is `open`."""
     with own_server(tmp_path_factory.mktemp("guarded"), options) as settings:
         located = Embedded.locate(settings)
         located._prepare_folders(settings)
@@ -299,16 +333,30 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]) -
 GRANTED = "CREATE TABLE item (v int); GRANT SELECT, INSERT ON item TO web_app;"
 
 
-def test_on_a_server_of_others_the_password_is_the_handles_own_or_libpqs(project: Project, guarded: Dsn, tmp_path: Path) -> None:
+def test_on_a_server_of_others_the_password_is_the_handles_own_or_libpqs(
+    project: Project, guarded: Dsn, tmp_path: Path
+) -> None:
     """Also as a builder who may not act as the application; who is told by doctor what that costs."""
     url = guarded.replace(user="builder").url
-    application(project, "", "sqlalchemy", user="web_app:open%20sesame", schema=GRANTED, role="web_app", url=url)
+    application(
+        project,
+        "",
+        "sqlalchemy",
+        user="web_app:open%20sesame",
+        schema=GRANTED,
+        role="web_app",
+        url=url,
+    )
     project.write(test_a=WHO.format(who="web_app", builder="builder"))
     done = project.pytest("-q")
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     assert "sesame" not in done.stdout + done.stderr
-    assert 'GRANT "web_app" TO "builder";' in project.run("dbclone", "doctor", "--no-measures").stdout
-    application(project, "", "sqlalchemy", user="web_app:wrong", schema=GRANTED, role="web_app", url=url)
+    assert (
+        'GRANT "web_app" TO "builder";' in project.run("dbclone", "doctor", "--no-measures").stdout
+    )
+    application(
+        project, "", "sqlalchemy", user="web_app:wrong", schema=GRANTED, role="web_app", url=url
+    )
     done = project.pytest("-q")
     assert "PermissionMissing: the application's role 'web_app' cannot connect to " in done.stdout
     assert "HINT:  Its password is the handle's own" in done.stdout
@@ -319,9 +367,14 @@ def test_on_a_server_of_others_the_password_is_the_handles_own_or_libpqs(project
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_on_a_server_of_others_a_handles_user_counts_if_its_password_opens(project: Project, guarded: Dsn) -> None:
-    """And if the builder may end its sessions; else the builder stays the application, as ever, and the summary says why."""
-    application(project, "", "sqlalchemy", user="web_app:open%20sesame", schema=GRANTED, url=guarded.url)
+def test_on_a_server_of_others_a_handles_user_counts_if_its_password_opens(
+    project: Project, guarded: Dsn
+) -> None:
+    """And if the builder may end its sessions; else the builder stays the application, as ever, and
+    the summary says why."""
+    application(
+        project, "", "sqlalchemy", user="web_app:open%20sesame", schema=GRANTED, url=guarded.url
+    )
     project.write(test_a=WHO.format(who="web_app", builder="postgres"))
     done = project.pytest("-q")
     assert "1 passed" in done.stdout, done.stdout + done.stderr
@@ -329,7 +382,10 @@ def test_on_a_server_of_others_a_handles_user_counts_if_its_password_opens(proje
     project.write(test_a=WHO.format(who="postgres", builder="postgres"))
     done = project.pytest("-q")
     assert "1 passed" in done.stdout, done.stdout + done.stderr
-    assert "the application's own role web_app cannot connect, so it connects as postgres: " in done.stdout
+    assert (
+        "the application's own role web_app cannot connect, so it connects as postgres: "
+        in done.stdout
+    )
     url = guarded.replace(user="builder").url
     application(project, "", "sqlalchemy", user="web_app:open%20sesame", schema=GRANTED, url=url)
     project.write(test_a=WHO.format(who="builder", builder="builder"))
@@ -343,7 +399,8 @@ def test_on_a_server_of_others_a_handles_user_counts_if_its_password_opens(proje
         ("web_group", "CREATE TABLE item (v int);", 'ALTER ROLE "web_group" LOGIN;'),
         (
             "web_app",
-            "DO $$ BEGIN EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database()); END $$;",
+            "DO $$ BEGIN EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC',"
+            " current_database()); END $$;",
             "GRANT CONNECT ON DATABASE %I TO %I', current_database(), 'web_app')",
         ),
     ],
@@ -351,14 +408,26 @@ def test_on_a_server_of_others_a_handles_user_counts_if_its_password_opens(proje
 def test_a_role_that_may_not_enter_is_said_with_what_lets_it_in(
     project: Project, guarded: Dsn, role: str, schema: str, hint: str
 ) -> None:
-    application(project, "", "sqlalchemy", user="web_app:open%20sesame", schema=schema, role=role, url=guarded.url)
+    application(
+        project,
+        "",
+        "sqlalchemy",
+        user="web_app:open%20sesame",
+        schema=schema,
+        role=role,
+        url=guarded.url,
+    )
     project.write(test_a="def test_a(dbclone): pass\n")
     done = project.pytest("-q")
-    assert f"the application's role {role!r} cannot connect to " in done.stdout, done.stdout + done.stderr
+    assert f"the application's role {role!r} cannot connect to " in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert hint in done.stdout
 
 
-def test_libpqs_variables_lead_the_application_in_as_its_role(project: Project, guarded: Dsn, tmp_path: Path) -> None:
+def test_libpqs_variables_lead_the_application_in_as_its_role(
+    project: Project, guarded: Dsn, tmp_path: Path
+) -> None:
     """PGUSER says who builds, until there is a clone; then who the application is."""
     application(project, "", "environment", schema=GRANTED, role="web_app")
     (tmp_path / "pgpass").write_text("*:*:*:web_app:open sesame\n")
@@ -373,15 +442,24 @@ def test_libpqs_variables_lead_the_application_in_as_its_role(project: Project, 
             assert dbclone.execute("SELECT session_user::text").fetchone() == ("builder",)
         """
     )
-    environ = {"PGHOST": guarded.get("host"), "PGUSER": "builder", "PGPASSFILE": str(tmp_path / "pgpass")}
+    environ = {
+        "PGHOST": guarded.get("host"),
+        "PGUSER": "builder",
+        "PGPASSFILE": str(tmp_path / "pgpass"),
+    }
     for workers in ("0", "2"):
         done = project.pytest("-q", "-n", workers, timeout=120, **environ)
         assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_what_the_role_left_is_kept_put_aside_and_ended_like_anybodys(project: Project, server: Server, name: str) -> None:
-    """Snapshots, failed tests that are kept, sessions in the way of a reset, tables that no reset touches."""
-    application(project, name, "sqlalchemy", role=name, on_leak="terminate", lock_timeout=0.3, keep=["mine"])
+def test_what_the_role_left_is_kept_put_aside_and_ended_like_anybodys(
+    project: Project, server: Server, name: str
+) -> None:
+    """Snapshots, failed tests that are kept, sessions in the way of a reset, tables that no reset
+    touches."""
+    application(
+        project, name, "sqlalchemy", role=name, on_leak="terminate", lock_timeout=0.3, keep=["mine"]
+    )
     project.write(
         test_a="""
         from app import run
@@ -416,7 +494,11 @@ def test_what_the_role_left_is_kept_put_aside_and_ended_like_anybodys(project: P
     assert f"of user {name}" in done.stdout
     (kept,) = [database for database in project.clones(server) if "_k_" in database]
     with psycopg.connect(server.database(kept).url) as connection:
-        assert connection.execute("SELECT body FROM notes ORDER BY id DESC LIMIT 1").fetchone() == ("of the failed",)
+        assert connection.execute("SELECT body FROM notes ORDER BY id DESC LIMIT 1").fetchone() == (
+            "of the failed",
+        )
     assert "dropped" in project.run("dbclone", "prune", "--all").stdout
     connection = server.connection
-    assert connection.execute(sql.SQL("SELECT count(*) FROM pg_stat_activity WHERE usename = %s"), [name]).fetchone() == (0,)
+    assert connection.execute(
+        sql.SQL("SELECT count(*) FROM pg_stat_activity WHERE usename = %s"), [name]
+    ).fetchone() == (0,)

@@ -27,7 +27,18 @@ def test_it_passes_on_two_workers_and_reports(project: Project) -> None:
 def test_it_passes_on_a_server_given_by_url_for_a_role_with_createdb_only(
     project: Project, server: Server, role: Dsn, reset: str
 ) -> None:
-    done = project.run("dbclone", "demo", "--workers", "0", "--url", role.url, "--reset", reset, "--name", project.name)
+    done = project.run(
+        "dbclone",
+        "demo",
+        "--workers",
+        "0",
+        "--url",
+        role.url,
+        "--reset",
+        reset,
+        "--name",
+        project.name,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "139 passed" in done.stdout
     assert project.clones(server) == []
@@ -44,6 +55,10 @@ def test_it_is_sensitive_to_a_leak(project: Project) -> None:
 
 def test_it_writes_nothing_into_its_own_folder(project: Project) -> None:
     """E15: a checkout may be read-only."""
-    before = {path: path.stat().st_mtime_ns for path in DEMO.rglob("*") if "__pycache__" not in path.parts}
+    before = {
+        path: path.stat().st_mtime_ns for path in DEMO.rglob("*") if "__pycache__" not in path.parts
+    }
     project.run("dbclone", "demo", "--", "-q", "tests/test_users.py")
-    assert {path: path.stat().st_mtime_ns for path in DEMO.rglob("*") if "__pycache__" not in path.parts} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in DEMO.rglob("*") if "__pycache__" not in path.parts
+    } == before

@@ -1,4 +1,5 @@
-"""What a test commits outside its sandbox is noticed, named, removed and remembered (points 7 and D1 of the promises)."""
+"""What a test commits outside its sandbox is noticed, named, removed and remembered (points 7 and
+D1 of the promises)."""
 
 from __future__ import annotations
 
@@ -49,8 +50,13 @@ def test_with_strict_it_fails(project: Project) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_it_is_remembered_and_starts_under_truncate_the_next_time(project: Project, workers: int) -> None:
-    project.write(test_a=ESCAPE + "\n    def test_which(dbclone):\n        assert dbclone.reset == 'rollback'\n")
+def test_it_is_remembered_and_starts_under_truncate_the_next_time(
+    project: Project, workers: int
+) -> None:
+    project.write(
+        test_a=ESCAPE
+        + "\n    def test_which(dbclone):\n        assert dbclone.reset == 'rollback'\n"
+    )
     first = project.run("pytest", "-q", "-n", str(workers))
     assert "1 warning" in first.stdout
     assert "truncate" not in first.stdout.split("dbclone")[-1].split("committed")[0]
@@ -70,7 +76,8 @@ def test_a_schema_changed_outside_is_named_and_the_clone_replaced(project: Proje
 
 
 def test_data_of_wider_fixtures_is_nobodys_escape(project: Project) -> None:
-    """What a session or module fixture writes through the bound handle stays for its tests, whenever it was first asked for."""
+    """What a session or module fixture writes through the bound handle stays for its tests,
+    whenever it was first asked for."""
     project.write(
         test_a="""
         import pytest

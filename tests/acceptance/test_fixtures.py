@@ -1,4 +1,5 @@
-"""Which tests are isolated, how, and that what other fixtures write is inside the isolation of their own scope."""
+"""Which tests are isolated, how, and that what other fixtures write is inside the isolation of
+their own scope."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from ..developer import application_url
 
 
 def passes(project: Project, expected: int, *arguments: str, **environ: str) -> str:
-    """Run the project's tests; return the output if exactly `expected` passed and nothing else happened."""
+    """Run the project's tests; return the output if exactly `expected` passed and nothing else
+    happened."""
     done = project.pytest("-q", *arguments, timeout=120, **environ)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.strip().splitlines()[-1]
@@ -64,7 +66,8 @@ def test_the_class_is_gone(street, dbclone):
 def test_each_fixture_writes_inside_its_own_scope(project: Project, workers: str) -> None:
     project.write(
         test_a=ORDERED,
-        test_b="from models import User\n\ndef test_the_module_is_gone(dbclone):\n    assert User.select().count() <= 1\n",
+        test_b="from models import User\n\ndef test_the_module_is_gone(dbclone):\n    assert"
+        " User.select().count() <= 1\n",
     )
     passes(project, 5, "-n", workers)
 
@@ -133,7 +136,9 @@ def test_the_marker_chooses_the_reset_for_a_test_a_class_or_a_module(project: Pr
     passes(project, 3)
 
 
-def test_under_truncate_other_sessions_see_what_was_committed_and_nothing_is_left(project: Project) -> None:
+def test_under_truncate_other_sessions_see_what_was_committed_and_nothing_is_left(
+    project: Project,
+) -> None:
     project.write(
         test_a="""
         import pytest
@@ -175,8 +180,12 @@ def test_reset_sequences_makes_ids_start_anew(project: Project, setting: bool) -
     ("marker", "problem"),
     [('reset="rolback"', "rolback"), ("'truncate'", "positional"), ("rset=1", "rset")],
 )
-def test_a_wrong_marker_is_a_usage_error_that_names_the_test(project: Project, marker: str, problem: str) -> None:
-    project.write(test_a=f"import pytest\n@pytest.mark.dbclone({marker})\ndef test_it(dbclone): pass\n")
+def test_a_wrong_marker_is_a_usage_error_that_names_the_test(
+    project: Project, marker: str, problem: str
+) -> None:
+    project.write(
+        test_a=f"import pytest\n@pytest.mark.dbclone({marker})\ndef test_it(dbclone): pass\n"
+    )
     done = project.pytest("-q")
     output = done.stdout + done.stderr
     assert done.returncode == 4, output
@@ -186,8 +195,12 @@ def test_a_wrong_marker_is_a_usage_error_that_names_the_test(project: Project, m
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(("workers", "given"), [("0", "'models:MODELS'"), ("2", "models.MODELS"), ("2", "create")])
-def test_a_hook_in_conftest_may_give_the_schema(project: Project, server: Server, workers: str, given: str) -> None:
+@pytest.mark.parametrize(
+    ("workers", "given"), [("0", "'models:MODELS'"), ("2", "models.MODELS"), ("2", "create")]
+)
+def test_a_hook_in_conftest_may_give_the_schema(
+    project: Project, server: Server, workers: str, given: str
+) -> None:
     project.configure(schema=None)
     project.write(
         conftest=f"""
@@ -211,8 +224,11 @@ def test_a_hook_in_conftest_may_give_the_schema(project: Project, server: Server
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_an_application_that_was_imported_before_anything_else_is_led_to_the_clone(project: Project, workers: str) -> None:
-    """E12: also if its handle has led to another database since its import, which nothing of a test ever reaches."""
+def test_an_application_that_was_imported_before_anything_else_is_led_to_the_clone(
+    project: Project, workers: str
+) -> None:
+    """E12: also if its handle has led to another database since its import, which nothing of a test
+    ever reaches."""
     project.write(
         early="import models, sys\nassert 'dbclone.runner' not in sys.modules\n",
         test_a="""
@@ -227,12 +243,21 @@ def test_an_application_that_was_imported_before_anything_else_is_led_to_the_clo
                 assert User.select().count() == 1
         """,
     )
-    passes(project, 4, "-n", workers, "-p", "early", PYTHONPATH=f"{project.folder}:{project.environ.get('PYTHONPATH', '')}")
+    passes(
+        project,
+        4,
+        "-n",
+        workers,
+        "-p",
+        "early",
+        PYTHONPATH=f"{project.folder}:{project.environ.get('PYTHONPATH', '')}",
+    )
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_names_bind_before_the_first_conftest_is_imported(project: Project, workers: str) -> None:
-    """E12: an application that reads DATABASE_URL at import reads the worker's own, with the driver that it counts on."""
+    """E12: an application that reads DATABASE_URL at import reads the worker's own, with the driver
+    that it counts on."""
     project.write(
         conftest="import os\nSEEN = os.environ['DATABASE_URL']\n",
         test_a="""
@@ -247,7 +272,9 @@ def test_names_bind_before_the_first_conftest_is_imported(project: Project, work
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_broken_schema_is_tried_once_said_once_and_leaves_nothing(project: Project, server: Server, workers: str) -> None:
+def test_a_broken_schema_is_tried_once_said_once_and_leaves_nothing(
+    project: Project, server: Server, workers: str
+) -> None:
     """A8."""
     project.configure(schema="broken:build", bind=None)
     project.write(
@@ -276,7 +303,9 @@ def test_a_wrong_setting_is_a_usage_error_without_a_traceback(project: Project) 
     assert "Traceback" not in output
 
 
-def test_an_option_overrides_the_environment_and_the_header_says_who_spoke(project: Project) -> None:
+def test_an_option_overrides_the_environment_and_the_header_says_who_spoke(
+    project: Project,
+) -> None:
     project.write(test_a="def test_it(dbclone):\n    assert dbclone.reset == 'truncate'\n")
     done = project.pytest("--dbclone-reset=truncate", DBCLONE_RESET="none")
     assert "reset=truncate (from the option --dbclone-reset)" in done.stdout
@@ -289,7 +318,9 @@ def test_the_summary_says_what_was_built_and_why(project: Project) -> None:
     assert "reused in" in passes(project, 1)
     assert "built in" in passes(project, 1, "--dbclone-rebuild")
     models = (project.folder / "models.py").read_text()
-    (project.folder / "models.py").write_text(models + "\nclass Tag(Base):\n    name = TextField()\n\nMODELS.append(Tag)\n")
+    (project.folder / "models.py").write_text(
+        models + "\nclass Tag(Base):\n    name = TextField()\n\nMODELS.append(Tag)\n"
+    )
     output = passes(project, 1, "-n", "2")
     assert "built in" in output
     assert "because model models.Tag is new" in output

@@ -1,4 +1,5 @@
-"""The handle of a run that has settings refuses to connect where nothing isolates it, and says by whom it was asked."""
+"""The handle of a run that has settings refuses to connect where nothing isolates it, and says by
+whom it was asked."""
 
 from __future__ import annotations
 
@@ -83,18 +84,41 @@ def test_that_wants_none():
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("first", ["before", "after"])
-def test_who_forgot_to_ask_is_named(project: Project, developer: Developer, first: str, workers: str) -> None:
+def test_who_forgot_to_ask_is_named(
+    project: Project, developer: Developer, first: str, workers: str
+) -> None:
     """Before there is a clone, when the handle leads to the developer's database, and after."""
-    project.write(models=MODELS, test_b=FORGOTTEN, test_a="def test_first(dbclone): pass\n" if first == "after" else "")
-    done = project.pytest("-n", workers, "--dist", "loadfile", "-p", "no:randomly", "--tb=short", **developer.environ)
+    project.write(
+        models=MODELS,
+        test_b=FORGOTTEN,
+        test_a="def test_first(dbclone): pass\n" if first == "after" else "",
+    )
+    done = project.pytest(
+        "-n", workers, "--dist", "loadfile", "-p", "no:randomly", "--tb=short", **developer.environ
+    )
     last = done.stdout.splitlines()[-1]
     assert "2 failed" in last, done.stdout
     assert f"{6 if first == 'after' else 5} passed" in last, done.stdout
     assert "5 errors" in last, done.stdout
-    for test in ("test_forgotten", "test_swallowed", "test_with_a_fixture", "test_torn_down", "TestNew::test_of_a_method"):
-        assert f"NotIsolated: the database handle models:db is used by test_b.py::{test} without isolation" in done.stdout
-    assert "fixture 'rows', set up for test_b.py::test_with_a_shared_fixture, without isolation" in done.stdout
-    assert "setUpClass of TestOld, set up for test_b.py::TestOld::test_of_a_class, without isolation" in done.stdout
+    for test in (
+        "test_forgotten",
+        "test_swallowed",
+        "test_with_a_fixture",
+        "test_torn_down",
+        "TestNew::test_of_a_method",
+    ):
+        assert (
+            f"NotIsolated: the database handle models:db is used by test_b.py::{test} without"
+            f" isolation" in done.stdout
+        )
+    assert (
+        "fixture 'rows', set up for test_b.py::test_with_a_shared_fixture, without isolation"
+        in done.stdout
+    )
+    assert (
+        "setUpClass of TestOld, set up for test_b.py::TestOld::test_of_a_class, without isolation"
+        in done.stdout
+    )
     assert "set autouse = true" in done.stdout
 
 
@@ -147,13 +171,25 @@ def test_that_comes_last():
 """
 
 
-def test_what_several_tests_share_may_write_where_it_asks_for_the_clone(project: Project, developer: Developer) -> None:
-    """Also in its teardown, which falls to a test that asks for nothing. A test that did nothing but bind is told, too."""
+def test_what_several_tests_share_may_write_where_it_asks_for_the_clone(
+    project: Project, developer: Developer
+) -> None:
+    """Also in its teardown, which falls to a test that asks for nothing. A test that did nothing
+    but bind is told, too."""
     project.write(models=MODELS, test_a="from dbclone import NotIsolated\n" + SHARED)
     done = project.pytest("-q", "-p", "no:randomly", **developer.environ)
     # A test that expects the refusal has swallowed it, and is told again.
     assert "3 failed, 5 passed" in done.stdout.splitlines()[-1], done.stdout
-    assert len(re.findall("^E .*NotIsolated: .*(?:only_binds|with_nothing|finds_it_open) without", done.stdout, re.M)) == 3
+    assert (
+        len(
+            re.findall(
+                "^E .*NotIsolated: .*(?:only_binds|with_nothing|finds_it_open) without",
+                done.stdout,
+                re.M,
+            )
+        )
+        == 3
+    )
     assert "DID NOT RAISE" not in done.stdout
 
 
@@ -161,7 +197,11 @@ def test_what_several_tests_share_may_write_where_it_asks_for_the_clone(project:
     ("where", "text", "named"),
     [
         ("models", MODELS + "\ndb.create_tables(MODELS)\n", "test_a.py, while it is collected"),
-        ("test_a", "from models import *\nUser.create(name='x')\ndef test_a(dbclone): pass\n", "test_a.py, while it is collected"),
+        (
+            "test_a",
+            "from models import *\nUser.create(name='x')\ndef test_a(dbclone): pass\n",
+            "test_a.py, while it is collected",
+        ),
         ("conftest", "from models import *\nUser.create(name='x')\n", "a plugin or a conftest.py"),
         (
             "conftest",
@@ -174,14 +214,23 @@ def test_what_several_tests_share_may_write_where_it_asks_for_the_clone(project:
 def test_who_connects_when_it_is_imported_is_named(
     project: Project, developer: Developer, where: str, text: str, named: str
 ) -> None:
-    files = {"models": MODELS, "test_a": "from models import *\ndef test_a(dbclone): pass\n", where: text}
+    files = {
+        "models": MODELS,
+        "test_a": "from models import *\ndef test_a(dbclone): pass\n",
+        where: text,
+    }
     project.write(**files)
     done = project.pytest("-q", **developer.environ)
     assert done.returncode != 0
-    assert f"NotIsolated: the database handle models:db is used by {named}" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert (
+        f"NotIsolated: the database handle models:db is used by {named}"
+        in done.stdout + done.stderr
+    ), done.stdout + done.stderr
 
 
-def test_a_module_that_is_first_imported_by_a_test_is_no_way_out(project: Project, developer: Developer) -> None:
+def test_a_module_that_is_first_imported_by_a_test_is_no_way_out(
+    project: Project, developer: Developer
+) -> None:
     project.write(
         models=MODELS,
         app="import models\nmodels.db.connect()\n",
@@ -202,11 +251,19 @@ def test_a_module_that_is_first_imported_by_a_test_is_no_way_out(project: Projec
     assert "models:db is used by test_a.py::test_connects without isolation" in done.stdout
 
 
-def test_models_name_the_handle_where_no_setting_does(project: Project, developer: Developer) -> None:
+def test_models_name_the_handle_where_no_setting_does(
+    project: Project, developer: Developer
+) -> None:
     project.configure(bind=None)
-    project.write(models=MODELS, test_a="from models import *\ndef test_forgotten():\n    User.create(name='x')\n")
+    project.write(
+        models=MODELS,
+        test_a="from models import *\ndef test_forgotten():\n    User.create(name='x')\n",
+    )
     done = project.pytest("-q", **developer.environ)
-    assert "the database handle of models:MODELS is used by test_a.py::test_forgotten without isolation" in done.stdout
+    assert (
+        "the database handle of models:MODELS is used by test_a.py::test_forgotten without"
+        " isolation" in done.stdout
+    )
 
 
 def test_another_database_is_nobodys_handle(project: Project, developer: Developer) -> None:
@@ -287,14 +344,23 @@ def test_asked_again():
 
 
 @pytest.mark.parametrize("kind", ["engine", "pool"])
-def test_engines_and_pools_refuse_at_once(project: Project, developer: Developer, kind: str) -> None:
+def test_engines_and_pools_refuse_at_once(
+    project: Project, developer: Developer, kind: str
+) -> None:
     project.configure(schema="*.sql", bind=f"models:{kind}")
-    (project.folder / "schema.sql").write_text('CREATE TABLE "user" (id serial PRIMARY KEY, name text);\n')
+    (project.folder / "schema.sql").write_text(
+        'CREATE TABLE "user" (id serial PRIMARY KEY, name text);\n'
+    )
     engine = SQLALCHEMY.replace("engine = None", "engine = dev()")
     project.write(
-        models=engine if kind == "engine" else POOLS, test_a=POOL if kind == "pool" else ALCHEMY.split("RESETS")[0] + ENGINE
+        models=engine if kind == "engine" else POOLS,
+        test_a=POOL if kind == "pool" else ALCHEMY.split("RESETS")[0] + ENGINE,
     )
     done = project.pytest("-q", "-p", "no:randomly", "--tb=short", timeout=60, **developer.environ)
     assert "4 failed, 1 passed" in done.stdout, done.stdout
-    refused = re.findall(f"^E .*NotIsolated: the database handle models:{kind} is used by test_a.py::test_", done.stdout, re.M)
+    refused = re.findall(
+        f"^E .*NotIsolated: the database handle models:{kind} is used by test_a.py::test_",
+        done.stdout,
+        re.M,
+    )
     assert len(refused) == 4, done.stdout

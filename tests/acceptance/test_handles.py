@@ -1,6 +1,8 @@
-"""The application's handle leads to the clone whatever the application does to it, and nowhere where nothing isolates it.
+"""The application's handle leads to the clone whatever the application does to it, and nowhere
+where nothing isolates it.
 
-A developer's database stands beside: each project knows it, tries to reach it, and leaves it as it was.
+A developer's database stands beside: each project knows it, tries to reach it, and leaves it as it
+was.
 """
 
 from __future__ import annotations
@@ -35,9 +37,15 @@ class Developer:
     def everything(self) -> Any:
         """Return its tables, its rows and their versions."""
         with psycopg.connect(self.server.database(self.name).url) as connection:
-            tables = connection.execute("SELECT relname, relkind FROM pg_class WHERE relnamespace = 2200 ORDER BY 1").fetchall()
+            tables = connection.execute(
+                "SELECT relname, relkind FROM pg_class WHERE relnamespace = 2200 ORDER BY 1"
+            ).fetchall()
             rows = connection.execute('SELECT ctid::text, xmin::text, u FROM "user" u').fetchall()
-            return tables, rows, connection.execute("SELECT last_value, is_called FROM user_id_seq").fetchall()
+            return (
+                tables,
+                rows,
+                connection.execute("SELECT last_value, is_called FROM user_id_seq").fetchall(),
+            )
 
 
 @pytest.fixture
@@ -195,11 +203,16 @@ def test_an_application_of_its_own(dbclone, reset, n):
 @pytest.mark.parametrize(
     ("handle", "tests", "passed", "workers"),
     [
-        ("db = DatabaseProxy()" + USER % "db", PROXY.replace("{{", "{").replace("}}", "}"), 60, "0"),
+        (
+            "db = DatabaseProxy()" + USER % "db",
+            PROXY.replace("{{", "{").replace("}}", "}"),
+            60,
+            "0",
+        ),
         ("db = PostgresqlDatabase(None)" + USER % "db", DEFERRED, 12, "0"),
         (
-            "from playhouse.flask_utils import FlaskDB\ndb = flask_db = FlaskDB()\nflask_db.database = DatabaseProxy()"
-            + USER % "flask_db.database",
+            "from playhouse.flask_utils import FlaskDB\ndb = flask_db ="
+            " FlaskDB()\nflask_db.database = DatabaseProxy()" + USER % "flask_db.database",
             FLASK,
             8,
             "2",
@@ -358,13 +371,20 @@ def test_another_one_to_the_same_place(dbclone, reset):
 
 @pytest.mark.parametrize(
     ("bind", "tests", "passed", "workers"),
-    [("Session", SESSIONS, 22, "0"), ("Scoped", SCOPED, 12, "2"), ("Async", ASYNC, 8, "0"), ("engine", ENGINE, 20, "0")],
+    [
+        ("Session", SESSIONS, 22, "0"),
+        ("Scoped", SCOPED, 12, "2"),
+        ("Async", ASYNC, 8, "0"),
+        ("engine", ENGINE, 20, "0"),
+    ],
 )
 def test_sqlalchemys_handles_are_followed(
     project: Project, developer: Developer, bind: str, tests: str, passed: int, workers: str
 ) -> None:
     project.configure(schema="models:Base.metadata", bind=f"models:{bind}")
-    source = SQLALCHEMY.replace("engine = None", "engine = dev()") if bind == "engine" else SQLALCHEMY
+    source = (
+        SQLALCHEMY.replace("engine = None", "engine = dev()") if bind == "engine" else SQLALCHEMY
+    )
     project.write(models=source, test_a=ALCHEMY + tests)
     done = project.pytest("-q", "-n", workers, "-p", "no:randomly", **developer.environ)
     assert done.stdout.splitlines()[-1].startswith(f"{passed} passed"), done.stdout
@@ -465,9 +485,13 @@ def test_in_a_test(dbclone, way, reset):
 
 
 @pytest.mark.parametrize(("bind", "tests", "passed"), [("pool", POOL, 24), ("apool", APOOL, 12)])
-def test_pools_are_followed(project: Project, developer: Developer, bind: str, tests: str, passed: int) -> None:
+def test_pools_are_followed(
+    project: Project, developer: Developer, bind: str, tests: str, passed: int
+) -> None:
     project.configure(schema="*.sql", bind=f"models:{bind}")
     project.write(models=POOLS, test_a=tests)
-    (project.folder / "schema.sql").write_text('CREATE TABLE "user" (id serial PRIMARY KEY, name text);\n')
+    (project.folder / "schema.sql").write_text(
+        'CREATE TABLE "user" (id serial PRIMARY KEY, name text);\n'
+    )
     done = project.pytest("-q", "-p", "no:randomly", **developer.environ)
     assert done.stdout.splitlines()[-1].startswith(f"{passed} passed"), done.stdout

@@ -34,13 +34,20 @@ def kept(output: str) -> list[str]:
 def names(server: Server, database: str) -> list[str]:
     connection = server.connect(database, "look")
     try:
-        return [name for (name,) in connection.execute('SELECT name FROM public."user" ORDER BY name').fetchall()]
+        return [
+            name
+            for (name,) in connection.execute(
+                'SELECT name FROM public."user" ORDER BY name'
+            ).fetchall()
+        ]
     finally:
         connection.close()
 
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate", "clone", "drop", "none"])
-def test_the_rows_of_a_failed_test_are_kept_whatever_its_reset(project: Project, server: Server, reset: str) -> None:
+def test_the_rows_of_a_failed_test_are_kept_whatever_its_reset(
+    project: Project, server: Server, reset: str
+) -> None:
     project.write(test_a=FAILING.format(marker=f"@pytest.mark.dbclone(reset={reset!r})"))
     done = project.pytest("-q", "--dbclone-keep-failed", "-p", "no:randomly")
     assert "1 failed, 1 passed" in done.stdout, done.stdout
@@ -67,7 +74,9 @@ def test_nothing_is_kept_unless_asked(project: Project, server: Server) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_only_the_newest_are_kept_also_of_several_workers_and_runs(project: Project, server: Server, workers: int) -> None:
+def test_only_the_newest_are_kept_also_of_several_workers_and_runs(
+    project: Project, server: Server, workers: int
+) -> None:
     project.write(
         test_a="""
         import pytest
@@ -89,7 +98,9 @@ def test_only_the_newest_are_kept_also_of_several_workers_and_runs(project: Proj
             assert names(server, name) in (["0"], ["2"], ["4"])
 
 
-def test_a_failing_fixture_and_a_transaction_that_failed_are_kept_as_far_as_they_got(project: Project, server: Server) -> None:
+def test_a_failing_fixture_and_a_transaction_that_failed_are_kept_as_far_as_they_got(
+    project: Project, server: Server
+) -> None:
     project.write(
         test_a="""
         import psycopg, pytest
@@ -116,11 +127,15 @@ def test_a_failing_fixture_and_a_transaction_that_failed_are_kept_as_far_as_they
     done = project.pytest("-q", "--dbclone-keep-failed", "-p", "no:randomly")
     assert "1 failed, 1 passed, 1 error" in done.stdout, done.stdout
     assert "division by zero" in done.stdout
-    found = {name.split("_k_")[1].rpartition("_")[0]: names(server, name) for name in kept(done.stdout)}
+    found = {
+        name.split("_k_")[1].rpartition("_")[0]: names(server, name) for name in kept(done.stdout)
+    }
     assert found == {"test_fixture": ["from the fixture"], "test_failed_block": ["before"]}
 
 
-def test_a_class_loses_its_data_to_a_test_that_is_kept_and_says_so(project: Project, server: Server) -> None:
+def test_a_class_loses_its_data_to_a_test_that_is_kept_and_says_so(
+    project: Project, server: Server
+) -> None:
     project.write(
         test_a="""
         import pytest
@@ -172,7 +187,9 @@ def test_a_deferred_violation_cannot_be_kept_and_hides_nothing(project: Project)
     assert "violates foreign key" in done.stdout
 
 
-def test_somebody_who_looks_at_what_was_kept_is_not_disturbed(project: Project, server: Server) -> None:
+def test_somebody_who_looks_at_what_was_kept_is_not_disturbed(
+    project: Project, server: Server
+) -> None:
     project.write(test_a=FAILING.format(marker=""))
     (first,) = kept(project.pytest("-q", "--dbclone-keep-failed").stdout)
     connection = server.connect(first, "a person")

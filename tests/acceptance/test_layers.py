@@ -1,4 +1,5 @@
-"""Data of a class or module stay in place whatever the order of tests, and whatever fails in between."""
+"""Data of a class or module stay in place whatever the order of tests, and whatever fails in
+between."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ MODULE = """
 
 
 @pytest.mark.parametrize(("workers", "seed"), [(0, 1), (0, 2), (2, 3)])
-def test_layers_are_entered_and_left_in_their_order(project: Project, workers: int, seed: int) -> None:
+def test_layers_are_entered_and_left_in_their_order(
+    project: Project, workers: int, seed: int
+) -> None:
     """Seven tests that pass in each module, and four that fail on purpose and harm nobody."""
     project.write(conftest=SHUFFLE, test_a=MODULE, test_b=MODULE)
     done = project.pytest("-q", "-n", str(workers), "-p", "no:randomly", SEED=str(seed))

@@ -39,13 +39,18 @@ LIMITS = """
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_it_is_named_and_that_test_begins_under_truncate_the_next_time(project: Project, workers: int) -> None:
+def test_it_is_named_and_that_test_begins_under_truncate_the_next_time(
+    project: Project, workers: int
+) -> None:
     """D7 (LISTEN), D10."""
     project.write(test_a=LIMITS)
     first = project.run("pytest", "-q", "-n", str(workers))
     assert "1 failed, 8 passed" in first.stdout
     assert "VACUUM inside a rollback" in first.stdout
-    assert "test_a.py::test_swallowed needs real transactions (VACUUM inside a rollback)" in first.stdout
+    assert (
+        "test_a.py::test_swallowed needs real transactions (VACUUM inside a rollback)"
+        in first.stdout
+    )
     second = project.run("pytest", "-q", "-n", str(workers), "-k", "not refused")
     assert second.returncode == 0, second.stdout
     assert "2 x truncate" in second.stdout

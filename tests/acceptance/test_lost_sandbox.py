@@ -1,4 +1,5 @@
-"""A sandbox that is lost in the middle of a test: named, repaired, and the tests after it run as if nothing had happened."""
+"""A sandbox that is lost in the middle of a test: named, repaired, and the tests after it run as if
+nothing had happened."""
 
 from __future__ import annotations
 
@@ -66,10 +67,15 @@ def test_the_next_test_finds_the_template(project: Project, workers: int) -> Non
     done = project.pytest("-q", "-n", str(workers))
     assert "5 passed" in done.stdout, done.stdout
     assert "test_a.py::test_killed: the connection of the test was lost" in done.stdout
-    assert done.stdout.count("the test ended the outer transaction, so what it wrote was committed") == 2
+    assert (
+        done.stdout.count("the test ended the outer transaction, so what it wrote was committed")
+        == 2
+    )
 
 
-def test_what_a_class_has_lost_is_said_to_its_other_tests_and_to_no_others(project: Project) -> None:
+def test_what_a_class_has_lost_is_said_to_its_other_tests_and_to_no_others(
+    project: Project,
+) -> None:
     project.write(test_a=LAYER)
     done = project.pytest("-q")
     assert "9 passed, 1 error" in done.stdout, done.stdout

@@ -32,7 +32,9 @@ def test_whose_role_is_rolled_back(dbclone):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_role_that_a_test_makes_stays_and_is_reported(project: Project, server: Server, workers: int) -> None:
+def test_a_role_that_a_test_makes_stays_and_is_reported(
+    project: Project, server: Server, workers: int
+) -> None:
     """C16: as the README says."""
     role = f"left_by_{project.name}"
     project.write(test_a=TESTS.format(role=role))
@@ -48,7 +50,9 @@ def test_a_role_that_a_test_makes_stays_and_is_reported(project: Project, server
         server.connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
 
 
-def test_a_changed_setting_of_the_server_is_reported_to_a_superuser(project: Project, server: Server) -> None:
+def test_a_changed_setting_of_the_server_is_reported_to_a_superuser(
+    project: Project, server: Server
+) -> None:
     """C16."""
     project.write(
         test_a="""

@@ -1,4 +1,5 @@
-"""Tests that want everything real, through the marker, with the application's own handle and several workers."""
+"""Tests that want everything real, through the marker, with the application's own handle and
+several workers."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from ..conftest import Project
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fresh_clones_and_other_resets_side_by_side(project: Project, workers: int) -> None:
-    """D7. The application's handle leads to each fresh clone, under the same name; NOTIFY is delivered; DDL is gone."""
+    """D7. The application's handle leads to each fresh clone, under the same name; NOTIFY is
+    delivered; DDL is gone."""
     project.write(
         test_a="""
         import os, psycopg, pytest
@@ -60,7 +62,8 @@ def test_fresh_clones_and_other_resets_side_by_side(project: Project, workers: i
 
 
 def test_a_session_that_a_test_left_open_is_traced_to_it(project: Project) -> None:
-    """The application's own connections carry the test's name, because libpq reads it from the environment."""
+    """The application's own connections carry the test's name, because libpq reads it from the
+    environment."""
     project.configure(lock_timeout=0.3, reset="truncate")
     project.write(
         test_a="""
@@ -94,4 +97,7 @@ def test_a_kept_table_that_cannot_be_kept_is_said_before_the_first_test(project:
     project.write(test_a="def test_a(dbclone): pass\ndef test_b(dbclone): pass\n")
     done = project.pytest("-q")
     assert "2 errors" in done.stdout, done.stdout
-    assert "KeptTableReferenced: table 'public.post' is to be kept and references 'public.user'" in done.stdout
+    assert (
+        "KeptTableReferenced: table 'public.post' is to be kept and references 'public.user'"
+        in done.stdout
+    )

@@ -20,11 +20,14 @@ TEST = """
 
 
 def test_with_a_service_the_application_is_in_its_clone(project: Project, server: Server) -> None:
-    """libpq lets a service's database win over PGDATABASE, so the service is said in variables instead."""
+    """libpq lets a service's database win over PGDATABASE, so the service is said in variables
+    instead."""
     service = project.folder / "services.conf"
     dsn = server.dsn
     project.write(test_a=TEST)
-    service.write_text(f"[real]\nhost={dsn.get('host')}\nport={dsn.get('port')}\nuser={dsn.get('user')}\ndbname=postgres\n")
+    service.write_text(
+        f"[real]\nhost={dsn.get('host')}\nport={dsn.get('port')}\nuser={dsn.get('user')}\ndbname=postgres\n"
+    )
     done = project.pytest("-q", PGSERVICE="real", PGSERVICEFILE=str(service))
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     done = project.pytest("-q", "-n", "2", PGSERVICE="real", PGSERVICEFILE=str(service))
@@ -34,7 +37,12 @@ def test_with_a_service_the_application_is_in_its_clone(project: Project, server
 def test_with_a_url_an_inherited_address_leads_nowhere(project: Project, server: Server) -> None:
     """S3: and the first lines say where, so that a wrong server is seen."""
     project.configure(url=server.dsn.url)
-    project.write(test_a=TEST.replace('psycopg.connect("")', 'psycopg.connect(os.environ["DATABASE_URL"])'))
+    project.write(
+        test_a=TEST.replace('psycopg.connect("")', 'psycopg.connect(os.environ["DATABASE_URL"])')
+    )
     done = project.pytest(PGHOSTADDR="203.0.113.1", PGCONNECT_TIMEOUT="3")
     assert "1 passed" in done.stdout, done.stdout + done.stderr
-    assert f"server at host {server.dsn.get('host')}, port {server.dsn.get('port')}, user " in done.stdout
+    assert (
+        f"server at host {server.dsn.get('host')}, port {server.dsn.get('port')}, user "
+        in done.stdout
+    )

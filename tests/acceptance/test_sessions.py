@@ -1,4 +1,5 @@
-"""How runs end, and what they leave: nothing that the next run's start has not cleared away. E1, E2, E3, E10, E11."""
+"""How runs end, and what they leave: nothing that the next run's start has not cleared away. E1,
+E2, E3, E10, E11."""
 
 from __future__ import annotations
 
@@ -73,15 +74,23 @@ def next_run(project: Project) -> None:
 
 
 def settled(project: Project, server: Server) -> None:
-    """Wait until the server has noticed which of the killed clients are gone, which may take it a moment."""
+    """Wait until the server has noticed which of the killed clients are gone, which may take it a
+    moment."""
     deadline = time.monotonic() + 30
-    while server.fetch("SELECT 1 FROM pg_stat_activity WHERE datname ~ %s", [f"^dbclone_{project.name}_"]):
+    while server.fetch(
+        "SELECT 1 FROM pg_stat_activity WHERE datname ~ %s", [f"^dbclone_{project.name}_"]
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("workers", "ending"), [("0", {}), ("0", {"BREAK": "1"}), ("1", {"RED": "1"}), ("4", {"BREAK": "1"})])
-def test_a_run_leaves_its_template_and_no_clone(suite: Project, server: Server, workers: str, ending: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("workers", "ending"),
+    [("0", {}), ("0", {"BREAK": "1"}), ("1", {"RED": "1"}), ("4", {"BREAK": "1"})],
+)
+def test_a_run_leaves_its_template_and_no_clone(
+    suite: Project, server: Server, workers: str, ending: dict[str, str]
+) -> None:
     done = suite.pytest("-q", "-n", workers, timeout=120, **ending)
     assert done.returncode == (1 if ending else 0), done.stdout + done.stderr
     assert suite.clones(server) == []
@@ -89,21 +98,29 @@ def test_a_run_leaves_its_template_and_no_clone(suite: Project, server: Server, 
 
 
 @pytest.mark.parametrize("arguments", [["-x"], ["--maxfail=1", "-n", "2"]])
-def test_stopping_at_the_first_failure_leaves_no_clone(suite: Project, server: Server, arguments: list[str]) -> None:
+def test_stopping_at_the_first_failure_leaves_no_clone(
+    suite: Project, server: Server, arguments: list[str]
+) -> None:
     done = suite.pytest("-q", *arguments, timeout=120, RED="1")
     assert done.returncode != 0
     assert "1 failed" in done.stdout
     assert suite.clones(server) == []
 
 
-@pytest.mark.parametrize("distribution", ["load", "loadscope", "loadfile", "worksteal", "loadgroup"])
-def test_every_distribution_of_xdist_works(suite: Project, server: Server, distribution: str) -> None:
+@pytest.mark.parametrize(
+    "distribution", ["load", "loadscope", "loadfile", "worksteal", "loadgroup"]
+)
+def test_every_distribution_of_xdist_works(
+    suite: Project, server: Server, distribution: str
+) -> None:
     done = suite.pytest("-q", "-n", "2", "--dist", distribution)
     assert "10 passed" in done.stdout, done.stdout + done.stderr
     assert suite.clones(server) == []
 
 
-def test_a_worker_that_dies_is_replaced_and_its_clone_dropped_by_the_controller(suite: Project, server: Server) -> None:
+def test_a_worker_that_dies_is_replaced_and_its_clone_dropped_by_the_controller(
+    suite: Project, server: Server
+) -> None:
     """E1: os._exit in the middle of a test."""
     done = suite.pytest("-q", "-n", "2", timeout=120, DIE="1")
     assert "crashed while running" in done.stdout
@@ -124,7 +141,9 @@ def test_ctrl_c_leaves_no_clone(suite: Project, server: Server, workers: str) ->
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_nothing_of_a_killed_run_remains_after_the_next_ones_start(suite: Project, server: Server, workers: str) -> None:
+def test_nothing_of_a_killed_run_remains_after_the_next_ones_start(
+    suite: Project, server: Server, workers: str
+) -> None:
     """SIGKILL of controller and workers at once, in the middle of a test."""
     run = blocked(suite, "-n", workers)
     assert suite.clones(server)
@@ -136,8 +155,11 @@ def test_nothing_of_a_killed_run_remains_after_the_next_ones_start(suite: Projec
     assert suite.clones(server) == []
 
 
-def test_a_run_does_not_touch_the_workers_that_outlive_their_controller(suite: Project, server: Server) -> None:
-    """E2: SIGKILL of the controller alone: a worker in the middle of a test still has its lease, and so its clone."""
+def test_a_run_does_not_touch_the_workers_that_outlive_their_controller(
+    suite: Project, server: Server
+) -> None:
+    """E2: SIGKILL of the controller alone: a worker in the middle of a test still has its lease,
+    and so its clone."""
     run = blocked(suite, "-n", "1")
     (alive,) = suite.clones(server)
     os.kill(run.pid, signal.SIGKILL)
@@ -168,7 +190,9 @@ def test_the_names_of_clones_are_logged_when_they_are_created_and_dropped(suite:
     assert f"dropped clone dbclone_{suite.name}_" in done.stdout
 
 
-def test_a_pytest_run_inside_a_workers_test_has_a_clone_of_its_own(suite: Project, server: Server) -> None:
+def test_a_pytest_run_inside_a_workers_test_has_a_clone_of_its_own(
+    suite: Project, server: Server
+) -> None:
     suite.write(
         test_outer="""
         import subprocess, sys

@@ -78,7 +78,9 @@ def test_the_data_of_a_module(clerk, n):
 
 def configured(project: Project, **settings: object) -> Project:
     project.write(**{"shop/__init__": "", "shop/models": MODELS})
-    project.configure(schema="shop.models:Base.metadata", bind="shop.models:engine", autouse=True, **settings)
+    project.configure(
+        schema="shop.models:Base.metadata", bind="shop.models:engine", autouse=True, **settings
+    )
     return project
 
 
@@ -96,11 +98,14 @@ def test_the_readmes_project(project: Project, server: Server, workers: str) -> 
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_every_reset_and_layer_of_a_project_with_a_seed(project: Project, server: Server, workers: str) -> None:
+def test_every_reset_and_layer_of_a_project_with_a_seed(
+    project: Project, server: Server, workers: str
+) -> None:
     configured(project, seed="shop.models:seed")
     marked = TESTS.replace(
         '["truncate", "clone", "drop", "rollback"]',
-        '[pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("truncate", "clone", "drop", "rollback")]',
+        '[pytest.param(r, marks=pytest.mark.dbclone(reset=r)) for r in ("truncate", "clone",'
+        ' "drop", "rollback")]',
     )
     split = marked.index("@pytest.fixture(scope")
     project.write(test_a=marked[:split], test_b=TESTS[: TESTS.index("OPEN")] + marked[split:])

@@ -7,7 +7,8 @@ from .test_fixtures import passes
 
 
 def test_a_session_that_asks_for_nothing_starts_nothing(project: Project) -> None:
-    """With a server that cannot be found, only the test that asks fails; collecting and help need none."""
+    """With a server that cannot be found, only the test that asks fails; collecting and help need
+    none."""
     project.write(test_a="def test_plain(): pass\n\ndef test_asks(dbclone): pass\n")
     broken = {"DBCLONE_BINARIES": "/nonexistent"}
     passes(project, 1, "-k", "plain", **broken)

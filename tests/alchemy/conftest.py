@@ -35,7 +35,8 @@ def clone(server: Server, settings: Settings) -> Iterator[Clone]:
 
 @pytest.fixture
 def bind(clone: Clone) -> Iterator[Bind]:
-    """A function that binds a handle to the clone for the test; afterwards the clone is as empty as before."""
+    """A function that binds a handle to the clone for the test; afterwards the clone is as empty as
+    before."""
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
         def bind(handle: Any) -> Any:

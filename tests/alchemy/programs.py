@@ -1,6 +1,8 @@
-"""SQLAlchemy models of the tests, and programs that use them as applications do: each returns what the application saw.
+"""SQLAlchemy models of the tests, and programs that use them as applications do: each returns what
+the application saw.
 
-A program runs sandboxed and for real, and must see the same: rows, results, and errors by class and SQLSTATE.
+A program runs sandboxed and for real, and must see the same: rows, results, and errors by class and
+SQLSTATE.
 """
 
 from __future__ import annotations
@@ -11,7 +13,15 @@ from typing import Any
 
 from sqlalchemy import Engine, ForeignKey, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, scoped_session, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    relationship,
+    scoped_session,
+    sessionmaker,
+)
 
 Seen = list[Any]
 
@@ -32,7 +42,9 @@ class Pet(Base):
     __tablename__ = "pet"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    owner_id: Mapped[int] = mapped_column(ForeignKey("person.id", deferrable=True, initially="DEFERRED"))
+    owner_id: Mapped[int] = mapped_column(
+        ForeignKey("person.id", deferrable=True, initially="DEFERRED")
+    )
     owner: Mapped[Person] = relationship(back_populates="pets")
 
 
@@ -51,13 +63,20 @@ def noted(seen: Seen) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        seen.append((type(error).__name__, getattr(error.orig, "sqlstate", None), error.connection_invalidated))
+        seen.append(
+            (
+                type(error).__name__,
+                getattr(error.orig, "sqlstate", None),
+                error.connection_invalidated,
+            )
+        )
     except Exception as error:
         seen.append(type(error).__name__)
 
 
 def orm(engine: Engine) -> Seen:
-    """A Session: flush, commit, rollback, an IntegrityError in the middle, objects before and after."""
+    """A Session: flush, commit, rollback, an IntegrityError in the middle, objects before and
+    after."""
     seen: Seen = []
     with Session(engine) as session:
         ann = Person(name="ann", pets=[Pet()])
@@ -80,7 +99,8 @@ def orm(engine: Engine) -> Seen:
 
 
 def failed_until_rolled_back(engine: Engine) -> Seen:
-    """After an error in a transaction nothing works until it is rolled back, on a Connection and on a Session."""
+    """After an error in a transaction nothing works until it is rolled back, on a Connection and on
+    a Session."""
     seen: Seen = []
     with engine.connect() as connection:
         connection.execute(insert(PEOPLE).values(name="lost"))
@@ -123,7 +143,8 @@ def core(engine: Engine) -> Seen:
 
 
 def nested(engine: Engine) -> Seen:
-    """begin_nested() that commits, fails and is rolled back, in Session and Connection, to some depth."""
+    """begin_nested() that commits, fails and is rolled back, in Session and Connection, to some
+    depth."""
     seen: Seen = []
     with Session(engine) as session, session.begin():
         session.add(Person(name="a"))
@@ -165,7 +186,8 @@ def deferred(engine: Engine) -> Seen:
 
 
 def autocommit(engine: Engine) -> Seen:
-    """The execution option, on a connection and on an engine, and back to transactions on the same pool."""
+    """The execution option, on a connection and on an engine, and back to transactions on the same
+    pool."""
     seen: Seen = []
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(insert(PEOPLE).values(name="a"))
@@ -201,7 +223,10 @@ def sessions_at_once(engine: Engine) -> Seen:
             inner.commit()
     seen.append(names(engine))
     first, second = make(), make()
-    seen += [first.scalar(select(func.count()).select_from(Person)), second.scalar(select(func.count()).select_from(Person))]
+    seen += [
+        first.scalar(select(func.count()).select_from(Person)),
+        second.scalar(select(func.count()).select_from(Person)),
+    ]
     first.close()
     second.add(Person(name="c"))
     second.commit()
@@ -227,7 +252,8 @@ def disposing(engine: Engine) -> Seen:
 
 
 def scoped(engine: Engine) -> Seen:
-    """A scoped_session as applications keep it in a module, with remove() at the end of each request."""
+    """A scoped_session as applications keep it in a module, with remove() at the end of each
+    request."""
     seen: Seen = []
     db = scoped_session(sessionmaker(engine, expire_on_commit=False))
     for name in ("a", "b", "a"):
@@ -251,10 +277,20 @@ def streaming(engine: Engine) -> Seen:
         )
         seen += [result.fetchone(), len(result.fetchmany(7)), len(result.fetchall())]
     with Session(engine) as session:
-        seen.append(sum(len(part) for part in session.scalars(select(Person).execution_options(yield_per=20)).partitions()))
+        seen.append(
+            sum(
+                len(part)
+                for part in session.scalars(
+                    select(Person).execution_options(yield_per=20)
+                ).partitions()
+            )
+        )
         session.delete(session.scalars(select(Person).limit(1)).one())
         session.commit()
-    with noted(seen), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with (
+        noted(seen),
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+    ):
         connection.execution_options(stream_results=True).execute(select(PEOPLE.c.name)).fetchall()
     return [*seen, len(names(engine))]
 

@@ -1,4 +1,5 @@
-"""Flask-SQLAlchemy and SQLModel: an application factory, one app context for a whole suite, requests that fail."""
+"""Flask-SQLAlchemy and SQLModel: an application factory, one app context for a whole suite,
+requests that fail."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def requests(app: Flask) -> list[Any]:
 
 
 @RESETS
-def test_requests_of_an_application_that_was_there_before(bind: Bind, clone: Clone, db: Any, reset: str) -> None:
+def test_requests_of_an_application_that_was_there_before(
+    bind: Bind, clone: Clone, db: Any, reset: str
+) -> None:
     app = make_app(db)
     bind(db)
     for _ in range(2):
@@ -91,7 +94,9 @@ def test_requests_of_an_application_that_was_there_before(bind: Bind, clone: Clo
 
 
 @RESETS
-def test_an_application_factory_that_every_test_calls(bind: Bind, clone: Clone, db: Any, reset: str) -> None:
+def test_an_application_factory_that_every_test_calls(
+    bind: Bind, clone: Clone, db: Any, reset: str
+) -> None:
     bind(db)
     made: list[weakref.ref[Any]] = []
     for _ in range(6):
@@ -110,7 +115,9 @@ def test_an_application_factory_that_every_test_calls(bind: Bind, clone: Clone, 
 
 
 @RESETS
-def test_one_application_context_for_the_whole_suite(bind: Bind, clone: Clone, db: Any, reset: str) -> None:
+def test_one_application_context_for_the_whole_suite(
+    bind: Bind, clone: Clone, db: Any, reset: str
+) -> None:
     """One db.session for all tests, which nobody removes, and the client's own beside it."""
     app = make_app(bind(db))
     with app.app_context():
@@ -152,9 +159,14 @@ def test_only_the_default_bind_is_led_to_the_clone(bind: Bind, clone: Clone, db:
             assert db.engines["other"].url.host == "other.invalid"
 
 
-def test_an_application_that_cannot_be_sandboxed_is_refused_when_it_is_made(bind: Bind, clone: Clone, db: Any) -> None:
+def test_an_application_that_cannot_be_sandboxed_is_refused_when_it_is_made(
+    bind: Bind, clone: Clone, db: Any
+) -> None:
     bind(db)
-    with clone.isolated("rollback", "test"), pytest.raises(SandboxLimit, match=r"postgresql\+psycopg://"):
+    with (
+        clone.isolated("rollback", "test"),
+        pytest.raises(SandboxLimit, match=r"postgresql\+psycopg://"),
+    ):
         make_app(db, application_url("psycopg2"))
     with pytest.raises(SettingsError, match="sqlite"):
         make_app(db, "sqlite://")

@@ -41,7 +41,9 @@ RESETS = pytest.mark.parametrize("reset", ["rollback", "truncate", "clone"])
     ids=["options", "sessionmaker", "scoped_session", "Session"],
 )
 @RESETS
-def test_what_leads_to_an_engine_may_be_bound(bind: Bind, clone: Clone, wrap: Any, reset: str) -> None:
+def test_what_leads_to_an_engine_may_be_bound(
+    bind: Bind, clone: Clone, wrap: Any, reset: str
+) -> None:
     found = engine()
     handle = bind(wrap(found))
     with clone.isolated(reset, "test") as isolation:
@@ -53,7 +55,9 @@ def test_what_leads_to_an_engine_may_be_bound(bind: Bind, clone: Clone, wrap: An
 
 
 @RESETS
-def test_parameters_of_the_connection_stay_and_the_url_comes_back(bind: Bind, clone: Clone, reset: str) -> None:
+def test_parameters_of_the_connection_stay_and_the_url_comes_back(
+    bind: Bind, clone: Clone, reset: str
+) -> None:
     found = create_engine(
         "postgresql+psycopg://nobody:secret@nowhere.invalid:1/elsewhere?connect_timeout=7",
         connect_args={"host": "elsewhere.invalid", "options": "-c work_mem=7MB"},
@@ -97,7 +101,9 @@ def test_events_of_the_project_happen_and_survive(bind: Bind, clone: Clone, rese
         event.listen(found, "connect", late)
         with found.begin() as connection:
             connection.execute(insert(PEOPLE).values(name="a"))
-        assert {"connect", "checkout", "checkin", "before_cursor_execute", "commit", "late"} <= set(seen)
+        assert {"connect", "checkout", "checkin", "before_cursor_execute", "commit", "late"} <= set(
+            seen
+        )
         found.dispose()
         later = listener("later")
         event.listen(found, "checkout", later)
@@ -116,17 +122,26 @@ def test_events_of_the_project_happen_and_survive(bind: Bind, clone: Clone, rese
     assert ("connect" in seen) is (reset != "truncate")
 
 
-def test_a_listener_may_change_the_arguments_of_the_connection_and_not_open_one_of_its_own(bind: Bind, clone: Clone) -> None:
+def test_a_listener_may_change_the_arguments_of_the_connection_and_not_open_one_of_its_own(
+    bind: Bind, clone: Clone
+) -> None:
     found = bind(engine())
     given: list[Any] = []
 
     @event.listens_for(found, "do_connect")
     def change(dialect: Any, record: Any, arguments: Any, parameters: Any) -> None:
         given.append(parameters["dbname"])
-        parameters |= {"password": "token", "host": "production.invalid", "options": "-c work_mem=9MB"}
+        parameters |= {
+            "password": "token",
+            "host": "production.invalid",
+            "options": "-c work_mem=9MB",
+        }
 
     with clone.isolated("truncate", "test"), found.connect() as connection:
-        assert connection.scalar(text("SELECT current_database() || current_setting('work_mem')")) == f"{clone.name}9MB"
+        assert (
+            connection.scalar(text("SELECT current_database() || current_setting('work_mem')"))
+            == f"{clone.name}9MB"
+        )
     with clone.isolated("rollback", "test"):
         orm(found)
     assert given[0] == SHOP
@@ -140,13 +155,18 @@ def test_a_listener_may_change_the_arguments_of_the_connection_and_not_open_one_
     found.dispose()
     for reset in ("rollback", "truncate"):
         opened: list[Any] = []
-        with clone.isolated(reset, "test"), pytest.raises(SettingsError, match="connections of its own"):
+        with (
+            clone.isolated(reset, "test"),
+            pytest.raises(SettingsError, match="connections of its own"),
+        ):
             found.connect()
         assert [connection.closed for connection in opened] == [True]
 
 
 @RESETS
-def test_an_engine_with_a_creator_or_a_pool_of_its_own_is_led_to_the_clone(bind: Bind, clone: Clone, reset: str) -> None:
+def test_an_engine_with_a_creator_or_a_pool_of_its_own_is_led_to_the_clone(
+    bind: Bind, clone: Clone, reset: str
+) -> None:
     def creator() -> Any:
         raise AssertionError("the project's own database must not be asked")
 
@@ -194,10 +214,17 @@ def test_an_engine_is_forgotten_when_the_project_forgets_it(clone: Clone) -> Non
     assert reference() is None
 
 
-@pytest.mark.skipif(importlib.util.find_spec("psycopg2") is None, reason="psycopg2 is not installed")
-def test_an_engine_over_psycopg2_is_refused_a_rollback_and_works_under_auto(bind: Bind, clone: Clone) -> None:
+@pytest.mark.skipif(
+    importlib.util.find_spec("psycopg2") is None, reason="psycopg2 is not installed"
+)
+def test_an_engine_over_psycopg2_is_refused_a_rollback_and_works_under_auto(
+    bind: Bind, clone: Clone
+) -> None:
     found = bind(create_engine(application_url("psycopg2")))
-    with pytest.raises(SandboxLimit, match=r"postgresql\+psycopg://"), clone.isolated("rollback", "test"):
+    with (
+        pytest.raises(SandboxLimit, match=r"postgresql\+psycopg://"),
+        clone.isolated("rollback", "test"),
+    ):
         pass
     for _ in range(2):
         with clone.isolated("auto", "test") as isolation:
@@ -207,7 +234,8 @@ def test_an_engine_over_psycopg2_is_refused_a_rollback_and_works_under_auto(bind
 
 
 def test_an_asynchronous_engine_sandboxed_and_for_real(bind: Bind, clone: Clone) -> None:
-    """With a new event loop for each test, and a fresh clone in between: commits, rollbacks, savepoints, errors and two tasks."""
+    """With a new event loop for each test, and a fresh clone in between: commits, rollbacks,
+    savepoints, errors and two tasks."""
     found = bind(create_async_engine(application_url()))
     make: Any = async_sessionmaker(found)
 
@@ -236,7 +264,9 @@ def test_an_asynchronous_engine_sandboxed_and_for_real(bind: Bind, clone: Clone)
             seen += sorted(await session.scalars(select(Person.name)))
         seen += sorted(await asyncio.gather(add("c"), add("d")))
         async with found.connect() as connection:
-            seen.append((await connection.execute(select(func.count()).select_from(Person))).scalar())
+            seen.append(
+                (await connection.execute(select(func.count()).select_from(Person))).scalar()
+            )
         return seen
 
     results = []

@@ -1,4 +1,5 @@
-"""SQLAlchemy metadata as a schema: the same manifest in every process, another when anything changes, and all of it built."""
+"""SQLAlchemy metadata as a schema: the same manifest in every process, another when anything
+changes, and all of it built."""
 
 from __future__ import annotations
 
@@ -61,21 +62,48 @@ def everything(**changes: Any) -> MetaData:
         "user",
         found,
         Column("id", Integer, Identity(start=changes.get("start", 7)), primary_key=True),
-        Column("name", String(changes.get("length", 20)), nullable=False, comment=changes.get("comment", "as it is shown")),
+        Column(
+            "name",
+            String(changes.get("length", 20)),
+            nullable=False,
+            comment=changes.get("comment", "as it is shown"),
+        ),
         Column("data", JSONB, server_default=text(changes.get("default", "'{}'::jsonb"))),
         Column("lower_name", String, Computed("lower(name)", persisted=True)),
-        Column("colour", Enum(Colour) if "enum" not in changes else Enum(*changes["enum"], name="colour")),
+        Column(
+            "colour",
+            Enum(Colour) if "enum" not in changes else Enum(*changes["enum"], name="colour"),
+        ),
         CheckConstraint(changes.get("check", "name <> ''"), name="named"),
         comment="people",
     )
     # A cycle of foreign keys, which are created when both tables are there.
-    Table("a", found, Column("id", Integer, primary_key=True), Column("b_id", ForeignKey(f"{found.schema}.b.id")))
-    Table("b", found, Column("id", Integer, primary_key=True), Column("a_id", ForeignKey(f"{found.schema}.a.id")))
+    Table(
+        "a",
+        found,
+        Column("id", Integer, primary_key=True),
+        Column("b_id", ForeignKey(f"{found.schema}.b.id")),
+    )
+    Table(
+        "b",
+        found,
+        Column("id", Integer, primary_key=True),
+        Column("a_id", ForeignKey(f"{found.schema}.a.id")),
+    )
     for number in range(8):
         columns = found.tables[f"{found.schema}.user"].c
-        Index(f"i{number}", func.lower(columns.name), columns.data, postgresql_where=columns.id > number + changes.get("where", 0))
+        Index(
+            f"i{number}",
+            func.lower(columns.name),
+            columns.data,
+            postgresql_where=columns.id > number + changes.get("where", 0),
+        )
     Sequence("invoice", start=changes.get("sequence", 100), metadata=found)
-    event.listen(found, "after_create", ddl(changes.get("event", 'CREATE VIEW "Shop".everybody AS SELECT name FROM "Shop"."user"')))
+    event.listen(
+        found,
+        "after_create",
+        ddl(changes.get("event", 'CREATE VIEW "Shop".everybody AS SELECT name FROM "Shop"."user"')),
+    )
     return found
 
 
@@ -108,12 +136,20 @@ def built(server: Server, settings: Settings) -> Iterator[Callable[[Any], psycop
 def test_everything_is_built(built: Callable[[Any], psycopg.Connection[Any]]) -> None:
     connection = built(everything())
     connection.execute("""INSERT INTO "Shop"."user" (name, colour) VALUES ('Ann', 'RED')""")
-    row = connection.execute("""SELECT u.*, nextval('"Shop".invoice') FROM "Shop"."user" u""").fetchone()
+    row = connection.execute(
+        """SELECT u.*, nextval('"Shop".invoice') FROM "Shop"."user" u"""
+    ).fetchone()
     assert row == (7, "Ann", {}, "ann", "RED", 100)
     assert connection.execute('SELECT name FROM "Shop".everybody').fetchall() == [("Ann",)]
-    assert connection.execute("SELECT count(*) FROM pg_indexes WHERE schemaname = 'Shop' AND indexname ~ '^i'").fetchone() == (8,)
-    assert connection.execute("SELECT count(*) FROM pg_constraint WHERE contype = 'f'").fetchone() == (2,)
-    assert connection.execute("""SELECT obj_description('"Shop"."user"'::regclass)""").fetchone() == ("people",)
+    assert connection.execute(
+        "SELECT count(*) FROM pg_indexes WHERE schemaname = 'Shop' AND indexname ~ '^i'"
+    ).fetchone() == (8,)
+    assert connection.execute(
+        "SELECT count(*) FROM pg_constraint WHERE contype = 'f'"
+    ).fetchone() == (2,)
+    assert connection.execute(
+        """SELECT obj_description('"Shop"."user"'::regclass)"""
+    ).fetchone() == ("people",)
 
 
 def test_the_manifest_is_the_same_in_every_process(settings: Settings) -> None:
@@ -152,7 +188,9 @@ def test_the_manifest_is_the_same_in_every_process(settings: Settings) -> None:
     ],
     ids=str,
 )
-def test_a_change_makes_another_manifest_and_is_named(settings: Settings, change: dict[str, Any], named: str) -> None:
+def test_a_change_makes_another_manifest_and_is_named(
+    settings: Settings, change: dict[str, Any], named: str
+) -> None:
     before = Manifest(schema_of(settings, everything()).manifest())
     after = Manifest(schema_of(settings, everything(**change)).manifest())
     assert before.fingerprint != after.fingerprint
@@ -171,11 +209,17 @@ def test_python_side_defaults_are_no_part_of_it(settings: Settings) -> None:
 def test_what_events_do_in_python_is_built_and_digested(
     settings: Settings, built: Callable[[Any], psycopg.Connection[Any]]
 ) -> None:
-    """One only executes, which can be recorded; the other needs an answer, so its source is what counts."""
+    """One only executes, which can be recorded; the other needs an answer, so its source is what
+    counts."""
 
     def metadata(listener: Any) -> MetaData:
         found = MetaData()
-        Table("t", found, Column("a", Integer, primary_key=True), Column("kind", ENUM("x", "y", name="kind")))
+        Table(
+            "t",
+            found,
+            Column("a", Integer, primary_key=True),
+            Column("kind", ENUM("x", "y", name="kind")),
+        )
         event.listen(found, "after_create", listener)
         return found
 
@@ -190,7 +234,10 @@ def test_what_events_do_in_python_is_built_and_digested(
         number = connection.execute(text("SELECT 3")).scalar_one()
         connection.execute(target.tables["t"].insert().values(a=number))
 
-    found = [Manifest(schema_of(settings, metadata(one)).manifest()) for one in (executes, answers, other, answers)]
+    found = [
+        Manifest(schema_of(settings, metadata(one)).manifest())
+        for one in (executes, answers, other, answers)
+    ]
     assert len({manifest.fingerprint for manifest in found}) == 3
     assert found[1] == found[3]
     assert all("table t" in manifest for manifest in found)
@@ -198,9 +245,18 @@ def test_what_events_do_in_python_is_built_and_digested(
 
 
 @pytest.mark.parametrize(
-    "create", [CreateSchema("audit"), ddl("CREATE SCHEMA IF NOT EXISTS audit"), ddl('create schema "audit"'), None], ids=str
+    "create",
+    [
+        CreateSchema("audit"),
+        ddl("CREATE SCHEMA IF NOT EXISTS audit"),
+        ddl('create schema "audit"'),
+        None,
+    ],
+    ids=str,
 )
-def test_a_schema_is_created_once_whoever_does(built: Callable[[Any], psycopg.Connection[Any]], create: Any) -> None:
+def test_a_schema_is_created_once_whoever_does(
+    built: Callable[[Any], psycopg.Connection[Any]], create: Any
+) -> None:
     found = MetaData()
     Table("t", found, Column("a", Integer, primary_key=True), schema="audit")
     if create is not None:
@@ -208,7 +264,9 @@ def test_a_schema_is_created_once_whoever_does(built: Callable[[Any], psycopg.Co
     assert built(found).execute("SELECT count(*) FROM audit.t").fetchone() == (0,)
 
 
-def test_what_means_metadata(settings: Settings, built: Callable[[Any], psycopg.Connection[Any]]) -> None:
+def test_what_means_metadata(
+    settings: Settings, built: Callable[[Any], psycopg.Connection[Any]]
+) -> None:
     legacy = declarative_base(metadata=Base.metadata)
     module = types.ModuleType("models")
     vars(module).update(Base=Base, MetaData=MetaData, empty=MetaData(), Integer=Integer)
@@ -232,7 +290,8 @@ def test_what_means_metadata(settings: Settings, built: Callable[[Any], psycopg.
     both = [Base.metadata, other]
     assert set(schema_of(settings, both).manifest()) == {*manifests[0], "table third"}
     rows = built(both).execute(
-        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1"
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace ="
+        " 'public'::regnamespace ORDER BY 1"
     )
     assert rows.fetchall() == [("person",), ("pet",), ("third",)]
 
@@ -247,7 +306,9 @@ def test_metadata_without_tables_is_refused(settings: Settings) -> None:
     assert handles.adapter_of(SQLModel) is handles.adapter_of(Empty)
 
 
-def test_what_the_server_refuses_is_said_with_its_statement(built: Callable[[Any], psycopg.Connection[Any]]) -> None:
+def test_what_the_server_refuses_is_said_with_its_statement(
+    built: Callable[[Any], psycopg.Connection[Any]],
+) -> None:
     class Own(DeclarativeBase):
         pass
 

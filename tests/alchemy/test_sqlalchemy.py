@@ -1,4 +1,5 @@
-"""SQLAlchemy as teams use it: the same program sandboxed and for real on a fresh clone, with the same results, and nothing left."""
+"""SQLAlchemy as teams use it: the same program sandboxed and for real on a fresh clone, with the
+same results, and nothing left."""
 
 from __future__ import annotations
 
@@ -23,9 +24,13 @@ def run(program: Callable[[Engine], Seen], found: Engine, clone: Clone, reset: s
         return program(found)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a pool disposed of leaves connections behind
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a pool disposed of leaves connections behind
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_an_application_sees_the_same_sandboxed_and_for_real(bind: Bind, clone: Clone, program: Callable[[Engine], Seen]) -> None:
+def test_an_application_sees_the_same_sandboxed_and_for_real(
+    bind: Bind, clone: Clone, program: Callable[[Engine], Seen]
+) -> None:
     found = bind(engine())
     real = run(program, found, clone, "clone")
     assert real[-1] or program.__name__ in ("failed_until_rolled_back", "deferred")
@@ -56,8 +61,11 @@ def test_whatever_the_pool(bind: Bind, clone: Clone, arguments: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate"])
-def test_a_session_left_open_by_one_test_is_usable_in_the_next(bind: Bind, clone: Clone, reset: str) -> None:
-    """D9: a scoped_session in a module that nobody removes, as in a suite that keeps one application context pushed."""
+def test_a_session_left_open_by_one_test_is_usable_in_the_next(
+    bind: Bind, clone: Clone, reset: str
+) -> None:
+    """D9: a scoped_session in a module that nobody removes, as in a suite that keeps one
+    application context pushed."""
     db = scoped_session(sessionmaker(bind(engine())))
     for _ in range(3):
         with clone.isolated(reset, "test"):
@@ -68,7 +76,9 @@ def test_a_session_left_open_by_one_test_is_usable_in_the_next(bind: Bind, clone
     db.remove()
 
 
-def test_a_session_that_read_something_before_the_test_is_in_the_tests_sandbox(bind: Bind, clone: Clone) -> None:
+def test_a_session_that_read_something_before_the_test_is_in_the_tests_sandbox(
+    bind: Bind, clone: Clone
+) -> None:
     found = bind(engine())
     with Session(found) as session:
         assert session.scalar(select(func.count()).select_from(Person)) == 0
@@ -79,11 +89,16 @@ def test_a_session_that_read_something_before_the_test_is_in_the_tests_sandbox(b
         assert session.scalar(select(func.count()).select_from(Person)) == 0
 
 
-def test_a_session_with_uncommitted_writes_from_before_the_test_is_refused(bind: Bind, clone: Clone) -> None:
+def test_a_session_with_uncommitted_writes_from_before_the_test_is_refused(
+    bind: Bind, clone: Clone
+) -> None:
     with Session(bind(engine())) as session:
         session.add(Person(name="a"))
         session.flush()
-        with pytest.raises(SandboxLimit, match="without committing"), clone.isolated("rollback", "test"):
+        with (
+            pytest.raises(SandboxLimit, match="without committing"),
+            clone.isolated("rollback", "test"),
+        ):
             pass
         assert session.scalar(select(Person.name)) == "a"
 
@@ -107,14 +122,20 @@ def test_the_data_of_a_module_is_an_outer_layer(bind: Bind, clone: Clone) -> Non
 
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate"])
-def test_threads_see_what_the_test_committed_and_the_test_what_they_did(bind: Bind, clone: Clone, reset: str) -> None:
+def test_threads_see_what_the_test_committed_and_the_test_what_they_did(
+    bind: Bind, clone: Clone, reset: str
+) -> None:
     """D8."""
     found = bind(engine(pool_size=2))
     seen: list[Any] = []
 
     def work(number: int) -> None:
         with Session(found) as session:
-            seen.append(session.scalar(select(func.count()).select_from(Person).where(Person.name == "test")))
+            seen.append(
+                session.scalar(
+                    select(func.count()).select_from(Person).where(Person.name == "test")
+                )
+            )
         with found.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(insert(PEOPLE).values(name=f"thread {number}"))
 
@@ -133,11 +154,17 @@ def test_threads_see_what_the_test_committed_and_the_test_what_they_did(bind: Bi
 
 def test_two_phase_commit_is_refused(bind: Bind, clone: Clone) -> None:
     found = bind(engine())
-    with clone.isolated("rollback", "test"), found.connect() as connection, pytest.raises(SandboxLimit, match="two-phase"):
+    with (
+        clone.isolated("rollback", "test"),
+        found.connect() as connection,
+        pytest.raises(SandboxLimit, match="two-phase"),
+    ):
         connection.begin_twophase().prepare()
 
 
-def test_a_connection_kept_beyond_its_test_fails_rather_than_writing_for_real(bind: Bind, clone: Clone) -> None:
+def test_a_connection_kept_beyond_its_test_fails_rather_than_writing_for_real(
+    bind: Bind, clone: Clone
+) -> None:
     found = bind(engine())
     with clone.isolated("rollback", "test"):
         kept = found.connect()

@@ -1,4 +1,5 @@
-"""What holds after every fault, whoever died: clones equal a reference, nothing of the dead stays, nothing foreign has changed."""
+"""What holds after every fault, whoever died: clones equal a reference, nothing of the dead stays,
+nothing foreign has changed."""
 
 from __future__ import annotations
 
@@ -46,11 +47,15 @@ def ensure(server: Server, rebuild: bool = False) -> Template:
 @contextlib.contextmanager
 def made(server: Server, name: str) -> Iterator[str]:
     """Make a database that is not ours for the block; give its URL."""
-    server.connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+    server.connection.execute(
+        sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
+    )
     try:
         yield server.database(name).url
     finally:
-        server.connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        server.connection.execute(
+            sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+        )
 
 
 def reference(server: Server) -> dict[str, str]:
@@ -63,8 +68,8 @@ def reference(server: Server) -> dict[str, str]:
 
 @dataclass
 class Foreign:
-    """What others have on the same server: a database, one whose name looks like ours, the clone of a run that lives, and sessions
-    in all three."""
+    """What others have on the same server: a database, one whose name looks like ours, the clone of
+    a run that lives, and sessions in all three."""
 
     server: Server
     sessions: list[psycopg.Connection[tuple[object, ...]]]
@@ -75,7 +80,9 @@ class Foreign:
         query = """SELECT d.oid::int8, datname::text, pg_backend_pid(), shobj_description(d.oid, 'pg_database'),
                           (SELECT string_agg(what, ',' ORDER BY what) FROM public.sentinel)
                    FROM pg_database d WHERE datname = current_database()"""
-        return [row for session in self.sessions for row in session.execute(query.encode()).fetchall()]
+        return [
+            row for session in self.sessions for row in session.execute(query.encode()).fetchall()
+        ]
 
     def untouched(self) -> None:
         """Nothing of it has changed, been dropped or been disconnected."""
@@ -89,9 +96,19 @@ def foreign(server: Server) -> Iterator[Foreign]:
         owner = stack.enter_context(Server.open(server.settings))
         live = clone_name("elsewhere", uuid.uuid4().hex, "gw0")
         assert owner.leases.acquire(live)
-        ddl.create(owner, live, "template0", Mark.make("clone", "elsewhere", owner.facts.system, worker="gw0"))
-        stack.callback(lambda: ddl.drop(owner, database) if (database := ddl.find(owner, live)) else None)
-        urls = [stack.enter_context(made(server, name)) for name in (f"prod_{uuid.uuid4().hex[:8]}", spare_name("elsewhere"))]
+        ddl.create(
+            owner,
+            live,
+            "template0",
+            Mark.make("clone", "elsewhere", owner.facts.system, worker="gw0"),
+        )
+        stack.callback(
+            lambda: ddl.drop(owner, database) if (database := ddl.find(owner, live)) else None
+        )
+        urls = [
+            stack.enter_context(made(server, name))
+            for name in (f"prod_{uuid.uuid4().hex[:8]}", spare_name("elsewhere"))
+        ]
         sessions = []
         for url in (*urls, server.database(live).url):
             session = stack.enter_context(contextlib.closing(psycopg.connect(url, autocommit=True)))
@@ -109,8 +126,9 @@ def all_well(
     others: Foreign | None = None,
     owners: Iterable[tuple[str, str]] = (("gw0", "r"), ("gw1", "r"), ("gw2", "r")),
 ) -> Template:
-    """After a fault and the end of who died of it: the template is found or built without help, clones of it equal the reference,
-    and after a prune it is all that is left. Returns the template.
+    """After a fault and the end of who died of it: the template is found or built without help,
+    clones of it equal the reference, and after a prune it is all that is left. Returns the
+    template.
 
     Arguments: `owners`, who want clones: (worker, run), also the dead ones themselves, come back.
     """
@@ -127,7 +145,8 @@ def all_well(
 
 
 def nobody_holds(project: Project, server: Server) -> None:
-    """Wait until the server has noticed the end of all who had databases of a project, or were making one, but for `server`.
+    """Wait until the server has noticed the end of all who had databases of a project, or were
+    making one, but for `server`.
 
     Who holds a template only, shares it.
     """
@@ -135,7 +154,8 @@ def nobody_holds(project: Project, server: Server) -> None:
     def free() -> bool:
         names = project.databases(server)
         busy = server.fetch(
-            "SELECT FROM pg_stat_activity WHERE datname = ANY(%s) OR (query ~ %s AND state <> 'idle' AND pid <> pg_backend_pid())",
+            "SELECT FROM pg_stat_activity WHERE datname = ANY(%s) OR (query ~ %s AND state"
+            " <> 'idle' AND pid <> pg_backend_pid())",
             [names, f"DATABASE.*dbclone_{project.name}_"],
         )
         mine = {lock_key(name) for name in server.leases._taken}

@@ -44,7 +44,9 @@ def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(nursery: Nursery, project: Project, shop: Server, options: dict[str, str]) -> Iterator[Start]:
+def start(
+    nursery: Nursery, project: Project, shop: Server, options: dict[str, str]
+) -> Iterator[Start]:
     """What starts a child process that works on the same server, and ends it with the test."""
     with children(nursery, project.folder, options) as starter:
         yield starter

@@ -1,4 +1,5 @@
-"""Processes that stop at the steps of `stops`: a test calls the function that `children` gives, and talks to the `Child`."""
+"""Processes that stop at the steps of `stops`: a test calls the function that `children` gives, and
+talks to the `Child`."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 
 class Nursery:
-    """A process that has imported everything and has nothing else: children are forked from it, which costs next to nothing."""
+    """A process that has imported everything and has nothing else: children are forked from it,
+    which costs next to nothing."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -45,7 +47,8 @@ class Nursery:
         return Child(self, pid, os.fdopen(to_it, "w"), os.fdopen(from_it))
 
     def buried(self, pid: int) -> int:
-        """Wait until a child has ended; return its exit status, negative for the signal that killed it."""
+        """Wait until a child has ended; return its exit status, negative for the signal that killed
+        it."""
         return self._ask({"buried": pid})
 
     def close(self) -> None:
@@ -115,10 +118,15 @@ Start = Callable[..., Child]
 def children(nursery: Nursery, folder: Path, options: Mapping[str, str]) -> Iterator[Start]:
     """Give a function that starts children in a project; at the end none of them lives.
 
-    The function's arguments: `action`, a name of ACTIONS; `stops`, from steps to "die", "wait" or "interrupt"; `more`, further
-    settings; `folder`, of another project; `limit`, seconds after which it ends itself; what else, the action's own arguments.
+    The function's arguments: `action`, a name of ACTIONS; `stops`, from steps to "die", "wait" or
+    "interrupt"; `more`, further settings; `folder`, of another project; `limit`, seconds after
+    which it ends itself; what else, the action's own arguments.
     """
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"}
+    environ = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("DBCLONE_", "PG", "PYTEST_")) and k != "DATABASE_URL"
+    }
     started: list[Child] = []
 
     def start(
@@ -129,8 +137,15 @@ def children(nursery: Nursery, folder: Path, options: Mapping[str, str]) -> Iter
         limit: int = LIMIT,
         **values: Any,
     ) -> Child:
-        plan = {"action": action, "stops": dict(stops or {}), "options": {**options, **(more or {})}, "values": values}
-        started.append(nursery.bear({**plan, "folder": str(folder), "environ": environ, "limit": limit}))
+        plan = {
+            "action": action,
+            "stops": dict(stops or {}),
+            "options": {**options, **(more or {})},
+            "values": values,
+        }
+        started.append(
+            nursery.bear({**plan, "folder": str(folder), "environ": environ, "limit": limit})
+        )
         return started[-1]
 
     try:
@@ -144,8 +159,15 @@ def children(nursery: Nursery, folder: Path, options: Mapping[str, str]) -> Iter
 
 
 def nursery(place: int) -> None:
-    """Fork children for whoever is at the other end of a socket, and wait for their deaths, until it is closed."""
-    for module in ("dbclone.adapters.peewee", "dbclone.template.template", "dbclone.databases.prune", "filelock", "peewee"):
+    """Fork children for whoever is at the other end of a socket, and wait for their deaths, until
+    it is closed."""
+    for module in (
+        "dbclone.adapters.peewee",
+        "dbclone.template.template",
+        "dbclone.databases.prune",
+        "filelock",
+        "peewee",
+    ):
         importlib.import_module(module)
     with socket.socket(fileno=place) as other:
         while True:

@@ -1,4 +1,5 @@
-"""A network that breaks when a test says so: a proxy between clients, over TCP, and a real server, over whatever leads to it."""
+"""A network that breaks when a test says so: a proxy between clients, over TCP, and a real server,
+over whatever leads to it."""
 
 from __future__ import annotations
 
@@ -31,14 +32,17 @@ class Wire:
 class Proxy:
     """A proxy in front of the server that `dsn` leads to. `url` leads through it.
 
-    Attributes: `deaf`, admit newcomers and never answer them; `closed`, turn them away; `cuts`, how often a trap has cut.
+    Attributes: `deaf`, admit newcomers and never answer them; `closed`, turn them away; `cuts`, how
+    often a trap has cut.
     """
 
     dsn: Dsn
     deaf: bool = False
     closed: bool = False
     cuts: int = 0
-    _listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=256))
+    _listener: socket.socket = field(
+        default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=256)
+    )
     _wires: list[Wire] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
     _waiting: list[socket.socket] = field(default_factory=list)
@@ -54,7 +58,8 @@ class Proxy:
     def trap(self, text: bytes, times: int = 1, forward: bool = False) -> None:
         """Cut all connections as soon as a client sends `text`, for the next so many `times`.
 
-        Arguments: `forward`, let the server have it first: then it does what it was told, and nobody hears of it.
+        Arguments: `forward`, let the server have it first: then it does what it was told, and
+        nobody hears of it.
         """
         with self._guard:
             self._trap, self._times, self._forward, self.cuts = text, times, forward, 0
@@ -81,7 +86,9 @@ class Proxy:
                 self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:
-        server = socket.socket(socket.AF_UNIX if self.dsn.get("host", "").startswith("/") else socket.AF_INET)
+        server = socket.socket(
+            socket.AF_UNIX if self.dsn.get("host", "").startswith("/") else socket.AF_INET
+        )
         host, port = self.dsn.get("host", "localhost"), int(self.dsn.get("port", "5432"))
         try:
             server.connect(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
@@ -96,7 +103,8 @@ class Proxy:
             self._threads[-1].start()
 
     def _pass(self, wire: Wire) -> None:
-        """Pass on what both sides say until one has no more to say, or is cut off; then neither hears anything."""
+        """Pass on what both sides say until one has no more to say, or is cut off; then neither
+        hears anything."""
         with wire.client, wire.server, contextlib.suppress(OSError):
             while True:
                 for source in select.select([wire.client, wire.server], [], [])[0]:

@@ -1,6 +1,8 @@
-"""Steps of builds, clones and resets by name, at which a process stops: it says so, and then dies, or waits until told to go on.
+"""Steps of builds, clones and resets by name, at which a process stops: it says so, and then dies,
+or waits until told to go on.
 
-No step is a matter of time. `nursery` has the processes that stop; `at` is for a test that does something itself at a step.
+No step is a matter of time. `nursery` has the processes that stop; `at` is for a test that does
+something itself at a step.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dbclone.server.server import Server
 
-# Steps by name: the function where each is reached, and whether its call has been made. Or a word in what progress is told.
+# Steps by name: the function where each is reached, and whether its call has been made. Or a word
+# in what progress is told.
 STEPS = {
     # of a build, in their order
     "created": ("dbclone.databases.ddl", "comment", "before"),
@@ -58,7 +61,8 @@ LIMIT = 90  # seconds after which a child ends itself: only a broken test comes 
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Ask again and again until the condition holds. How long that takes decides nothing; never is a failure."""
+    """Ask again and again until the condition holds. How long that takes decides nothing; never is
+    a failure."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
@@ -66,7 +70,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def ended(server: Server, pid: int) -> None:
-    """Wait until a session of the server is gone, and with it its locks: that is a moment after its client has closed it."""
+    """Wait until a session of the server is gone, and with it its locks: that is a moment after its
+    client has closed it."""
     until(lambda: not server.fetch("SELECT FROM pg_stat_activity WHERE pid = %s", [pid]))
 
 
@@ -87,7 +92,9 @@ def _stop(step: str, act: str) -> None:
         sys.stdin.readline()
 
 
-def at(step: str, act: Callable[[], object], put: Callable[[Any, str, Any], None] = setattr) -> None:
+def at(
+    step: str, act: Callable[[], object], put: Callable[[Any, str, Any], None] = setattr
+) -> None:
     """Have `act` called when this process reaches a step, which is a call.
 
     Arguments: `put`, how the function there is exchanged, such as `monkeypatch.setattr`.
@@ -141,7 +148,9 @@ def main(plan: dict[str, Any]) -> None:
         print("= " + json.dumps({"error": type(error).__name__, "text": str(error)}), flush=True)
 
 
-def ensure(server: Any, progress: Any, rebuild: bool = False, unlocked: bool = False) -> dict[str, Any]:
+def ensure(
+    server: Any, progress: Any, rebuild: bool = False, unlocked: bool = False
+) -> dict[str, Any]:
     """Ensure the project's template; with `unlocked`, as if no lock excluded anybody."""
     from dbclone.adapters import handles as adapters
     from dbclone.template.builder import Builder
@@ -161,11 +170,17 @@ def clone(server: Any, progress: Any, owner: str, run: str) -> dict[str, Any]:
 
     schema, handle = adapters.load(server.settings)
     made = Template.ensure(server, schema, handle, progress=progress).clone(owner, run)
-    return {"name": made.name, "oid": server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [made.name])[0][0]}
+    return {
+        "name": made.name,
+        "oid": server.fetch("SELECT oid::int8 FROM pg_database WHERE datname = %s", [made.name])[0][
+            0
+        ],
+    }
 
 
 def live(server: Any, progress: Any, owner: str, run: str, reset: str) -> dict[str, Any]:
-    """One worker's life: a clone, two tests in it, and its end. With the reset "snapshot" they put a state aside and come back."""
+    """One worker's life: a clone, two tests in it, and its end. With the reset "snapshot" they put
+    a state aside and come back."""
     from dbclone.adapters import handles as adapters
     from dbclone.template.template import Template
 
@@ -183,7 +198,8 @@ def live(server: Any, progress: Any, owner: str, run: str, reset: str) -> dict[s
 
 
 def churn(server: Any, progress: Any, owner: str, run: str, clones: int) -> dict[str, Any]:
-    """Have several clones one after the other, sign each, and drop what the dead of other runs left in between."""
+    """Have several clones one after the other, sign each, and drop what the dead of other runs left
+    in between."""
     from dbclone.adapters import handles as adapters
     from dbclone.template.template import Template
 
@@ -191,11 +207,20 @@ def churn(server: Any, progress: Any, owner: str, run: str, clones: int) -> dict
     found = []
     for _ in range(clones):
         with template.clone(owner, run) as made, made.connect(autocommit=True) as connection:
-            state = connection.execute("SELECT count(*)::int, count(signature) FROM item").fetchone()
+            state = connection.execute(
+                "SELECT count(*)::int, count(signature) FROM item"
+            ).fetchone()
             connection.execute("UPDATE item SET signature = %s", [f"{run} {owner}"])
             prune(server, progress, template.name)
-            found.append([state, connection.execute("SELECT DISTINCT signature FROM item").fetchall()])
-    return {"name": template.name, "oid": template.database.oid, "built": template.built, "found": found}
+            found.append(
+                [state, connection.execute("SELECT DISTINCT signature FROM item").fetchall()]
+            )
+    return {
+        "name": template.name,
+        "oid": template.database.oid,
+        "built": template.built,
+        "found": found,
+    }
 
 
 def prune(server: Any, progress: Any, current: str) -> dict[str, Any]:
@@ -204,4 +229,10 @@ def prune(server: Any, progress: Any, current: str) -> dict[str, Any]:
     return {"dropped": [database.name for database, _ in room.prune(server, current)]}
 
 
-ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"ensure": ensure, "clone": clone, "live": live, "churn": churn, "prune": prune}
+ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "ensure": ensure,
+    "clone": clone,
+    "live": live,
+    "churn": churn,
+    "prune": prune,
+}

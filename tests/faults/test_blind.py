@@ -1,6 +1,8 @@
-"""Whole runs of which any process is killed at any moment: the next run goes well all the same, and of the dead nothing stays.
+"""Whole runs of which any process is killed at any moment: the next run goes well all the same, and
+of the dead nothing stays.
 
-The moments and victims are the same each time; the environment variable TEST_LOAD multiplies the rounds, and so makes new ones.
+The moments and victims are the same each time; the environment variable TEST_LOAD multiplies the
+rounds, and so makes new ones.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ def nobody(leader: int) -> bool:
 
 def children(parent: int) -> list[int]:
     try:
-        return [int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        return [
+            int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        ]
     except OSError:
         return []
 
@@ -85,7 +89,15 @@ def kill_one(run: subprocess.Popen[str], own: Settings, dice: random.Random) -> 
         os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:
         return "nobody"
-    return "controller" if victim == run.pid else "server" if victim == server else "backend" if victim in servers else "worker"
+    return (
+        "controller"
+        if victim == run.pid
+        else "server"
+        if victim == server
+        else "backend"
+        if victim in servers
+        else "worker"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

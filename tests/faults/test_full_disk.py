@@ -1,4 +1,5 @@
-"""The disk is full while a template is copied: what is needed, what is free and what a prune would free; the server goes on."""
+"""The disk is full while a template is copied: what is needed, what is free and what a prune would
+free; the server goes on."""
 
 from __future__ import annotations
 
@@ -34,13 +35,20 @@ def disk(options: dict[str, str], megabytes: int, schema: str = SCHEMA) -> Itera
     """Settings of a project whose private server is on a disk of its own."""
     with public_folder() as folder:
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "none", str(folder)], capture_output=True, text=True
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "none", str(folder)],
+            capture_output=True,
+            text=True,
         )
         if mounted.returncode != 0:
             pytest.skip(f"a small disk cannot be made here: {mounted.stderr.strip()}")
         try:
             (folder / "schema.sql").write_text(schema)
-            more = {"cache_dir": str(folder / "cache"), "data_dir": str(folder / "data"), "name": "full", "schema": "schema.sql"}
+            more = {
+                "cache_dir": str(folder / "cache"),
+                "data_dir": str(folder / "data"),
+                "name": "full",
+                "schema": "schema.sql",
+            }
             found = load(folder, {**options, **more}, {})
             try:
                 yield found
@@ -68,11 +76,15 @@ def until_full(template: Template) -> tuple[list[Clone], TemplateError]:
     raise AssertionError("the disk was never full")
 
 
-def test_the_error_says_what_is_needed_what_is_free_and_what_a_prune_would_free(small: Settings) -> None:
+def test_the_error_says_what_is_needed_what_is_free_and_what_a_prune_would_free(
+    small: Settings,
+) -> None:
     """B7."""
     with Server.open(small) as server:
         assert server.embedded is not None
-        assert server.embedded.cluster.data.is_relative_to(small.root), "the data are on the small disk"
+        assert server.embedded.cluster.data.is_relative_to(small.root), (
+            "the data are on the small disk"
+        )
         template = Template.ensure(server, handles.load(small)[0])
         made, error = until_full(template)
         assert len(made) > 1
@@ -98,14 +110,18 @@ def test_the_error_says_what_is_needed_what_is_free_and_what_a_prune_would_free(
         assert told is not None
         dropped = prune(server, template.name, sizes=True)
         assert len(dropped) == len(made) - 1
-        assert int(told[1]) == round(sum(database.bytes for database, _ in dropped) / 2**20) > needed
+        assert (
+            int(told[1]) == round(sum(database.bytes for database, _ in dropped) / 2**20) > needed
+        )
         with template.clone("after") as after, after.connect() as connection:
             assert connection.execute("SELECT count(*) FROM item").fetchone() == (5000,)
         assert server.fetch("SELECT count(*) FROM pg_database") < before
         made[0].drop()
 
 
-def test_a_disk_that_holds_no_copy_is_an_error_of_ours_at_each_step(options: dict[str, str]) -> None:
+def test_a_disk_that_holds_no_copy_is_an_error_of_ours_at_each_step(
+    options: dict[str, str],
+) -> None:
     """CREATE DATABASE says of a full disk only that a checkpoint failed."""
     said = []
     with disk(options, 70, "CREATE TABLE item (id int)") as settings:
@@ -116,7 +132,9 @@ def test_a_disk_that_holds_no_copy_is_an_error_of_ours_at_each_step(options: dic
                 free = shutil.disk_usage(settings.root).free
                 with open(filler, "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, max(1, free - left * 2**20))
-                with pytest.raises(TemplateError, match=r"no space is left on the private server to (build|copy)") as caught:
+                with pytest.raises(
+                    TemplateError, match=r"no space is left on the private server to (build|copy)"
+                ) as caught:
                     with Template.ensure(server, handles.load(settings)[0]).clone("gw0", "run"):
                         raise AssertionError("there was room")
                 said.append(caught.value.message)
@@ -126,15 +144,23 @@ def test_a_disk_that_holds_no_copy_is_an_error_of_ours_at_each_step(options: dic
 
 
 @pytest.mark.parametrize("left", [0, 1, 20])
-def test_a_disk_that_holds_no_new_server_is_named_as_full(options: dict[str, str], left: int) -> None:
+def test_a_disk_that_holds_no_new_server_is_named_as_full(
+    options: dict[str, str], left: int
+) -> None:
     with disk(options, 60) as settings:
         Embedded.locate(settings)  # its cache folder is there
         with open(settings.root / "filler", "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(settings.root).free - left * 2**20)
+            os.posix_fallocate(
+                file.fileno(), 0, shutil.disk_usage(settings.root).free - left * 2**20
+            )
         with pytest.raises(ServerError, match="no space is left") as caught:
             Server.open(settings)
         assert "Make room there" in caught.value.hint
-        assert not [path for path in settings.root.rglob("*") if path.name.endswith(".new") or path.name.startswith("initdb.")]
+        assert not [
+            path
+            for path in settings.root.rglob("*")
+            if path.name.endswith(".new") or path.name.startswith("initdb.")
+        ]
 
 
 @pytest.mark.parametrize("what", ["data", "cache"])
@@ -143,7 +169,13 @@ def test_a_disk_that_has_become_read_only_is_named(options: dict[str, str], what
         elsewhere = Embedded.locate(settings).disk
         if what == "data":
             settings = load(
-                settings.root, {**options, "data_dir": settings.data_dir, "cache_dir": "/var/tmp/" + elsewhere.name}, {}
+                settings.root,
+                {
+                    **options,
+                    "data_dir": settings.data_dir,
+                    "cache_dir": "/var/tmp/" + elsewhere.name,
+                },
+                {},
             )
         Server.open(settings).close()
         subprocess.run(["mount", "-o", "remount,ro", str(settings.root)], check=True)

@@ -1,4 +1,5 @@
-"""What was held and is not any more: a builder's lock that was taken away, or that a fork could keep; a server that is gone."""
+"""What was held and is not any more: a builder's lock that was taken away, or that a fork could
+keep; a server that is gone."""
 
 from __future__ import annotations
 
@@ -31,10 +32,15 @@ def own(project: Project, options: dict[str, str]) -> Iterator[Settings]:
 
 
 def test_a_builder_whose_lock_was_taken_away_publishes_nothing(
-    project: Project, shop: Server, options: dict[str, str], truth: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    project: Project,
+    shop: Server,
+    options: dict[str, str],
+    truth: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A7: the session that holds the lock is ended while the schema runs over another. Somebody else builds and publishes
-    meanwhile; the first one notices at its next step, not after its own rename."""
+    """A7: the session that holds the lock is ended while the schema runs over another. Somebody
+    else builds and publishes meanwhile; the first one notices at its next step, not after its own
+    rename."""
     elsewhere = {**options, "cache_dir": str(project.folder / "elsewhere"), "url": shop.dsn.url}
     published: list[int] = []
     with Server.open(load(project.folder, options, {})) as robbed:
@@ -48,7 +54,9 @@ def test_a_builder_whose_lock_was_taken_away_publishes_nothing(
                 published.append(ensure(other).database.oid)
 
         at("filled", rob, monkeypatch.setattr)
-        with pytest.raises(ServerError, match="was lost while the template was looked for or built"):
+        with pytest.raises(
+            ServerError, match="was lost while the template was looked for or built"
+        ):
             ensure(robbed)
     found = ensure(shop)
     assert (found.built, [found.database.oid]) == (False, published)
@@ -72,7 +80,8 @@ def make(url):
 def test_a_lock_is_free_when_its_holder_dies_although_a_process_that_it_forked_lives_on(
     project: Project, shop: Server, start: Start
 ) -> None:
-    """E16: whoever forks without exec inherits files and sockets, which must not keep the dead one's locks."""
+    """E16: whoever forks without exec inherits files and sockets, which must not keep the dead
+    one's locks."""
     project.configure(schema="forks:make", bind=None)
     project.write(forks=FORKS.replace("SCHEMA", repr(SCHEMA)))
     child = start("ensure", {"filled": "die"})
@@ -92,7 +101,8 @@ def test_a_lock_is_free_when_its_holder_dies_although_a_process_that_it_forked_l
 def test_another_server_under_the_same_url_gets_a_template_of_its_own(
     project: Project, own: Settings, truth: dict[str, str]
 ) -> None:
-    """A17: initdb again in the same place. Nobody takes what was known of the old one for the new one's."""
+    """A17: initdb again in the same place. Nobody takes what was known of the old one for the new
+    one's."""
     with Server.open(own) as old, ensure(old) as template:
         url = old.dsn.url
         cluster = Embedded.locate(own).cluster
@@ -101,7 +111,9 @@ def test_another_server_under_the_same_url_gets_a_template_of_its_own(
         with Server.open(own) as new:
             assert new.dsn.url == url
             assert new.facts.system != old.facts.system
-            with pytest.raises(ServerError, match="another server answers at the private server than before"):
+            with pytest.raises(
+                ServerError, match="another server answers at the private server than before"
+            ):
                 template.clone()
             assert project.databases(new) == []
             assert ensure(new).built
@@ -110,7 +122,11 @@ def test_another_server_under_the_same_url_gets_a_template_of_its_own(
 
 @pytest.mark.parametrize("step", ["filled", "carrying", "asking"])
 def test_a_server_that_is_killed_is_an_error_in_time_and_the_next_run_has_another(
-    step: str, project: Project, own: Settings, truth: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    step: str,
+    project: Project,
+    own: Settings,
+    truth: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """B3, A20: SIGKILL of the whole server, in a build, a clone and a reset."""
     killed: list[int] = []
@@ -124,8 +140,16 @@ def test_a_server_that_is_killed_is_an_error_in_time_and_the_next_run_has_anothe
 
     with Server.open(own) as server:
         at(step, kill, monkeypatch.setattr)
-        with pytest.raises(ServerError, match="no server answers" if step == "filled" else "the private server in .* has stopped"):
-            with ensure(server).clone("gw0", "r") as clone, clone.isolated("truncate", "a test") as test:
+        with pytest.raises(
+            ServerError,
+            match="no server answers"
+            if step == "filled"
+            else "the private server in .* has stopped",
+        ):
+            with (
+                ensure(server).clone("gw0", "r") as clone,
+                clone.isolated("truncate", "a test") as test,
+            ):
                 test.execute("INSERT INTO item (name) VALUES ('new')")
         assert killed
         monkeypatch.undo()

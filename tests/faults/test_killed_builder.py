@@ -1,4 +1,5 @@
-"""Builders and cloners killed by SIGKILL at a known step: what they leave is never used, and is found and dropped."""
+"""Builders and cloners killed by SIGKILL at a known step: what they leave is never used, and is
+found and dropped."""
 
 from __future__ import annotations
 
@@ -30,11 +31,25 @@ def gone(child: Child, server: Server) -> None:
     until(lambda: not server.fetch(query, [f"%:{child.pid}"]))
 
 
-@pytest.mark.parametrize("step", ["leased", "created", "commented", "filling", "filled", "closed", "finished", "sealed", "renamed"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "leased",
+        "created",
+        "commented",
+        "filling",
+        "filled",
+        "closed",
+        "finished",
+        "sealed",
+        "renamed",
+    ],
+)
 def test_a_builder_killed_at_any_step_leaves_nothing_half_built_that_is_used(
     step: str, project: Project, shop: Server, start: Start, truth: dict[str, str], others: Foreign
 ) -> None:
-    """A1: complete or absent. The next one builds without help, or uses what was complete, and prune drops the rest."""
+    """A1: complete or absent. The next one builds without help, or uses what was complete, and
+    prune drops the rest."""
     dies(start("ensure", {step: "die"}), step, shop)
     left = project.databases(shop)
     assert len(left) == (step != "leased")
@@ -49,7 +64,8 @@ def test_a_builder_killed_at_any_step_leaves_nothing_half_built_that_is_used(
 def test_a_builder_killed_while_it_replaces_a_template_leaves_the_old_or_the_new_one(
     step: str, project: Project, shop: Server, start: Start, truth: dict[str, str], others: Foreign
 ) -> None:
-    """A1, for `rebuild`: there is no moment without a complete template, and the other one does not stay."""
+    """A1, for `rebuild`: there is no moment without a complete template, and the other one does not
+    stay."""
     before = ensure(shop)
     dies(start("ensure", {step: "die"}, rebuild=True), step, shop)
     assert len(project.databases(shop)) == 2
@@ -61,7 +77,8 @@ def test_a_builder_killed_while_it_replaces_a_template_leaves_the_old_or_the_new
 def test_a_leftover_of_a_killed_builder_does_not_push_older_templates_out(
     project: Project, shop: Server, start: Start, options: dict[str, str]
 ) -> None:
-    """A1: what was sealed but never published is no template, so it counts neither for retention nor in `why`."""
+    """A1: what was sealed but never published is no template, so it counts neither for retention
+    nor in `why`."""
     (project.folder / "schema.sql").write_text(SCHEMA + "CREATE TABLE older ();")
     with Server.open(load(project.folder, options, {})) as other:
         older = ensure(other)
@@ -77,7 +94,8 @@ def test_a_leftover_of_a_killed_builder_does_not_push_older_templates_out(
 def test_a_database_in_which_a_dead_builder_s_migration_still_writes_is_left_to_it(
     project: Project, shop: Server, start: Start
 ) -> None:
-    """A2: the program that a killed builder had started lives on. Nobody shares its database, nobody drops it under its feet."""
+    """A2: the program that a killed builder had started lives on. Nobody shares its database,
+    nobody drops it under its feet."""
     child = start("ensure", {"filled": "wait"})
     child.reaches("filled")
     (private,) = project.databases(shop)
@@ -99,8 +117,9 @@ def test_a_database_in_which_a_dead_builder_s_migration_still_writes_is_left_to_
 def test_a_clone_whose_owner_died_inside_create_database_is_recognised_and_pruned(
     project: Project, shop: Server, start: Start, options: dict[str, str]
 ) -> None:
-    """B1: the server goes on without its client. The database that appears has no comment, only our connection limit; its lease
-    is held until it is there, so nobody takes it for something else in between.
+    """B1: the server goes on without its client. The database that appears has no comment, only our
+    connection limit; its lease is held until it is there, so nobody takes it for something else in
+    between.
 
     CREATE DATABASE is stopped for certain by a lock on the catalogue that it has to write to.
     """
@@ -112,7 +131,8 @@ def test_a_clone_whose_owner_died_inside_create_database_is_recognised_and_prune
         child = start("clone", more={"url": url}, owner="gw0", run="r")
         waiting = (
             "SELECT FROM pg_stat_activity"
-            " WHERE application_name LIKE %s AND query LIKE 'CREATE DATABASE%%' AND wait_event_type = 'Lock'"
+            " WHERE application_name LIKE %s AND query LIKE 'CREATE DATABASE%%' AND"
+            " wait_event_type = 'Lock'"
         )
         until(lambda: bool(shop.fetch(waiting, [f"%:{child.pid}"])))
         child.kill()
@@ -123,7 +143,11 @@ def test_a_clone_whose_owner_died_inside_create_database_is_recognised_and_prune
     (name,) = project.clones(shop)
     found = ddl.find(shop, name)
     assert found is not None
-    assert (found.mark, found.comment, found.limit) == (None, None, limit_for(name, shop.facts.system))
+    assert (found.mark, found.comment, found.limit) == (
+        None,
+        None,
+        limit_for(name, shop.facts.system),
+    )
     assert shop.leases.acquire(name)
     with Server.open(load(project.folder, options, {})) as other:
         prune(other, template.name)

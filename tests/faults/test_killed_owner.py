@@ -1,4 +1,5 @@
-"""Owners of clones killed by SIGKILL, or interrupted by Ctrl-C, at every step of their lives: making, resetting, dropping."""
+"""Owners of clones killed by SIGKILL, or interrupted by Ctrl-C, at every step of their lives:
+making, resetting, dropping."""
 
 from __future__ import annotations
 
@@ -17,7 +18,17 @@ from .nursery import Start
 from .stops import until
 
 LIVES = {
-    "rollback": ("leased", "created", "carrying", "cloned", "in the test", "rolling back", "rolled back", "dropping", "dropped"),
+    "rollback": (
+        "leased",
+        "created",
+        "carrying",
+        "cloned",
+        "in the test",
+        "rolling back",
+        "rolled back",
+        "dropping",
+        "dropped",
+    ),
     "truncate": ("in the test", "asking", "putting right", "put right"),
     "clone": ("handing over", "handed over"),
     "drop": ("clearing", "cleared"),
@@ -34,14 +45,19 @@ def other_run(server: Server) -> Server:
 def test_owners_killed_at_every_step_leave_what_is_found_again_and_the_same_owner_can_come_back(
     reset: str, project: Project, shop: Server, start: Start, truth: dict[str, str], others: Foreign
 ) -> None:
-    """B1, E3, E11, promise 8: the same run and worker again, as when a worker is restarted; and prune after all of them."""
+    """B1, E3, E11, promise 8: the same run and worker again, as when a worker is restarted; and
+    prune after all of them."""
     ensure(shop)
-    dead = {step: start("live", {step: "die"}, owner="gw0", run=step, reset=reset) for step in LIVES[reset]}
+    dead = {
+        step: start("live", {step: "die"}, owner="gw0", run=step, reset=reset)
+        for step in LIVES[reset]
+    }
     for step, child in dead.items():
         child.reaches(step)
         child.kill()
     nobody_holds(project, shop)
-    # Killed before there was a database, or after it had dropped its only one, an owner leaves none.
+    # Killed before there was a database, or after it had dropped its only one, an owner leaves
+    # none.
     fewest = len([step for step in dead if step not in ("leased", "dropped")])
     assert len(project.clones(shop)) >= fewest
     all_well(project, shop, truth, others, [("gw0", step) for step in dead])
@@ -53,9 +69,13 @@ def test_owners_interrupted_at_every_step_take_their_databases_with_them(
 ) -> None:
     """E10: Ctrl-C is an exception like any other: whoever is interrupted cleans up and ends."""
     ensure(shop)
-    # Between a call that returns a clone and who gets it, there is nobody to drop it but prune; the drop itself is last of all.
+    # Between a call that returns a clone and who gets it, there is nobody to drop it but prune; the
+    # drop itself is last of all.
     steps = [step for step in LIVES[reset] if step not in ("cloned", "dropping", "dropped")]
-    interrupted = {step: start("live", {step: "interrupt"}, owner="gw0", run=step, reset=reset) for step in steps}
+    interrupted = {
+        step: start("live", {step: "interrupt"}, owner="gw0", run=step, reset=reset)
+        for step in steps
+    }
     for step, child in interrupted.items():
         child.reaches(step)
         assert "KeyboardInterrupt" in child.end()
@@ -65,7 +85,9 @@ def test_owners_interrupted_at_every_step_take_their_databases_with_them(
 
 
 @pytest.mark.parametrize("step", ["created", "filling", "filled", "closed", "sealed"])
-def test_a_builder_that_is_interrupted_leaves_nothing(step: str, project: Project, shop: Server, start: Start) -> None:
+def test_a_builder_that_is_interrupted_leaves_nothing(
+    step: str, project: Project, shop: Server, start: Start
+) -> None:
     """E10."""
     child = start("ensure", {step: "interrupt"})
     child.reaches(step)
@@ -75,14 +97,25 @@ def test_a_builder_that_is_interrupted_leaves_nothing(step: str, project: Projec
 
 @pytest.mark.parametrize("step", ["dropping", "unsealed", "dropped"])
 def test_a_prune_that_is_killed_leaves_a_template_or_none(
-    step: str, project: Project, shop: Server, start: Start, truth: dict[str, str], others: Foreign, options: dict[str, str]
+    step: str,
+    project: Project,
+    shop: Server,
+    start: Start,
+    truth: dict[str, str],
+    others: Foreign,
+    options: dict[str, str],
 ) -> None:
-    """A1, E4: of a template that it was dropping, which may have lost its seal and not yet its life, nobody makes a clone."""
+    """A1, E4: of a template that it was dropping, which may have lost its seal and not yet its
+    life, nobody makes a clone."""
     with Server.open(load(project.folder, options, {})) as other:
         older = ensure(other).name
     (project.folder / "schema.sql").write_text("CREATE TABLE newer ();")
     newer = ensure(shop).name
-    until(lambda: older in [database.name for database, _ in prune(other_run(shop), newer, dry_run=True)])
+    until(
+        lambda: (
+            older in [database.name for database, _ in prune(other_run(shop), newer, dry_run=True)]
+        )
+    )
     child = start("prune", {step: "die"}, {"retain_templates": "1"}, current=newer)
     child.reaches(step)
     child.kill()
@@ -102,7 +135,9 @@ def test_a_drop_goes_on_without_the_owner_who_was_killed_while_it_waited(
     """E3: DROP DATABASE is stopped for certain by a lock on the catalogue that it has to write to."""
     ensure(shop)
     url = shop.dsn.replace(options="-c client_connection_check_interval=0").url
-    child = start("live", {"in the test": "wait"}, {"url": url}, owner="gw0", run="r", reset="rollback")
+    child = start(
+        "live", {"in the test": "wait"}, {"url": url}, owner="gw0", run="r", reset="rollback"
+    )
     child.reaches("in the test")
     (name,) = project.clones(shop)
     waiting = "SELECT FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%%' AND query ~ %s AND wait_event_type = 'Lock'"

@@ -1,6 +1,7 @@
 """Many processes at once: one build, as many clones as are wanted, and nobody meets anybody.
 
-The environment variable TEST_LOAD says how many clones each of them has one after the other: 1 by default, 10 for a real load.
+The environment variable TEST_LOAD says how many clones each of them has one after the other: 1 by
+default, 10 for a real load.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def builds(project: Project) -> int:
 
 
 def together(crowd: dict[str, Child]) -> list[dict[str, Any]]:
-    """Let all children through the gate at once; return what they found, none of which is an error nor anybody else's."""
+    """Let all children through the gate at once; return what they found, none of which is an error
+    nor anybody else's."""
     for child in crowd.values():
         child.reaches("gate")
     for child in crowd.values():
@@ -67,7 +69,9 @@ def together(crowd: dict[str, Child]) -> list[dict[str, Any]]:
     for signature, result in zip(crowd, results, strict=True):
         assert len(result["found"]) == CLONES
         for (_, signed), signatures in result["found"]:
-            assert (signed, signatures) == (0, [[signature]]), "a clone is fresh, and stays its owner's"
+            assert (signed, signatures) == (0, [[signature]]), (
+                "a clone is fresh, and stays its owner's"
+            )
         assert signature in crowd
     return results
 
@@ -75,10 +79,22 @@ def together(crowd: dict[str, Child]) -> list[dict[str, Any]]:
 def test_sixty_four_processes_on_two_machines_build_once_and_have_clones_of_their_own(
     project: Project, shop: Server, start: Start, others: Foreign, tmp_path: Path
 ) -> None:
-    """A3, A5, B4, E5: all of them are cold, half have their lock files elsewhere, and each prunes while all others work."""
-    machines: list[dict[str, str]] = [{}, {"url": shop.dsn.url, "cache_dir": str(tmp_path / "elsewhere")}]
+    """A3, A5, B4, E5: all of them are cold, half have their lock files elsewhere, and each prunes
+    while all others work."""
+    machines: list[dict[str, str]] = [
+        {},
+        {"url": shop.dsn.url, "cache_dir": str(tmp_path / "elsewhere")},
+    ]
     crowd = {
-        f"r gw{n}": start("churn", {"gate": "wait"}, machines[n % 2], limit=LIMIT, owner=f"gw{n}", run="r", clones=CLONES)
+        f"r gw{n}": start(
+            "churn",
+            {"gate": "wait"},
+            machines[n % 2],
+            limit=LIMIT,
+            owner=f"gw{n}",
+            run="r",
+            clones=CLONES,
+        )
         for n in range(64)
     }
     results = together(crowd)
@@ -93,13 +109,21 @@ def test_sixty_four_processes_on_two_machines_build_once_and_have_clones_of_thei
 def test_projects_checkouts_and_runs_on_one_server_never_meet(
     project: Project, shop: Server, start: Start, others: Foreign, tmp_path: Path
 ) -> None:
-    """E7, E5, promise 17: two runs of a checkout, another checkout of the same project with another fingerprint, another project;
-    their workers have the same names."""
+    """E7, E5, promise 17: two runs of a checkout, another checkout of the same project with another
+    fingerprint, another project; their workers have the same names."""
     checkout = prepared(replace(project, folder=tmp_path / "checkout"), 200)
     another = prepared(replace(project, folder=tmp_path / "another", name=f"{project.name}x"), 300)
     places = {"one": project, "two": project, "three": checkout, "four": another}
     crowd = {
-        f"{run} gw{n}": start("churn", {"gate": "wait"}, folder=place.folder, limit=LIMIT, owner=f"gw{n}", run=run, clones=CLONES)
+        f"{run} gw{n}": start(
+            "churn",
+            {"gate": "wait"},
+            folder=place.folder,
+            limit=LIMIT,
+            owner=f"gw{n}",
+            run=run,
+            clones=CLONES,
+        )
         for run, place in places.items()
         for n in range(6)
     }

@@ -1,6 +1,8 @@
-"""The server restarts at once, or all connections to it are cut, at every step of a build, a clone, a test and its reset.
+"""The server restarts at once, or all connections to it are cut, at every step of a build, a clone,
+a test and its reset.
 
-Builds end with an error of ours and leave nothing that is used; clones and tests go on over a new connection, in a fresh clone.
+Builds end with an error of ours and leave nothing that is used; clones and tests go on over a new
+connection, in a fresh clone.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ Put = Callable[[object, str, object], None]
 
 @dataclass
 class Place:
-    """A server that can be lost. `options` lead to it; `strike` takes all sessions away, and the next ones are admitted."""
+    """A server that can be lost. `options` lead to it; `strike` takes all sessions away, and the
+    next ones are admitted."""
 
     options: dict[str, str]
     strike: Callable[[], None]
@@ -50,12 +53,16 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def restarting(tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]) -> Iterator[Place]:
+def restarting(
+    tmp_path_factory: pytest.TempPathFactory, options: dict[str, str]
+) -> Iterator[Place]:
     """A server of these tests alone, which does what `pg_ctl restart -m immediate` would let it do."""
     with own_server(tmp_path_factory.mktemp("place"), options, keep_server="true") as settings:
         Server.open(settings).close()
         cluster = Embedded.locate(settings).cluster
-        place = Place({**options, "cache_dir": settings.cache_dir, "keep_server": "true"}, lambda: None)
+        place = Place(
+            {**options, "cache_dir": settings.cache_dir, "keep_server": "true"}, lambda: None
+        )
 
         def restart() -> None:
             pid = cluster.pid()
@@ -90,33 +97,49 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 @pytest.fixture
 def shop(project: Project, place: Place) -> Iterator[Callable[..., Server]]:
-    """A function that opens the server that can be lost, with the settings of a project whose schema is one SQL file."""
+    """A function that opens the server that can be lost, with the settings of a project whose
+    schema is one SQL file."""
     write(project)
     with contextlib.ExitStack() as stack:
-        yield lambda **more: stack.enter_context(Server.open(load(project.folder, {**place.options, **more}, {})))
+        yield lambda **more: stack.enter_context(
+            Server.open(load(project.folder, {**place.options, **more}, {}))
+        )
 
 
 Shop = Callable[..., Server]
 
 
 def lasting(server: Server) -> Template:
-    """Ensure a template that a crash does not take: a private server does not wait for its log, and loses its newest commits."""
+    """Ensure a template that a crash does not take: a private server does not wait for its log, and
+    loses its newest commits."""
     template = ensure(server)
     server.connection.execute("CHECKPOINT")
     return template
 
 
-@pytest.mark.parametrize("step", ["leased", "created", "filling", "filled", "closed", "finished", "sealed", "renamed"])
+@pytest.mark.parametrize(
+    "step", ["leased", "created", "filling", "filled", "closed", "finished", "sealed", "renamed"]
+)
 def test_a_build_whose_server_is_lost_fails_in_our_words_and_the_next_one_works(
-    step: str, project: Project, place: Place, shop: Shop, truth: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    step: str,
+    project: Project,
+    place: Place,
+    shop: Shop,
+    truth: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A1, A7: publishing goes over the connection that holds the lock, so who has lost it publishes nothing."""
+    """A1, A7: publishing goes over the connection that holds the lock, so who has lost it publishes
+    nothing."""
     server = shop()
     schema, _ = handles.load(server.settings)
     if step != "filling":
         at(step, place.once, monkeypatch.setattr)
     with pytest.raises((ServerError, BuildFailed)) as caught:
-        Template.ensure(server, schema, progress=lambda text: place.once() if step == "filling" and "INSERT" in text else None)
+        Template.ensure(
+            server,
+            schema,
+            progress=lambda text: place.once() if step == "filling" and "INSERT" in text else None,
+        )
     assert place.struck
     assert isinstance(caught.value, BuildFailed if step == "filling" else ServerError)
     monkeypatch.undo()
@@ -128,7 +151,12 @@ def test_a_build_whose_server_is_lost_fails_in_our_words_and_the_next_one_works(
 
 @pytest.mark.parametrize("step", ["leased", "created", "carrying"])
 def test_a_clone_whose_server_is_lost_is_made_all_the_same(
-    step: str, project: Project, place: Place, shop: Shop, truth: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    step: str,
+    project: Project,
+    place: Place,
+    shop: Shop,
+    truth: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """B3."""
     server = shop()
@@ -145,17 +173,26 @@ def test_a_clone_whose_server_is_lost_is_made_all_the_same(
 
 
 def unharmed(clone: Clone, reset: str, truth: dict[str, str]) -> None:
-    """Two tests that find the template, and write. A rollback does not promise what numbers come next."""
+    """Two tests that find the template, and write. A rollback does not promise what numbers come
+    next."""
     for name in ("after", "after that"):
         with clone.isolated(reset, name) as test:
             found = fingerprint(clone.url, sequences=reset != "rollback")
-            assert differences({key: truth[key] for key in truth if key in found or reset != "rollback"}, found) == ""
+            assert (
+                differences(
+                    {key: truth[key] for key in truth if key in found or reset != "rollback"}, found
+                )
+                == ""
+            )
             test.execute("INSERT INTO item (name) VALUES ('after')")
 
 
 @contextlib.contextmanager
-def survived(project: Project, server: Server, reset: str, truth: dict[str, str]) -> Iterator[Clone]:
-    """A clone that the block may harm as it likes: afterwards two tests find the template in it, and nothing of it is left."""
+def survived(
+    project: Project, server: Server, reset: str, truth: dict[str, str]
+) -> Iterator[Clone]:
+    """A clone that the block may harm as it likes: afterwards two tests find the template in it,
+    and nothing of it is left."""
     with lasting(server).clone("gw0", "r") as clone:
         yield clone
         unharmed(clone, reset, truth)
@@ -177,7 +214,13 @@ RESETS = [
 
 @pytest.mark.parametrize(("reset", "step"), RESETS)
 def test_a_reset_whose_server_is_lost_is_replaced_by_a_fresh_clone(
-    reset: str, step: str, project: Project, place: Place, shop: Shop, truth: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    reset: str,
+    step: str,
+    project: Project,
+    place: Place,
+    shop: Shop,
+    truth: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """D12."""
     with survived(project, shop(), reset, truth) as clone:
@@ -233,7 +276,11 @@ def test_the_data_of_a_class_that_were_lost_are_never_silently_missing(
 
 
 def test_a_snapshot_whose_server_is_lost_is_an_error_and_the_next_test_finds_the_template(
-    project: Project, place: Place, shop: Shop, truth: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    project: Project,
+    place: Place,
+    shop: Shop,
+    truth: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """D12: what was put aside may be gone, so nothing goes on as if it were there."""
     with lasting(shop()).clone("gw0", "r") as clone:
@@ -253,11 +300,14 @@ def test_a_snapshot_whose_server_is_lost_is_an_error_and_the_next_test_finds_the
 def test_a_connection_that_is_cut_while_nobody_needs_it_is_found_at_the_end(
     project: Project, place: Place, shop: Shop, truth: dict[str, str]
 ) -> None:
-    """E3: only the administrative one, which a rollback never uses; its clone is dropped all the same."""
+    """E3: only the administrative one, which a rollback never uses; its clone is dropped all the
+    same."""
     server = shop()
     template = lasting(server)
     with template.clone("gw0", "r") as clone:
         with clone.isolated("rollback", "a test"):
             with shop().connect("postgres", "other") as other:
-                other.execute("SELECT pg_terminate_backend(%s, 10000)", [server.connection.info.backend_pid])
+                other.execute(
+                    "SELECT pg_terminate_backend(%s, 10000)", [server.connection.info.backend_pid]
+                )
     assert project.clones(shop()) == []

@@ -1,4 +1,5 @@
-"""A network that breaks in the middle of a statement, or never answers: errors are ours, come in time, and the next run works."""
+"""A network that breaks in the middle of a statement, or never answers: errors are ours, come in
+time, and the next run works."""
 
 from __future__ import annotations
 
@@ -34,15 +35,29 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def through(project: Project, proxy: Proxy, options: dict[str, str]) -> Iterator[Through]:
-    """A function that opens the server through the proxy, with the settings of a project whose schema is one SQL file."""
+    """A function that opens the server through the proxy, with the settings of a project whose
+    schema is one SQL file."""
     write(project)
     with contextlib.ExitStack() as stack:
         yield lambda **more: stack.enter_context(
-            Server.open(load(project.folder, {**options, "url": proxy.url, "connect_timeout": "5", **more}, {}))
+            Server.open(
+                load(
+                    project.folder,
+                    {**options, "url": proxy.url, "connect_timeout": "5", **more},
+                    {},
+                )
+            )
         )
 
 
-STATEMENTS = [b"CREATE DATABASE", b"COMMENT ON", b"INSERT INTO item", b"ALLOW_CONNECTIONS false", b"VACUUM", b"RENAME TO"]
+STATEMENTS = [
+    b"CREATE DATABASE",
+    b"COMMENT ON",
+    b"INSERT INTO item",
+    b"ALLOW_CONNECTIONS false",
+    b"VACUUM",
+    b"RENAME TO",
+]
 
 
 @pytest.mark.parametrize("forward", [False, True])
@@ -91,7 +106,12 @@ def test_a_clone_that_is_cut_off_at_a_statement_is_made_over_another_connection(
 
 @pytest.mark.parametrize("times", [2, 100])
 def test_a_network_that_breaks_every_time_is_an_error_in_the_end(
-    times: int, project: Project, proxy: Proxy, through: Through, shop: Server, truth: dict[str, str]
+    times: int,
+    project: Project,
+    proxy: Proxy,
+    through: Through,
+    shop: Server,
+    truth: dict[str, str],
 ) -> None:
     """B3: once more and no more."""
     template = ensure(through())
@@ -104,21 +124,30 @@ def test_a_network_that_breaks_every_time_is_an_error_in_the_end(
     all_well(project, shop, truth)
 
 
-def test_a_server_that_never_answers_is_named_in_bounded_time(proxy: Proxy, through: Through) -> None:
+def test_a_server_that_never_answers_is_named_in_bounded_time(
+    proxy: Proxy, through: Through
+) -> None:
     """Promise 6: it admits us and says nothing. libpq knows no shorter time than two seconds."""
     proxy.deaf = True
     with pytest.raises(ServerNotFound, match="no server answers"):
         through(connect_timeout="2")
 
 
-def test_a_server_that_turns_everybody_away_is_named_at_once(proxy: Proxy, through: Through) -> None:
+def test_a_server_that_turns_everybody_away_is_named_at_once(
+    proxy: Proxy, through: Through
+) -> None:
     proxy.closed = True
     with pytest.raises(ServerNotFound, match="no server answers"):
         through()
 
 
 def test_a_server_that_stays_away_is_waited_for_once_and_then_every_test_fails_at_once(
-    project: Project, proxy: Proxy, through: Through, shop: Server, truth: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    project: Project,
+    proxy: Proxy,
+    through: Through,
+    shop: Server,
+    truth: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """D12, promise 6: and when it is back, the tests are too."""
     server = through(connect_timeout="2")
@@ -149,8 +178,8 @@ def test_a_server_that_stays_away_is_waited_for_once_and_then_every_test_fails_a
 
 @contextlib.contextmanager
 def creating(server: Server, template: Template) -> Iterator[tuple[int, list[Any]]]:
-    """Have a thread make a clone whose CREATE DATABASE waits for a lock that this block has; give the process id of the server's
-    process that waits, and what comes of it."""
+    """Have a thread make a clone whose CREATE DATABASE waits for a lock that this block has; give
+    the process id of the server's process that waits, and what comes of it."""
     came: list[Any] = []
 
     def make() -> None:
@@ -159,9 +188,7 @@ def creating(server: Server, template: Template) -> Iterator[tuple[int, list[Any
         except Exception as error:
             came.append(error)
 
-    waiting = (
-        "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%%' AND wait_event_type = 'Lock' AND state = 'active'"
-    )
+    waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%%' AND wait_event_type = 'Lock' AND state = 'active'"
     thread = threading.Thread(target=make)
     with psycopg.connect(**server.dsn.kwargs) as blocker:  # type: ignore[arg-type]
         blocker.execute("LOCK TABLE pg_database IN SHARE MODE")
@@ -193,11 +220,15 @@ def test_a_create_database_that_is_cancelled_is_a_clean_error_and_leaves_nothing
 def test_a_server_process_that_is_killed_inside_create_database_takes_all_sessions_and_the_clone_is_made_all_the_same(
     project: Project, options: dict[str, str], tmp_path: Any, truth: dict[str, str]
 ) -> None:
-    """B3: SIGKILL of one server process is a crash for the server. It recovers, and the clone is made."""
+    """B3: SIGKILL of one server process is a crash for the server. It recovers, and the clone is
+    made."""
     from ..private import own_server
 
     write(project)
-    with own_server(project.folder, options, name=project.name) as settings, Server.open(settings) as own:
+    with (
+        own_server(project.folder, options, name=project.name) as settings,
+        Server.open(settings) as own,
+    ):
         template = ensure(own)
         own.connection.execute("CHECKPOINT")
         with Server.open(settings) as other, creating(other, template) as (pid, came):

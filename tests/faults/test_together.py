@@ -45,7 +45,9 @@ def builds(project: Project) -> list[int]:
 
 def locks(cache: Path) -> list[Path]:
     """Return the lock files of builds."""
-    return [path for path in (cache / "locks").glob("*.lock") if not path.name.startswith("server-")]
+    return [
+        path for path in (cache / "locks").glob("*.lock") if not path.name.startswith("server-")
+    ]
 
 
 def test_two_machines_with_nothing_in_common_but_the_server_build_once(
@@ -68,7 +70,8 @@ def test_two_machines_with_nothing_in_common_but_the_server_build_once(
 def test_a_lock_file_that_is_deleted_while_it_is_held_does_not_let_a_second_builder_in(
     project: Project, start: Start, cache: Path
 ) -> None:
-    """A4: a cleaner of temporary files removes the lock file; the next one locks another file of the same name."""
+    """A4: a cleaner of temporary files removes the lock file; the next one locks another file of
+    the same name."""
     earlier = set(locks(cache))
     first = start("ensure", {"filled": "wait"})
     first.reaches("filled")
@@ -84,7 +87,9 @@ def test_a_lock_file_that_is_deleted_while_it_is_held_does_not_let_a_second_buil
     assert builds(project) == [first.pid]
 
 
-def test_the_rename_decides_even_if_no_lock_excludes_anybody(project: Project, shop: Server, start: Start) -> None:
+def test_the_rename_decides_even_if_no_lock_excludes_anybody(
+    project: Project, shop: Server, start: Start
+) -> None:
     """A4, A6: both build all of it, one publishes, the other uses that and drops its own."""
     both = [start("ensure", {"sealed": "wait"}, unlocked=True) for _ in range(2)]
     for child in both:
@@ -101,7 +106,9 @@ def test_the_rename_decides_even_if_no_lock_excludes_anybody(project: Project, s
 def test_who_waits_too_long_is_told_who_builds(project: Project, start: Start) -> None:
     """A9: the error names the builder's process and what it does."""
     project.configure(schema="schema.sql", bind=None)
-    (project.folder / "schema.sql").write_text("CREATE TABLE unusual_name (id int);\nINSERT INTO unusual_name VALUES (1);\n")
+    (project.folder / "schema.sql").write_text(
+        "CREATE TABLE unusual_name (id int);\nINSERT INTO unusual_name VALUES (1);\n"
+    )
     first = start("ensure", {"filling": "wait"})
     first.reaches("filling")
     error = start("ensure", more={"build_timeout": "0.5"}).result()
@@ -118,8 +125,15 @@ def test_eight_processes_that_race_for_three_warm_clones_get_each_of_them_once(
     """Claiming is a rename: three get a warm clone, five make their own, all have a database each."""
     template = Template.ensure(shop, handles.load(shop.settings)[0])
     assert copying.warm(shop, template.database, 3) == 3
-    warm = {oid for (oid,) in shop.fetch("SELECT oid::int8 FROM pg_database WHERE datname = ANY(%s)", [project.clones(shop)])}
-    crowd = [start("clone", {"start": "wait", "end": "wait"}, owner=f"gw{n}", run="r") for n in range(8)]
+    warm = {
+        oid
+        for (oid,) in shop.fetch(
+            "SELECT oid::int8 FROM pg_database WHERE datname = ANY(%s)", [project.clones(shop)]
+        )
+    }
+    crowd = [
+        start("clone", {"start": "wait", "end": "wait"}, owner=f"gw{n}", run="r") for n in range(8)
+    ]
     for child in crowd:
         child.reaches("start")
     for child in crowd:

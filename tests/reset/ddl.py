@@ -184,10 +184,14 @@ def changes(schema: Schema, superuser: bool) -> Iterator[str]:
         column = table.columns[0].name if table.columns else table.key
         part = table.parts[0] if table.parts else sql.Identifier("public", "fresh")
         for text in TABLE:
-            yield fill(text, t=table.name, o=schema.tables[number - 1].name, p=part, k=table.key, c=column)
+            yield fill(
+                text, t=table.name, o=schema.tables[number - 1].name, p=part, k=table.key, c=column
+            )
     yield from SCHEMA
     yield from (
-        fill(text, v=view) for view in schema.views for text in ("DROP VIEW {v}", "CREATE OR REPLACE VIEW {v} AS SELECT 1 AS one")
+        fill(text, v=view)
+        for view in schema.views
+        for text in ("DROP VIEW {v}", "CREATE OR REPLACE VIEW {v} AS SELECT 1 AS one")
     )
     yield from (
         fill(text, m=view)

@@ -17,10 +17,14 @@ def program(server: Server) -> Path | None:
 
 
 def dump(pg_dump: Path, url: str) -> list[str]:
-    """Return the lines of a dump that two equal databases have in common: rows of a table in canonical order, without comments,
-    and without the random word that guards a dump since the minor versions of August 2025."""
+    """Return the lines of a dump that two equal databases have in common: rows of a table in
+    canonical order, without comments, and without the random word that guards a dump since the
+    minor versions of August 2025."""
     done = subprocess.run(
-        [pg_dump, "--no-password", "--lock-wait-timeout=5000", "--dbname", url], capture_output=True, text=True, timeout=120
+        [pg_dump, "--no-password", "--lock-wait-timeout=5000", "--dbname", url],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, f"pg_dump: {done.stderr}"
     lines: list[str] = []

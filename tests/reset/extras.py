@@ -1,4 +1,5 @@
-"""What a schema may have besides its tables, and what one table may have besides its columns: all that acts by itself."""
+"""What a schema may have besides its tables, and what one table may have besides its columns: all
+that acts by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import re
 
 
 def statements(text: str) -> tuple[str, ...]:
-    """Return the statements of a text that has one on each line; lines that begin with a space go on with the one before."""
+    """Return the statements of a text that has one on each line; lines that begin with a space go
+    on with the one before."""
     return tuple(re.split(r"\n(?! )", text.strip()))
 
 
@@ -22,7 +24,8 @@ CREATE FUNCTION public.refuse_it() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN R
 CREATE PROCEDURE public.commits() LANGUAGE plpgsql AS $$
 BEGIN INSERT INTO public.audit (what) VALUES ('kept'); COMMIT; INSERT INTO public.audit (what) VALUES ('not'); ROLLBACK; END $$
 """
-# What one table may have more. {t} is its name, {n} a name, {k} the key, {c} a column that can be anything.
+# What one table may have more. {t} is its name, {n} a name, {k} the key, {c} a column that can be
+# anything.
 EARLY = statements(
     """
 ALTER TABLE {t} ADD COLUMN gone int; ALTER TABLE {t} DROP COLUMN gone

@@ -1,4 +1,5 @@
-"""One clone's life in the property test: programs run in it one after another, and each finds it equal to its template."""
+"""One clone's life in the property test: programs run in it one after another, and each finds it
+equal to its template."""
 
 from __future__ import annotations
 
@@ -69,33 +70,45 @@ class Life:
         self.dumped = self._looked(self._dump)
 
     def _looked(self, look: Callable[[str], T]) -> T:
-        """Look at the clone as a superuser, whose session has gone when the clone's owner, who may not end it, has to be alone."""
+        """Look at the clone as a superuser, whose session has gone when the clone's owner, who may
+        not end it, has to be alone."""
         try:
             return look(self.above.database(self.clone.name).url)
         finally:
             there = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND usename = current_user"
             mine = self.clone.server is self.above
             deadline = time.monotonic() + 30
-            while not mine and self.above.fetch(there, [self.clone.name])[0][0] and time.monotonic() < deadline:
+            while (
+                not mine
+                and self.above.fetch(there, [self.clone.name])[0][0]
+                and time.monotonic() < deadline
+            ):
                 pass
 
     def _dump(self, url: str) -> list[str]:
         return dump(self.pg_dump, url) if self.pg_dump else []
 
     def live(self, program: Program) -> None:
-        """Let one test run and be undone. Raises AssertionError if the test before it has left something."""
+        """Let one test run and be undone. Raises AssertionError if the test before it has left
+        something."""
         old, left = self.strangers[:], ""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that a write has escaped from a sandbox
-                with self.clone.isolated(program.reset, "any writes", reset_sequences=program.sequences) as isolation:
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # that a write has escaped from a sandbox
+                with self.clone.isolated(
+                    program.reset, "any writes", reset_sequences=program.sequences
+                ) as isolation:
                     left = self.difference()
                     if not left:
                         self._run(program, isolation)
         except ResetBlocked:
             if not self.strangers:
                 raise
-        except SandboxLimit:  # raised when the connections are closed, if their transactions interleave
+        except (
+            SandboxLimit
+        ):  # raised when the connections are closed, if their transactions interleave
             if isolation.reset != "rollback":
                 raise
         self._dismiss(old)
@@ -115,7 +128,10 @@ class Life:
         truth = (
             self.truth
             if self.exact
-            else {name: found.get(name, "") if name.startswith("sequence ") else text for name, text in self.truth.items()}
+            else {
+                name: found.get(name, "") if name.startswith("sequence ") else text
+                for name, text in self.truth.items()
+            }
         )
         return differences(truth, found)
 
@@ -125,11 +141,16 @@ class Life:
         with self.clone.isolated("truncate", "the last one"):
             left = self.difference()
         assert not left, left
-        lines = list(difflib.unified_diff(self.dumped, self._looked(self._dump), "template", "clone", lineterm="", n=1))
+        lines = list(
+            difflib.unified_diff(
+                self.dumped, self._looked(self._dump), "template", "clone", lineterm="", n=1
+            )
+        )
         assert not lines, "\n".join(lines[:60])
 
     def _run(self, program: Program, isolation: Isolation) -> None:
-        """Run a program as a careless application would: what fails has failed, and blocks stay open."""
+        """Run a program as a careless application would: what fails has failed, and blocks stay
+        open."""
         opened: dict[int, Connection] = {}
         for step in program.steps:
             connection = opened.get(step.connection)
@@ -139,7 +160,9 @@ class Life:
                     self.strangers.append(connection)
                 else:
                     connection = isolation.connect(autocommit=True, options=PATIENCE)
-                    _perform(connection, Step(0, "SET lock_timeout = '30ms'"), True)  # in a sandbox there are no options
+                    _perform(
+                        connection, Step(0, "SET lock_timeout = '30ms'"), True
+                    )  # in a sandbox there are no options
                 opened[step.connection] = connection
             real = isolation.reset != "rollback" or connection in self.strangers
             _perform(connection, step, real)

@@ -1,5 +1,5 @@
-"""Random programs of writes against a schema: from up to three connections, in and out of transactions, with errors, and with
-what is left open at the end."""
+"""Random programs of writes against a schema: from up to three connections, in and out of
+transactions, with errors, and with what is left open at the end."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ _PERHAPS = ("public.volatile", "public.many", "public.nothing", "50000", "4712",
 
 @dataclass(frozen=True)
 class Step:
-    """A statement on one of three connections. `data`: what is sent to its COPY FROM STDIN; `left`: and then the COPY is not
-    ended."""
+    """A statement on one of three connections. `data`: what is sent to its COPY FROM STDIN; `left`:
+    and then the COPY is not ended."""
 
     connection: int
     statement: str
@@ -151,13 +151,15 @@ class Step:
     left: bool = False
 
     def __str__(self) -> str:
-        return f"{self.connection}: {self.statement}" + (f"  <- {self.data!r}{' …' * self.left}" if self.data is not None else "")
+        return f"{self.connection}: {self.statement}" + (
+            f"  <- {self.data!r}{' …' * self.left}" if self.data is not None else ""
+        )
 
 
 @dataclass(frozen=True)
 class Program:
-    """What one test does. `reset`, how it is undone; `sequences`, those too; `leak`, the third connection is a stranger's, who
-    leaves it open."""
+    """What one test does. `reset`, how it is undone; `sequences`, those too; `leak`, the third
+    connection is a stranger's, who leaves it open."""
 
     reset: str
     sequences: bool
@@ -188,17 +190,30 @@ def _rows(table: Table, relation: sql.Identifier, tables: tuple[Table, ...]) -> 
             yield insert(relation, values)
     yield insert(relation, {table.key: table.value(1), **links}, " ON CONFLICT DO NOTHING")
     parts: dict[str, str | sql.Composable] = {"t": relation, "k": table.key}
-    parts |= {name: sql.SQL(table.value(row)) for name, row in (("one", 1), ("two", 2), ("far", 77))}
+    parts |= {
+        name: sql.SQL(table.value(row)) for name, row in (("one", 1), ("two", 2), ("far", 77))
+    }
     many = sql.SQL("'m' || i" if table.kind == "text" else "i + 100")
     yield from (fill(text, many=many, **parts) for text in ROWS)
     for column in table.columns:
         for value in column.values:
             yield fill("UPDATE {t} SET {c} = {v}", t=relation, c=column.name, v=sql.SQL(value))
-            yield fill("UPDATE {t} SET {c} = {v} WHERE {k} = {one}", c=column.name, v=sql.SQL(value), **parts)
+            yield fill(
+                "UPDATE {t} SET {c} = {v} WHERE {k} = {one}",
+                c=column.name,
+                v=sql.SQL(value),
+                **parts,
+            )
     for column_name, goal in table.references:
         yield fill("UPDATE {t} SET {c} = NULL", t=relation, c=column_name)
         key = tables[goal].key
-        yield fill("UPDATE {t} SET {c} = (SELECT max({g}) FROM {o})", t=relation, c=column_name, g=key, o=tables[goal].name)
+        yield fill(
+            "UPDATE {t} SET {c} = (SELECT max({g}) FROM {o})",
+            t=relation,
+            c=column_name,
+            g=key,
+            o=tables[goal].name,
+        )
 
 
 def _copies(table: Table, relation: sql.Identifier) -> Iterator[tuple[str, str]]:
@@ -212,7 +227,11 @@ def pools(schema: Schema, superuser: bool) -> dict[str, list[tuple[str, str | No
     """Return the statements that programs are made of, by kind."""
     found: dict[str, list[tuple[str, str | None]]] = {"write": list(writes(schema.tables))}
     views = [fill(text, m=name) for name in schema.materialized for text in REFRESH]
-    views += [fill(text, v=name) for name in schema.views for text in ("DELETE FROM {v}", "INSERT INTO {v} DEFAULT VALUES")]
+    views += [
+        fill(text, v=name)
+        for name in schema.views
+        for text in ("DELETE FROM {v}", "INSERT INTO {v} DEFAULT VALUES")
+    ]
     owned = [
         fill(text, s=sql.Literal(table.name.as_string(None)), k=sql.Literal(table.key))
         for table in schema.tables
@@ -228,7 +247,11 @@ def pools(schema: Schema, superuser: bool) -> dict[str, list[tuple[str, str | No
         "control": [*CONTROL], "other": [*OTHERS], "position": [*POSITIONS, *owned], "object": [*OBJECTS], "view": views,
         "change": list(changes(schema, superuser)),
     }.items():  # fmt: skip
-        found[kind] = [(text, None) for text in texts if all(word in schema.text for word in _PERHAPS if word in text)]
+        found[kind] = [
+            (text, None)
+            for text in texts
+            if all(word in schema.text for word in _PERHAPS if word in text)
+        ]
     return {kind: texts for kind, texts in found.items() if texts}
 
 
@@ -246,11 +269,15 @@ def programs(
 ) -> Program:
     """Draw a program.
 
-    Arguments: `pool`, of `pools`; `wild`, with changes of the schema in some; `leaks`, with connections of strangers in some;
-    `resets`, to choose from.
+    Arguments: `pool`, of `pools`; `wild`, with changes of the schema in some; `leaks`, with
+    connections of strangers in some; `resets`, to choose from.
     """
-    reset = draw(st.sampled_from(resets or ("truncate", "truncate", "truncate", "rollback", "auto")))
-    weights = [kind for kind in (WILD if wild and draw(st.integers(0, 4)) == 4 else CALM) if kind in pool]
+    reset = draw(
+        st.sampled_from(resets or ("truncate", "truncate", "truncate", "rollback", "auto"))
+    )
+    weights = [
+        kind for kind in (WILD if wild and draw(st.integers(0, 4)) == 4 else CALM) if kind in pool
+    ]
     leak = leaks and draw(st.integers(0, 11)) == 11
     steps = []
     for _ in range(draw(st.integers(1, 12))):

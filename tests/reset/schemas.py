@@ -1,5 +1,6 @@
-"""Random schemas with what makes resets hard, as SQL text: tables of all kinds under hostile names, a random graph of foreign keys,
-what acts by itself (triggers, rules, policies), what is not in a table (sequences, large objects), and what rows start with."""
+"""Random schemas with what makes resets hard, as SQL text: tables of all kinds under hostile names,
+a random graph of foreign keys, what acts by itself (triggers, rules, policies), what is not in a
+table (sequences, large objects), and what rows start with."""
 
 from __future__ import annotations
 
@@ -13,7 +14,22 @@ from .extras import EARLY, LATE, SUPPORT, WIDER
 
 SCHEMAS = ("public", "Odd.schema", "select")
 NAMES = (
-    *("t", "select", 'a"b', "Odd.schema", "sp ace", "ünï", "%s", "{}", "$1", "it's", "back\\slash", "-- no", "UPPER", "pg_class"),
+    *(
+        "t",
+        "select",
+        'a"b',
+        "Odd.schema",
+        "sp ace",
+        "ünï",
+        "%s",
+        "{}",
+        "$1",
+        "it's",
+        "back\\slash",
+        "-- no",
+        "UPPER",
+        "pg_class",
+    ),
     "x" * 50,
 )
 COLUMNS = ("t", "o", "r", "newer", "old", "select", 'a"b', "%s", "{}", "ünï", "new", "Key")
@@ -24,7 +40,12 @@ TYPES: dict[str, tuple[str, ...]] = {
     "float8": ("0.1::float8 + 0.2", "'-0'", "'NaN'", "1e-300"),
     "jsonb": ("'{\"a\": [1, null]}'", "'null'", "NULL"),
     "json": ("'{\"a\":  1}'", "NULL"),
-    "timestamptz": ("'2020-02-29 01:02:03.456789+02'", "'infinity'", "'0044-03-15 00:00+00 BC'", "now()"),
+    "timestamptz": (
+        "'2020-02-29 01:02:03.456789+02'",
+        "'infinity'",
+        "'0044-03-15 00:00+00 BC'",
+        "now()",
+    ),
     "interval": ("'1 mon -1 day 00:00:01.5'", "'-3 years'"),
     "bytea": ("'\\x00ff5c27'", "''"),
     "int[]": ("'{1,NULL,3}'", "'[2:3]={1,2}'", "'{}'"),
@@ -61,8 +82,12 @@ KEYS: dict[str, str] = {
 
 
 def fill(text: str, **parts: str | sql.Composable) -> str:
-    """Return SQL text with names in place of its braces: strings are identifiers, what is SQL already stays so."""
-    quoted = {name: sql.Identifier(part) if isinstance(part, str) else part for name, part in parts.items()}
+    """Return SQL text with names in place of its braces: strings are identifiers, what is SQL
+    already stays so."""
+    quoted = {
+        name: sql.Identifier(part) if isinstance(part, str) else part
+        for name, part in parts.items()
+    }
     return sql.SQL(text).format(**quoted).as_string(None)
 
 
@@ -77,8 +102,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `name`, `parts` that can be written by themselves too, `key`, its key's kind, other columns, and references, each
-    a column and the number of the table that it leads to."""
+    """A table: `name`, `parts` that can be written by themselves too, `key`, its key's kind, other
+    columns, and references, each a column and the number of the table that it leads to."""
 
     name: sql.Identifier
     key: str
@@ -116,7 +141,14 @@ class Schema:
 def _tables(draw: st.DrawFn) -> list[tuple[Table, list[str]]]:
     """Draw tables without references, and the statements that make them."""
     found = []
-    places = draw(st.lists(st.tuples(st.sampled_from(SCHEMAS), st.sampled_from(NAMES)), min_size=1, max_size=8, unique=True))
+    places = draw(
+        st.lists(
+            st.tuples(st.sampled_from(SCHEMAS), st.sampled_from(NAMES)),
+            min_size=1,
+            max_size=8,
+            unique=True,
+        )
+    )
     for place in places:
         form = draw(st.sampled_from(["plain"] * 4 + ["unlogged", "heir", "range", "list", "hash"]))
         kind = draw(st.sampled_from(sorted(KEYS)))
@@ -125,10 +157,24 @@ def _tables(draw: st.DrawFn) -> list[tuple[Table, list[str]]]:
         key, *others = draw(st.lists(st.sampled_from(COLUMNS), min_size=1, max_size=4, unique=True))
         types = [draw(st.sampled_from(list(TYPES))) for _ in others]
         name = sql.Identifier(*place)
-        parts = tuple(sql.Identifier(draw(st.sampled_from(SCHEMAS)), f"{place[1][:40]} {i} {place[0]}") for i in (1, 2))
-        columns = tuple(Column(other, type, TYPES[type]) for other, type in zip(others, types, strict=True))
+        parts = tuple(
+            sql.Identifier(draw(st.sampled_from(SCHEMAS)), f"{place[1][:40]} {i} {place[0]}")
+            for i in (1, 2)
+        )
+        columns = tuple(
+            Column(other, type, TYPES[type]) for other, type in zip(others, types, strict=True)
+        )
         seeds = draw(st.sampled_from([0, 0, 0, 1, 3, 12]))
-        table = Table(name, key, kind, columns, parts if form not in ("plain", "unlogged") else (), (), seeds, form == "unlogged")
+        table = Table(
+            name,
+            key,
+            kind,
+            columns,
+            parts if form not in ("plain", "unlogged") else (),
+            (),
+            seeds,
+            form == "unlogged",
+        )
         defined = sql.SQL(", ").join(
             [sql.SQL(KEYS[kind]).format(sql.Identifier(key))]
             + [sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.type)) for c in columns]
@@ -137,12 +183,24 @@ def _tables(draw: st.DrawFn) -> list[tuple[Table, list[str]]]:
     return found
 
 
-def _created(form: str, table: Table, defined: sql.Composed, parts: tuple[sql.Identifier, ...]) -> list[str]:
-    names: dict[str, str | sql.Composable] = {"t": table.name, "d": defined, "k": table.key, "a": parts[0], "b": parts[1]}
+def _created(
+    form: str, table: Table, defined: sql.Composed, parts: tuple[sql.Identifier, ...]
+) -> list[str]:
+    names: dict[str, str | sql.Composable] = {
+        "t": table.name,
+        "d": defined,
+        "k": table.key,
+        "a": parts[0],
+        "b": parts[1],
+    }
     how = {
         "plain": ["CREATE TABLE {t} ({d})"],
         "unlogged": ["CREATE UNLOGGED TABLE {t} ({d})"],
-        "heir": ["CREATE TABLE {t} ({d})", "CREATE TABLE {a} (extra int) INHERITS ({t})", "CREATE TABLE {b} () INHERITS ({a})"],
+        "heir": [
+            "CREATE TABLE {t} ({d})",
+            "CREATE TABLE {a} (extra int) INHERITS ({t})",
+            "CREATE TABLE {b} () INHERITS ({a})",
+        ],
         "range": [
             "CREATE TABLE {t} ({d}) PARTITION BY RANGE ({k})",
             "CREATE TABLE {a} PARTITION OF {t} FOR VALUES FROM (MINVALUE) TO (10)",
@@ -164,7 +222,8 @@ def _created(form: str, table: Table, defined: sql.Composed, parts: tuple[sql.Id
 
 @st.composite
 def _linked(draw: st.DrawFn, made: list[tuple[Table, list[str]]]) -> tuple[list[Table], list[str]]:
-    """Draw foreign keys between tables, in any direction: cycles, self references, several between the same two."""
+    """Draw foreign keys between tables, in any direction: cycles, self references, several between
+    the same two."""
     tables, statements = [table for table, _ in made], []
     for number, table in enumerate(tables):
         references = []
@@ -174,7 +233,11 @@ def _linked(draw: st.DrawFn, made: list[tuple[Table, list[str]]]) -> tuple[list[
             if not target.referable or (target.unlogged and not table.unlogged):
                 continue
             column = f"to {goal} {link}"
-            required = goal <= number and (goal == number or target.seeds > 0) and draw(st.integers(0, 3)) == 0
+            required = (
+                goal <= number
+                and (goal == number or target.seeds > 0)
+                and draw(st.integers(0, 3)) == 0
+            )
             act = draw(st.sampled_from(ACTIONS))
             when = draw(st.sampled_from(WHEN))
             statements.append(
@@ -197,19 +260,33 @@ def _linked(draw: st.DrawFn, made: list[tuple[Table, list[str]]]) -> tuple[list[
 
 
 def _seeds(tables: list[Table]) -> list[str]:
-    """Return the statements that put seeds in; what leads to a later table is set when that has its seeds."""
+    """Return the statements that put seeds in; what leads to a later table is set when that has its
+    seeds."""
     first, then = [], []
     for number, table in enumerate(tables):
         for row in range(1, table.seeds + 1):
             values = {table.key: table.value(row)}
-            values |= {column.name: column.values[row % len(column.values)] for column in table.columns}
+            values |= {
+                column.name: column.values[row % len(column.values)] for column in table.columns
+            }
             for column, goal in table.references:
                 target = tables[goal]
                 if (goal < number and target.seeds) or goal == number:
-                    values[column] = target.value(row if goal == number else (row - 1) % target.seeds + 1)
+                    values[column] = target.value(
+                        row if goal == number else (row - 1) % target.seeds + 1
+                    )
                 elif target.seeds and row == 1:
                     new, old = sql.SQL(target.value(1)), sql.SQL(table.value(1))
-                    then.append(fill("UPDATE {t} SET {c} = {n} WHERE {k} = {o}", t=table.name, c=column, n=new, k=table.key, o=old))
+                    then.append(
+                        fill(
+                            "UPDATE {t} SET {c} = {n} WHERE {k} = {o}",
+                            t=table.name,
+                            c=column,
+                            n=new,
+                            k=table.key,
+                            o=old,
+                        )
+                    )
             if table.kind in ("serial", "by default"):
                 del values[table.key]  # which moves the sequence; other keys leave theirs alone
             first.append(insert(table.name, values))
@@ -243,9 +320,24 @@ def schemas(draw: st.DrawFn) -> Schema:
             view = sql.Identifier(SCHEMAS[extra % 3], f"view {number} {extra}")
             views += [view] if "{v}" in text else []
             materialized += [view] if "{m}" in text else []
-            statement = fill(text, t=table.name, n=f"n {number} {extra}", k=table.key, c=other, v=view, m=view)
+            statement = fill(
+                text, t=table.name, n=f"n {number} {extra}", k=table.key, c=other, v=view, m=view
+            )
             (early if extra < len(EARLY) else late).append(statement)
     wider = draw(st.lists(st.sampled_from(WIDER), max_size=6, unique=True))
-    head = [*(fill("CREATE SCHEMA {s}", s=name) for name in SCHEMAS[1:]), SUPPORT.strip(), "CREATE SEQUENCE public.free START 7"]
-    body = [text for _, statements in made for text in statements] + links + early + _seeds(tables) + late + wider
-    return Schema(";\n".join([*head, *body]) + ";", tuple(tables), tuple(views), tuple(materialized))
+    head = [
+        *(fill("CREATE SCHEMA {s}", s=name) for name in SCHEMAS[1:]),
+        SUPPORT.strip(),
+        "CREATE SEQUENCE public.free START 7",
+    ]
+    body = (
+        [text for _, statements in made for text in statements]
+        + links
+        + early
+        + _seeds(tables)
+        + late
+        + wider
+    )
+    return Schema(
+        ";\n".join([*head, *body]) + ";", tuple(tables), tuple(views), tuple(materialized)
+    )

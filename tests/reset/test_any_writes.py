@@ -1,7 +1,8 @@
-"""The promise that matters most, for any schema and any writes: after a test, the clone equals its template again, or is
-replaced by one that does.
+"""The promise that matters most, for any schema and any writes: after a test, the clone equals its
+template again, or is replaced by one that does.
 
-Without more, some 500 programs are run; the environment variable TEST_EXAMPLES multiplies them, and chooses others each time.
+Without more, some 500 programs are run; the environment variable TEST_EXAMPLES multiplies them, and
+chooses others each time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .programs import pools, programs
 from .schemas import schemas
 
 EXAMPLES = max(1, round(14 * float(os.environ.get("TEST_EXAMPLES", "1"))))
-# Shrinking takes minutes, because each attempt builds a template: by hand, when there is something to shrink.
+# Shrinking takes minutes, because each attempt builds a template: by hand, when there is something
+# to shrink.
 PHASES = tuple(Phase) if os.environ.get("TEST_SHRINK") else (Phase.generate,)
 WILD = os.environ.get("TEST_WILD", "1") == "1"
 
@@ -38,10 +40,16 @@ def plain(server: Server, role: Dsn) -> Iterator[Server]:
 
 
 def equal_after_any_writes(server: Server, above: Server) -> None:
-    """Try many schemas, and programs in each. Arguments: `above`, the server as a superuser sees it."""
+    """Try many schemas, and programs in each. Arguments: `above`, the server as a superuser sees
+    it."""
 
     @examples(
-        max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None, phases=PHASES
+        max_examples=EXAMPLES,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+        database=None,
+        phases=PHASES,
     )
     @given(data=st.data())
     def example(data: st.DataObject) -> None:
@@ -49,7 +57,12 @@ def equal_after_any_writes(server: Server, above: Server) -> None:
         pool = pools(schema, server.facts.superuser)
         with life(server, schema, above, dump.program(above)) as lived:
             for number, program in enumerate(
-                chain(*data.draw(st.lists(st.lists(programs(pool, WILD), max_size=8), max_size=10), "programs"))
+                chain(
+                    *data.draw(
+                        st.lists(st.lists(programs(pool, WILD), max_size=8), max_size=10),
+                        "programs",
+                    )
+                )
             ):
                 note(f"program {number + 1} finds what the one before it has left")
                 lived.live(program)

@@ -1,5 +1,6 @@
-"""What the property test has found, each as small as it gets. A case: who the client is, a schema, and tests that run one after
-another, each a reset and its statements; a statement of connection 2 is a stranger's, who stays connected."""
+"""What the property test has found, each as small as it gets. A case: who the client is, a schema,
+and tests that run one after another, each a reset and its statements; a statement of connection 2
+is a stranger's, who stays connected."""
 
 from __future__ import annotations
 
@@ -28,34 +29,61 @@ BEGIN INSERT INTO public.audit (what) VALUES (TG_OP); RETURN NULL; END $$;
 CREATE TABLE p (k int PRIMARY KEY) PARTITION BY RANGE (k); CREATE TABLE p1 PARTITION OF p DEFAULT;
 INSERT INTO p VALUES (1), (2); CREATE {} TRIGGER n AFTER INSERT OR DELETE ON p FOR EACH ROW EXECUTE FUNCTION note_it()"""
 CASES: dict[str, tuple[str, list[tuple[str, ...]]]] = {
-    "a column that is called t": ("CREATE TABLE a (k int PRIMARY KEY, t text); INSERT INTO a VALUES (1, NULL)", [("truncate",)]),
+    "a column that is called t": (
+        "CREATE TABLE a (k int PRIMARY KEY, t text); INSERT INTO a VALUES (1, NULL)",
+        [("truncate",)],
+    ),
     "a refresh with no data": (_SEEN, [("truncate", "0 REFRESH MATERIALIZED VIEW m WITH NO DATA")]),
     "a concurrent refresh": (
         f"{_SEEN}; CREATE UNIQUE INDEX ON m (k)",
         [("truncate", "0 INSERT INTO a VALUES (1)", "0 REFRESH MATERIALIZED VIEW CONCURRENTLY m")],
     ),
-    "a first refresh": (f"{_SEEN}; REFRESH MATERIALIZED VIEW m WITH NO DATA", [("truncate", "0 REFRESH MATERIALIZED VIEW m")]),
+    "a first refresh": (
+        f"{_SEEN}; REFRESH MATERIALIZED VIEW m WITH NO DATA",
+        [("truncate", "0 REFRESH MATERIALIZED VIEW m")],
+    ),
     "an escaped refresh": (_SEEN, [("rollback", "2 REFRESH MATERIALIZED VIEW m WITH NO DATA")]),
-    "an attribute renamed": ("CREATE TYPE pair AS (a int)", [("truncate", "0 ALTER TYPE pair RENAME ATTRIBUTE a TO z")]),
+    "an attribute renamed": (
+        "CREATE TYPE pair AS (a int)",
+        [("truncate", "0 ALTER TYPE pair RENAME ATTRIBUTE a TO z")],
+    ),
     "pages added to an object": (_OBJECT, [("truncate", "0 SELECT lo_put(50000, 9000, 'far')")]),
     "an object's comment": (_OBJECT, [("truncate", "0 COMMENT ON LARGE OBJECT 50000 IS NULL")]),
     "rounded floats": (
-        f"CREATE TABLE a AS SELECT 1 AS k, 0.1::float8 + 0.2 AS f; {_SETTING.format('extra_float_digits = -10')}",
+        f"CREATE TABLE a AS SELECT 1 AS k, 0.1::float8 + 0.2 AS f;"
+        f" {_SETTING.format('extra_float_digits = -10')}",
         [("truncate", "0 UPDATE a SET k = 2")],
     ),
     "a table called pg_class": (
-        f"CREATE SCHEMA s; CREATE TABLE s.pg_class (k int); {_SETTING.format('search_path = s, pg_catalog')}",
+        f"CREATE SCHEMA s; CREATE TABLE s.pg_class (k int);"
+        f" {_SETTING.format('search_path = s, pg_catalog')}",
         [("rollback", "0 SELECT 1")],
     ),
     "a grant on the database": (
         "SELECT 1",
-        [("truncate", "0 DO $$BEGIN EXECUTE format('GRANT TEMP ON DATABASE %I TO pg_monitor', current_database()); END$$")],
+        [
+            (
+                "truncate",
+                "0 DO $$BEGIN EXECUTE format('GRANT TEMP ON DATABASE %I TO pg_monitor',"
+                " current_database()); END$$",
+            )
+        ],
     ),
-    "a trigger behind ON DELETE SET DEFAULT": (_SET_DEFAULT, [("truncate", "0 INSERT INTO p VALUES (1)")]),
-    "a trigger that a partition inherits": (_NOTED.format(""), [("truncate", "0 DELETE FROM p WHERE k = 1")]),
-    "a constraint trigger that a partition inherits": (_NOTED.format("CONSTRAINT"), [("truncate", "0 DELETE FROM p WHERE k = 1")]),
+    "a trigger behind ON DELETE SET DEFAULT": (
+        _SET_DEFAULT,
+        [("truncate", "0 INSERT INTO p VALUES (1)")],
+    ),
+    "a trigger that a partition inherits": (
+        _NOTED.format(""),
+        [("truncate", "0 DELETE FROM p WHERE k = 1")],
+    ),
+    "a constraint trigger that a partition inherits": (
+        _NOTED.format("CONSTRAINT"),
+        [("truncate", "0 DELETE FROM p WHERE k = 1")],
+    ),
     "an escape into rows that may not be read": (
-        "CREATE TABLE a (k int); INSERT INTO a VALUES (1); ALTER TABLE a ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+        "CREATE TABLE a (k int); INSERT INTO a VALUES (1); ALTER TABLE a ENABLE ROW LEVEL"
+        " SECURITY, FORCE ROW LEVEL SECURITY;"
         " CREATE POLICY p ON a USING (true)",
         [("rollback", "2 INSERT INTO a VALUES (2)")],
     ),

@@ -1,6 +1,8 @@
-"""The process in which a migration tool runs: it gets its job as JSON on its standard input, and answers so on its standard output.
+"""The process in which a migration tool runs: it gets its job as JSON on its standard input, and
+answers so on its standard output.
 
-The answer is the last line: `{"ok": true}`, or an error of ours in its parts. What the tool prints goes to standard error.
+The answer is the last line: `{"ok": true}`, or an error of ours in its parts. What the tool prints
+goes to standard error.
 """
 
 from __future__ import annotations
@@ -28,14 +30,17 @@ def main() -> None:
     if error is None:
         reply: dict[str, Any] = {"ok": True}
     else:
-        # An error raised by the guard says all; of one that the project raised, what the tool had printed tells more.
+        # An error raised by the guard says all; of one that the project raised, what the tool had
+        # printed tells more.
         reply = {"error": type(error).__name__, "message": error.message, "detail": error.detail, "hint": error.hint,
                  "said": error.__cause__ is None}  # fmt: skip
     answer.write(json.dumps(reply))
     answer.flush()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(0 if error is None else 1)  # no thread and no exit handler of the project has a say any more
+    os._exit(
+        0 if error is None else 1
+    )  # no thread and no exit handler of the project has a say any more
 
 
 def _error(job: dict[str, Any]) -> Error | None:
@@ -46,9 +51,15 @@ def _error(job: dict[str, Any]) -> Error | None:
     except SystemExit as error:
         if error.code in (None, 0):
             return None
-        return _failed(job, error, root) if not isinstance(error.__context__, Error) else error.__context__
+        return (
+            _failed(job, error, root)
+            if not isinstance(error.__context__, Error)
+            else error.__context__
+        )
     except BaseException as error:
-        return next((found for found in _chain(error) if isinstance(found, Error)), None) or _failed(job, error, root)
+        return next(
+            (found for found in _chain(error) if isinstance(found, Error)), None
+        ) or _failed(job, error, root)
     return None
 
 
@@ -64,18 +75,29 @@ def _failed(job: dict[str, Any], error: BaseException, root: Path) -> BuildFaile
     """Return what the migrations raised, with the last line of the project's own that it passed."""
     traceback.print_exception(error)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if Path(f.filename).is_relative_to(root) and "site-packages" not in f.filename]
-    where = f"It was raised at {own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else ""
+    own = [
+        f
+        for f in frames
+        if Path(f.filename).is_relative_to(root) and "site-packages" not in f.filename
+    ]
+    where = (
+        f"It was raised at {own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}"
+        if own
+        else ""
+    )
     first = (safe_str(error).splitlines() or [""])[0]
     made = BuildFailed(
-        f"{job['script'] or job['tool']} raised {type(error).__name__}: {first}", where, "Correct it; no template was left behind."
+        f"{job['script'] or job['tool']} raised {type(error).__name__}: {first}",
+        where,
+        "Correct it; no template was left behind.",
     )
     made.__cause__ = error
     return made
 
 
 def _run(tool: str, arguments: tuple[str, ...], script: str, dsn: Dsn, root: Path) -> None:
-    """Run one tool under the guard. The libraries come before the project, whose folders may have names like theirs."""
+    """Run one tool under the guard. The libraries come before the project, whose folders may have
+    names like theirs."""
     guard = Guard(dsn)
     guard.watch_drivers()
     _installed(tool)
@@ -85,7 +107,11 @@ def _run(tool: str, arguments: tuple[str, ...], script: str, dsn: Dsn, root: Pat
         from . import django
 
         django.lead(guard)
-        sys.argv = [str(path), *arguments, *([] if {"--noinput", "--no-input"} & set(arguments) else ["--noinput"])]
+        sys.argv = [
+            str(path),
+            *arguments,
+            *([] if {"--noinput", "--no-input"} & set(arguments) else ["--noinput"]),
+        ]
         sys.path.insert(0, str(path.parent))
         runpy.run_path(str(path), run_name="__main__")
         return
@@ -102,7 +128,11 @@ def _run(tool: str, arguments: tuple[str, ...], script: str, dsn: Dsn, root: Pat
 
 def _installed(tool: str) -> None:
     """Import the libraries of a tool. Raises SettingsError if one is not installed."""
-    modules = {"alembic": ("alembic.config",), "django": ("django",), "flask": ("flask", "flask_migrate")}[tool]
+    modules = {
+        "alembic": ("alembic.config",),
+        "django": ("django",),
+        "flask": ("flask", "flask_migrate"),
+    }[tool]
     try:
         for module in modules:
             __import__(module)
@@ -116,14 +146,19 @@ def _installed(tool: str) -> None:
 
 
 def _alembic(arguments: tuple[str, ...], dsn: Dsn) -> None:
-    """Run Alembic by the object behind its command line, with `sqlalchemy.url` set before env.py is read (`alembic.config`)."""
+    """Run Alembic by the object behind its command line, with `sqlalchemy.url` set before env.py is
+    read (`alembic.config`)."""
     from alembic.config import CommandLine, Config
 
     from .sqlalchemy import url
 
     class Led(CommandLine):
         def run_cmd(self, config: Config, options: Any) -> None:
-            found = url(dsn, lambda: config.get_main_option("sqlalchemy.url"), lambda: os.environ["DATABASE_URL"])
+            found = url(
+                dsn,
+                lambda: config.get_main_option("sqlalchemy.url"),
+                lambda: os.environ["DATABASE_URL"],
+            )
             config.set_main_option("sqlalchemy.url", found.replace("%", "%%"))
             super().run_cmd(config, options)
 

@@ -1,9 +1,11 @@
-"""Which database the connections of a migration tool's process reach: the one being built, and no other.
+"""Which database the connections of a migration tool's process reach: the one being built, and no
+other.
 
-A project names its database in an ini file, in settings, in code, in a `.env` file that overrides the environment. What counts is
-where connections are opened. What a tool migrates is led: SQLAlchemy's engines (adapters/sqlalchemy_migrations.py), Django's
-`default` (adapters/django_migrations.py). Beneath, nothing passes the drivers psycopg, psycopg2 and asyncpg but what leads to the
-database being built; everything else is refused by name before it connects.
+A project names its database in an ini file, in settings, in code, in a `.env` file that overrides
+the environment. What counts is where connections are opened. What a tool migrates is led:
+SQLAlchemy's engines (adapters/sqlalchemy_migrations.py), Django's `default`
+(adapters/django_migrations.py). Beneath, nothing passes the drivers psycopg, psycopg2 and asyncpg
+but what leads to the database being built; everything else is refused by name before it connects.
 """
 
 from __future__ import annotations
@@ -28,12 +30,19 @@ class Guard:
     def refusal(self, what: str, wanted: Mapping[str, Any], hint: str = "") -> BuildFailed:
         """Return the error for `what`, which wants to connect to another database."""
         name, host = wanted.get("dbname") or "", wanted.get("host") or wanted.get("hostaddr") or ""
-        at = f" on {host}" + (f", port {wanted['port']}" if wanted.get("port") else "") if host else ""
+        at = (
+            f" on {host}" + (f", port {wanted['port']}" if wanted.get("port") else "")
+            if host
+            else ""
+        )
         target = f'database "{name}"{at}' if name else f"a database{at}"
         return BuildFailed(
             f"{what} would connect to {target}, which is not the one being built",
-            "Nothing was connected to. A schema is built in a database of its own, and may write to no other.",
-            hint or "Take the URL from the environment variable DATABASE_URL, or from sqlalchemy.url in alembic.ini.",
+            "Nothing was connected to. A schema is built in a database of its own, and may"
+            " write to no other.",
+            hint
+            or "Take the URL from the environment variable DATABASE_URL, or from sqlalchemy.url"
+            " in alembic.ini.",
         )
 
     def check(self, driver: str, wanted: Mapping[str, Any]) -> None:
@@ -53,7 +62,11 @@ class Guard:
 
         kinds: tuple[Any, ...] = (psycopg.Connection, psycopg.AsyncConnection)
         for kind in kinds:
-            kind.connect = classmethod(self._checked("psycopg", vars(kind)["connect"].__func__, lambda _, *a, **k: plain(*a, **k)))
+            kind.connect = classmethod(
+                self._checked(
+                    "psycopg", vars(kind)["connect"].__func__, lambda _, *a, **k: plain(*a, **k)
+                )
+            )
         psycopg.connect = psycopg.Connection.connect
         if module := _module("psycopg2"):
             module.connect = self._checked(
@@ -63,10 +76,14 @@ class Guard:
             )
         if module := _module("asyncpg"):
             module.connect = module.connection.connect = self._checked(
-                "asyncpg", module.connect, lambda dsn=None, **given: {**plain(dsn), **{k: v for k, v in given.items() if v}}
+                "asyncpg",
+                module.connect,
+                lambda dsn=None, **given: {**plain(dsn), **{k: v for k, v in given.items() if v}},
             )
 
-    def _checked(self, driver: str, connect: Callable[..., Any], wanted: Callable[..., Mapping[str, Any]]) -> Callable[..., Any]:
+    def _checked(
+        self, driver: str, connect: Callable[..., Any], wanted: Callable[..., Mapping[str, Any]]
+    ) -> Callable[..., Any]:
         @functools.wraps(connect)
         def checked(*arguments: Any, **given: Any) -> Any:
             self.check(driver, wanted(*arguments, **given))

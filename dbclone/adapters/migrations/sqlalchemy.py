@@ -17,26 +17,36 @@ _SECURITY = ("passfile", "servicefile", "direct_tls", "requiressl", "channel_bin
 
 
 def lead(guard: Guard) -> None:
-    """Lead every engine of this process to the database being built (`DialectEvents.do_connect`, SQLAlchemy's manual).
+    """Lead every engine of this process to the database being built (`DialectEvents.do_connect`,
+    SQLAlchemy's manual).
 
-    The first that connects says which database is meant, wherever its URL comes from; an engine for another one would mix two
-    databases in one, and is refused, as is one that is not PostgreSQL's.
+    The first that connects says which database is meant, wherever its URL comes from; an engine for
+    another one would mix two databases in one, and is refused, as is one that is not PostgreSQL's.
     """
     first: list[tuple[str, ...]] = []
 
     def led(dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> None:
-        wanted = {"dbname": parameters.get("dbname") or parameters.get("database") or "", **texts(parameters, "host", "port")}
+        wanted = {
+            "dbname": parameters.get("dbname") or parameters.get("database") or "",
+            **texts(parameters, "host", "port"),
+        }
         if dialect.name != "postgresql":
-            raise guard.refusal(f"an engine for {dialect.name}", {"dbname": wanted["dbname"] or str(*arguments[:1])})
+            raise guard.refusal(
+                f"an engine for {dialect.name}", {"dbname": wanted["dbname"] or str(*arguments[:1])}
+            )
         place = tuple(wanted.get(key, "") for key in ("dbname", "host", "port"))
         if not first:
             first.append(place)
         if place != first[0] and wanted["dbname"] != guard.dsn.get("dbname"):
             hint = f'The first one is for "{first[0][0]}", and a template holds one database. Let env.py migrate that alone.'
             raise guard.refusal("a second engine", wanted, hint)
-        own_arguments, own = dialect.create_connect_args(pointed(URL.create(f"postgresql+{dialect.driver}"), guard.dsn))
+        own_arguments, own = dialect.create_connect_args(
+            pointed(URL.create(f"postgresql+{dialect.driver}"), guard.dsn)
+        )
         arguments[:] = own_arguments
-        for key in [k for k in parameters if k in TARGET or k in _SECURITY or k.startswith(("ssl", "gss"))]:
+        for key in [
+            k for k in parameters if k in TARGET or k in _SECURITY or k.startswith(("ssl", "gss"))
+        ]:
             del parameters[key]
         parameters.update(own)
 
@@ -46,8 +56,9 @@ def lead(guard: Guard) -> None:
 def url(dsn: Dsn, *named: Callable[[], Any]) -> str:
     """Return a URL for SQLAlchemy.
 
-    Arguments: `named`, what returns the URLs that a project names: the driver is that of the first one for PostgreSQL whose driver
-    is installed, else psycopg 3. One that raises names nothing: a placeholder, an interpolation that fails.
+    Arguments: `named`, what returns the URLs that a project names: the driver is that of the first
+    one for PostgreSQL whose driver is installed, else psycopg 3. One that raises names nothing: a
+    placeholder, an interpolation that fails.
     """
     wanted = URL.create("postgresql+psycopg")
     for find in named:

@@ -15,7 +15,8 @@ from .views_users import address, grant
 
 
 def find(number: int, lock: bool = False) -> Order:
-    """Return an order, on demand locked against others until the transaction ends. Raises Problem if there is none."""
+    """Return an order, on demand locked against others until the transaction ends. Raises Problem
+    if there is none."""
     query = Order.select().where(Order.id == number)
     order = (query.for_update() if lock else query).first()
     if order is None:
@@ -25,7 +26,13 @@ def find(number: int, lock: bool = False) -> Order:
 
 def total(order: Order) -> Decimal:
     """Return what the lines of an order cost."""
-    return sum((item.quantity * item.unit_price for item in OrderItem.select().where(OrderItem.order == order)), Decimal("0.00"))
+    return sum(
+        (
+            item.quantity * item.unit_price
+            for item in OrderItem.select().where(OrderItem.order == order)
+        ),
+        Decimal("0.00"),
+    )
 
 
 def _customer(data: dict[str, Any]) -> User:
@@ -38,7 +45,8 @@ def _customer(data: dict[str, Any]) -> User:
 
 
 def _product(line: dict[str, Any]) -> Product:
-    """Return the product that a line names; one that is described as well is taken into the catalogue."""
+    """Return the product that a line names; one that is described as well is taken into the
+    catalogue."""
     sku = text(line, "sku").upper()
     product = Product.get_or_none(Product.sku == sku)
     if product is None and "name" not in line:
@@ -100,11 +108,14 @@ def refund(order: Order) -> None:
 
 
 def cancel(order: Order) -> None:
-    """Cancel an order that has not been shipped: its products go back on the shelf, its money to the customer."""
+    """Cancel an order that has not been shipped: its products go back on the shelf, its money to
+    the customer."""
     if order.status not in ("new", "paid"):
         raise Problem(422, f"the order is {order.status}")
     for item in OrderItem.select().where(OrderItem.order == order):
-        Product.update(stock=Product.stock + item.quantity).where(Product.id == item.product_id).execute()
+        Product.update(stock=Product.stock + item.quantity).where(
+            Product.id == item.product_id
+        ).execute()
     refund(order)
     order.status = "cancelled"
     order.save()
@@ -114,10 +125,17 @@ def drop_line(order: Order, sku: str) -> None:
     """Take a line out of an order that is not yet paid."""
     if order.status != "new":
         raise Problem(422, f"the order is {order.status}")
-    item = OrderItem.select().join(Product).where(OrderItem.order == order, Product.sku == sku.upper()).first()
+    item = (
+        OrderItem.select()
+        .join(Product)
+        .where(OrderItem.order == order, Product.sku == sku.upper())
+        .first()
+    )
     if item is None:
         raise Problem(404, f"no {sku} in the order")
-    Product.update(stock=Product.stock + item.quantity).where(Product.id == item.product_id).execute()
+    Product.update(stock=Product.stock + item.quantity).where(
+        Product.id == item.product_id
+    ).execute()
     item.delete_instance()
 
 

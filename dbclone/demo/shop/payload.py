@@ -42,7 +42,8 @@ def whole(data: dict[str, Any], key: str, default: int | None = None) -> int:
 
 
 def money(data: dict[str, Any], key: str) -> Decimal:
-    """Return an amount with at most two decimals; strings are taken, floats would have been rounded already."""
+    """Return an amount with at most two decimals; strings are taken, floats would have been rounded
+    already."""
     value = data.get(key)
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise Problem(400, f"{key} must be an amount such as '9.90'")
@@ -66,6 +67,10 @@ def mapping(data: dict[str, Any], key: str) -> dict[str, Any]:
 def rows(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """Return a list of objects that is not empty."""
     value = data.get(key)
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(item, dict) for item in value)
+    ):
         raise Problem(400, f"{key} must be a list of objects that is not empty")
     return value

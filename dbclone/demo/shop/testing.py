@@ -18,7 +18,16 @@ SELECT (SELECT count(*) FROM "user"), (SELECT count(*) FROM role), (SELECT count
 """
 
 # The rows that post_order() leaves behind.
-ORDER = {"user": 1, "role": 1, "user_role": 1, "category": 3, "product": 2, "orders": 1, "order_item": 2, "payment": 1}
+ORDER = {
+    "user": 1,
+    "role": 1,
+    "user_role": 1,
+    "category": 3,
+    "product": 2,
+    "orders": 1,
+    "order_item": 2,
+    "payment": 1,
+}
 
 
 def counts() -> dict[str, int]:
@@ -27,7 +36,8 @@ def counts() -> dict[str, int]:
 
 
 def rows(base: dict[str, int] | None = None, **changes: int) -> dict[str, int]:
-    """Return the expected rows of every table: those of `base` (none if left out), with `changes` added to them."""
+    """Return the expected rows of every table: those of `base` (none if left out), with `changes`
+    added to them."""
     expected = {**dict.fromkeys(TABLES, 0), **(base or {})}
     for table, change in changes.items():
         expected[table] += change
@@ -36,12 +46,20 @@ def rows(base: dict[str, int] | None = None, **changes: int) -> dict[str, int]:
 
 def post_user(client: FlaskClient, username: str, **more: Any) -> dict[str, Any]:
     """Register a user and return the response."""
-    return _created(client, "/users", {"username": username, "email": f"{username}@example.org", **more})
+    return _created(
+        client, "/users", {"username": username, "email": f"{username}@example.org", **more}
+    )
 
 
 def product_body(sku: str, **more: Any) -> dict[str, Any]:
     """Return what describes a product, with an ordinary name, price and category."""
-    return {"sku": sku, "name": f"The {sku.lower()}", "price": "20.00", "category": "OwnerProcess", **more}
+    return {
+        "sku": sku,
+        "name": f"The {sku.lower()}",
+        "price": "20.00",
+        "category": "OwnerProcess",
+        **more,
+    }
 
 
 def post_product(client: FlaskClient, sku: str, **more: Any) -> dict[str, Any]:
@@ -50,16 +68,23 @@ def post_product(client: FlaskClient, sku: str, **more: Any) -> dict[str, Any]:
 
 
 def order_body(username: str = "ann", reference: str | None = "R-1", **more: Any) -> dict[str, Any]:
-    """Return an order of 2 lamps and 1 novel for 50.00: in the categories OwnerProcess, OwnerProcess/Light, Books; without reference, unpaid."""
+    """Return an order of 2 lamps and 1 novel for 50.00: in the categories OwnerProcess,
+    OwnerProcess/Light, Books; without reference, unpaid."""
     lines = [
         product_body("LAMP", category="OwnerProcess/Light", quantity=2),
         product_body("NOVEL", category="Books", price="10.00", quantity=1),
     ]
-    body = {"customer": {"username": username, "email": f"{username}@example.org"}, "lines": lines, **more}
+    body = {
+        "customer": {"username": username, "email": f"{username}@example.org"},
+        "lines": lines,
+        **more,
+    }
     return body if reference is None else {"payment": {"reference": reference}, **body}
 
 
-def post_order(client: FlaskClient, username: str = "ann", reference: str | None = "R-1", **more: Any) -> dict[str, Any]:
+def post_order(
+    client: FlaskClient, username: str = "ann", reference: str | None = "R-1", **more: Any
+) -> dict[str, Any]:
     """Place an order and return the response."""
     return _created(client, "/orders", order_body(username, reference, **more))
 

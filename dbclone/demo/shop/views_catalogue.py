@@ -66,7 +66,11 @@ def shown(product: Product) -> dict[str, Any]:
 
 def below(category: Category) -> list[int]:
     """Return the ids of a category and of all below it."""
-    top = Category.select(Category.id).where(Category.id == category.id).cte("tree", recursive=True, columns=("id",))
+    top = (
+        Category.select(Category.id)
+        .where(Category.id == category.id)
+        .cte("tree", recursive=True, columns=("id",))
+    )
     child = Category.alias("child")
     tree = top.union_all(child.select(child.id).join(top, on=(child.parent == top.c.id)))
     return [row.id for row in tree.select_from(tree.c.id).objects()]
@@ -89,7 +93,11 @@ def list_categories() -> ResponseReturnValue:
 @catalogue.get("/categories/<int:number>/products")
 def list_below(number: int) -> ResponseReturnValue:
     """List the products of a category and of all below it."""
-    found = Product.select().where(Product.category.in_(below(find_category(number)))).order_by(Product.sku)
+    found = (
+        Product.select()
+        .where(Product.category.in_(below(find_category(number))))
+        .order_by(Product.sku)
+    )
     return {"products": [product.sku for product in found]}
 
 

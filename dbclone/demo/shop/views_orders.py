@@ -16,7 +16,12 @@ orders = Blueprint("orders", __name__)
 
 def shown(order: Order) -> dict[str, Any]:
     """Return an order as JSON shows it."""
-    lines = OrderItem.select(OrderItem, Product).join(Product).where(OrderItem.order == order).order_by(Product.sku)
+    lines = (
+        OrderItem.select(OrderItem, Product)
+        .join(Product)
+        .where(OrderItem.order == order)
+        .order_by(Product.sku)
+    )
     payment = Payment.get_or_none(Payment.order == order)
     return {
         "id": order.id,

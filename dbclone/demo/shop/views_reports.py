@@ -14,7 +14,9 @@ reports = Blueprint("reports", __name__)
 @reports.get("/reports/revenue")
 def revenue() -> ResponseReturnValue:
     """Return how much was paid, by how many payments."""
-    paid, count = Payment.select(fn.COALESCE(fn.SUM(Payment.amount), 0), fn.COUNT(Payment.id)).scalar(as_tuple=True)
+    paid, count = Payment.select(
+        fn.COALESCE(fn.SUM(Payment.amount), 0), fn.COUNT(Payment.id)
+    ).scalar(as_tuple=True)
     return {"revenue": str(round(paid, 2)), "payments": count}
 
 
@@ -35,7 +37,11 @@ def by_category() -> ResponseReturnValue:
 @reports.get("/reports/customers")
 def by_customer() -> ResponseReturnValue:
     """Return how many orders each user has placed, also those who have none."""
-    query = User.select(User.username, fn.COUNT(Order.id).alias("placed")).join(Order, JOIN.LEFT_OUTER).group_by(User.username)
+    query = (
+        User.select(User.username, fn.COUNT(Order.id).alias("placed"))
+        .join(Order, JOIN.LEFT_OUTER)
+        .group_by(User.username)
+    )
     return {"orders": {row.username: row.placed for row in query.objects()}}
 
 

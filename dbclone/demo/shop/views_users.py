@@ -126,6 +126,10 @@ def put_role(username: str, name: str) -> ResponseReturnValue:
 def revoke_role(username: str, name: str) -> ResponseReturnValue:
     """Take a role away."""
     role = Role.select().where(Role.name == name)
-    if not UserRole.delete().where(UserRole.user == find(username), UserRole.role.in_(role)).execute():
+    if (
+        not UserRole.delete()
+        .where(UserRole.user == find(username), UserRole.role.in_(role))
+        .execute()
+    ):
         raise Problem(404, f"{username} has no role {name}")
     return "", 204

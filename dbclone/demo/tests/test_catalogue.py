@@ -38,7 +38,9 @@ def test_price_is_exact(client: FlaskClient, price: str) -> None:
 
 
 @pytest.mark.parametrize("price", ["1.999", "abc", 1.5, "NaN"])
-def test_price_has_to_be_an_amount(client: FlaskClient, lamp: dict[str, Any], price: object) -> None:
+def test_price_has_to_be_an_amount(
+    client: FlaskClient, lamp: dict[str, Any], price: object
+) -> None:
     response = client.patch("/products/LAMP", json={"price": price, "category": "Elsewhere"})
     assert response.status_code == 400
     assert client.get("/products/LAMP").get_json() == lamp
@@ -46,7 +48,9 @@ def test_price_has_to_be_an_amount(client: FlaskClient, lamp: dict[str, Any], pr
 
 
 def test_price_is_not_negative(client: FlaskClient, lamp: dict[str, Any]) -> None:
-    response = client.post("/products", json=product_body("DESK", price="-0.01", category="Elsewhere"))
+    response = client.post(
+        "/products", json=product_body("DESK", price="-0.01", category="Elsewhere")
+    )
     assert response.status_code == 409
     assert "product_price_check" in response.get_json()["error"]
     assert counts() == rows(category=1, product=1)
@@ -61,7 +65,9 @@ def test_price_has_to_fit(client: FlaskClient, lamp: dict[str, Any]) -> None:
 def test_search_by_name(client: FlaskClient, lamp: dict[str, Any]) -> None:
     post_product(client, "DESK", name="A desk (100% oak)")
     post_product(client, "DESKLAMP")
-    assert client.get("/products", query_string={"q": "LAMP"}).get_json() == {"products": ["DESKLAMP", "LAMP"]}
+    assert client.get("/products", query_string={"q": "LAMP"}).get_json() == {
+        "products": ["DESKLAMP", "LAMP"]
+    }
     assert client.get("/products", query_string={"q": "100%"}).get_json() == {"products": ["DESK"]}
     assert counts() == rows(category=1, product=3)
 
@@ -69,12 +75,15 @@ def test_search_by_name(client: FlaskClient, lamp: dict[str, Any]) -> None:
 def test_search_by_price(client: FlaskClient, lamp: dict[str, Any]) -> None:
     post_product(client, "DESK", price="120.00")
     post_product(client, "BULB", price="3.50")
-    assert client.get("/products", query_string={"max_price": "20"}).get_json() == {"products": ["BULB", "LAMP"]}
+    assert client.get("/products", query_string={"max_price": "20"}).get_json() == {
+        "products": ["BULB", "LAMP"]
+    }
     assert counts() == rows(category=1, product=3)
 
 
 def test_import_keeps_what_can_be_kept(client: FlaskClient, lamp: dict[str, Any]) -> None:
-    # One in the middle violates a constraint, one is incomplete: their savepoints fail, the transaction goes on.
+    # One in the middle violates a constraint, one is incomplete: their savepoints fail, the
+    # transaction goes on.
     bodies = [
         product_body("DESK", category="Office"),
         product_body("LAMP", category="Refused"),

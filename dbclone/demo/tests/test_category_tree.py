@@ -13,7 +13,10 @@ from shop.testing import counts, post_product, rows
 @pytest.mark.parametrize("path", ["OwnerProcess", "OwnerProcess/Light", "OwnerProcess/Light/Lamps"])
 def test_product_creates_the_path(client: FlaskClient, path: str) -> None:
     names = path.split("/")
-    assert post_product(client, "LAMP", category=path)["category"] == Category.get(Category.name == names[-1]).id
+    assert (
+        post_product(client, "LAMP", category=path)["category"]
+        == Category.get(Category.name == names[-1]).id
+    )
     assert counts() == rows(category=len(names), product=1)
 
 
@@ -32,9 +35,15 @@ def test_same_name_below_different_parents(client: FlaskClient) -> None:
 
 
 def test_tree_is_nested(client: FlaskClient) -> None:
-    for sku, path in (("LAMP", "OwnerProcess/Light"), ("VASE", "OwnerProcess"), ("NOVEL", "Books/Fiction/New")):
+    for sku, path in (
+        ("LAMP", "OwnerProcess/Light"),
+        ("VASE", "OwnerProcess"),
+        ("NOVEL", "Books/Fiction/New"),
+    ):
         post_product(client, sku, category=path)
-    assert client.get("/categories").get_json() == {"tree": {"Books": {"Fiction": {"New": {}}}, "OwnerProcess": {"Light": {}}}}
+    assert client.get("/categories").get_json() == {
+        "tree": {"Books": {"Fiction": {"New": {}}}, "OwnerProcess": {"Light": {}}}
+    }
     assert counts() == rows(category=5, product=3)
 
 
@@ -43,7 +52,9 @@ def test_products_of_a_category_and_below(client: FlaskClient) -> None:
     light = post_product(client, "LAMP", category="OwnerProcess/Light")["category"]
     post_product(client, "BULB", category="OwnerProcess/Light/Bulbs")
     post_product(client, "NOVEL", category="Books")
-    assert client.get(f"/categories/{home}/products").get_json() == {"products": ["BULB", "LAMP", "VASE"]}
+    assert client.get(f"/categories/{home}/products").get_json() == {
+        "products": ["BULB", "LAMP", "VASE"]
+    }
     assert client.get(f"/categories/{light}/products").get_json() == {"products": ["BULB", "LAMP"]}
     assert counts() == rows(category=4, product=4)
 
@@ -73,7 +84,9 @@ def test_move_to_another_parent(client: FlaskClient, lamp: dict[str, Any]) -> No
 
 def test_move_below_itself_is_refused(client: FlaskClient, lamp: dict[str, Any]) -> None:
     light = post_product(client, "BULB", category="OwnerProcess/Light")["category"]
-    response = client.patch(f"/categories/{lamp['category']}", json={"name": "Lost", "parent": light})
+    response = client.patch(
+        f"/categories/{lamp['category']}", json={"name": "Lost", "parent": light}
+    )
     assert response.status_code == 422
     assert client.get("/categories").get_json() == {"tree": {"OwnerProcess": {"Light": {}}}}
     assert counts() == rows(category=2, product=2)

@@ -20,7 +20,9 @@ from shop.testing import ORDER, counts, order_body, post_user, product_body, row
     ],
     ids=["no lines", "quantity", "no sku", "no address", "no reference"],
 )
-def test_incomplete_order(client: FlaskClient, order: dict[str, Any], change: dict[str, Any]) -> None:
+def test_incomplete_order(
+    client: FlaskClient, order: dict[str, Any], change: dict[str, Any]
+) -> None:
     response = client.post("/orders", json={**order_body("bob", "R-2"), **change})
     assert response.status_code == 400
     assert client.get("/users").get_json() == {"users": ["ann"]}
@@ -29,13 +31,20 @@ def test_incomplete_order(client: FlaskClient, order: dict[str, Any], change: di
 
 def test_body_that_is_not_json(client: FlaskClient, order: dict[str, Any]) -> None:
     response = client.post("/orders", data="customer=ann")
-    assert (response.status_code, response.get_json()) == (400, {"error": "the body must be a JSON object"})
+    assert (response.status_code, response.get_json()) == (
+        400,
+        {"error": "the body must be a JSON object"},
+    )
     assert counts() == rows(ORDER)
 
 
 def test_unknown_order(client: FlaskClient, order: dict[str, Any]) -> None:
     # Identity columns begin at 1, so that 0 is nobody's id whichever sequence values are used up.
-    for method, path in (("GET", "/orders/0"), ("POST", "/orders/0/ship"), ("DELETE", "/orders/0/lines/LAMP")):
+    for method, path in (
+        ("GET", "/orders/0"),
+        ("POST", "/orders/0/ship"),
+        ("DELETE", "/orders/0/lines/LAMP"),
+    ):
         assert client.open(path, method=method).status_code == 404
     assert counts() == rows(ORDER)
 
@@ -60,7 +69,10 @@ def test_delete_product_that_was_ordered(client: FlaskClient, order: dict[str, A
 
 def test_address_of_another_customer(client: FlaskClient, order: dict[str, Any]) -> None:
     post_user(client, "bob")
-    response = client.post("/orders", json=order_body("cyd", "R-2", customer={"username": "cyd", "email": "bob@example.org"}))
+    response = client.post(
+        "/orders",
+        json=order_body("cyd", "R-2", customer={"username": "cyd", "email": "bob@example.org"}),
+    )
     assert response.status_code == 409
     assert client.get("/users").get_json() == {"users": ["ann", "bob"]}
     assert counts() == rows(ORDER, user=1)

@@ -20,7 +20,9 @@ def test_grant_twice_changes_nothing(client: FlaskClient, order: dict[str, Any])
     assert counts() == rows(ORDER)
 
 
-def test_revoked_role_returns_with_the_next_order(client: FlaskClient, order: dict[str, Any]) -> None:
+def test_revoked_role_returns_with_the_next_order(
+    client: FlaskClient, order: dict[str, Any]
+) -> None:
     assert client.delete("/users/ann/roles/customer").status_code == 204
     assert client.delete("/users/ann/roles/customer").status_code == 404
     assert counts() == rows(ORDER, user_role=-1)

@@ -28,7 +28,11 @@ def test_ship_twice(client: FlaskClient, order: dict[str, Any]) -> None:
 
 
 def test_cancel_gives_everything_back(client: FlaskClient, order: dict[str, Any]) -> None:
-    assert client.post(f"/orders/{order['id']}/cancel").get_json() == {**order, "status": "cancelled", "payment": None}
+    assert client.post(f"/orders/{order['id']}/cancel").get_json() == {
+        **order,
+        "status": "cancelled",
+        "payment": None,
+    }
     assert {product.sku: product.stock for product in Product.select()} == {"LAMP": 10, "NOVEL": 10}
     assert counts() == rows(ORDER, payment=-1)
 

@@ -18,9 +18,12 @@ def test_order_fills_every_table(client: FlaskClient) -> None:
     assert counts() == rows(ORDER)
 
 
-def test_order_as_sql_sees_it(client: FlaskClient, order: dict[str, Any], dbclone: Isolation) -> None:
+def test_order_as_sql_sees_it(
+    client: FlaskClient, order: dict[str, Any], dbclone: Isolation
+) -> None:
     row = dbclone.execute(
-        'SELECT count(*) FROM "user" JOIN orders ON user_id = "user".id JOIN payment ON order_id = orders.id'
+        'SELECT count(*) FROM "user" JOIN orders ON user_id = "user".id JOIN payment ON'
+        " order_id = orders.id"
     ).fetchone()
     assert row is not None
     assert row[0] == 1
@@ -59,7 +62,10 @@ def test_many_orders(client: FlaskClient, order: dict[str, Any], more: int) -> N
 
 def test_registered_user_becomes_a_customer(client: FlaskClient, ann: dict[str, Any]) -> None:
     post_order(client)
-    assert client.get("/users/ann").get_json() == {**{k: v for k, v in ann.items() if k != "applied_for"}, "roles": ["customer"]}
+    assert client.get("/users/ann").get_json() == {
+        **{k: v for k, v in ann.items() if k != "applied_for"},
+        "roles": ["customer"],
+    }
     assert counts() == rows(ORDER)
 
 
@@ -76,15 +82,23 @@ def test_order_takes_from_the_stock(client: FlaskClient, order: dict[str, Any]) 
 
 
 def test_short_stock_rolls_everything_back(client: FlaskClient, order: dict[str, Any]) -> None:
-    lines = [product_body("DESK", category="Office"), {"sku": "NOVEL", "quantity": 3}, {"sku": "LAMP", "quantity": 9}]
+    lines = [
+        product_body("DESK", category="Office"),
+        {"sku": "NOVEL", "quantity": 3},
+        {"sku": "LAMP", "quantity": 9},
+    ]
     response = client.post("/orders", json=order_body("bob", "R-2", lines=lines))
-    assert (response.status_code, response.get_json()) == (409, {"error": "not enough LAMP in stock"})
+    assert (response.status_code, response.get_json()) == (
+        409,
+        {"error": "not enough LAMP in stock"},
+    )
     assert {product.sku: product.stock for product in Product.select()} == {"LAMP": 8, "NOVEL": 9}
     assert counts() == rows(ORDER)
 
 
 def test_gift_out_of_stock_is_left_out(client: FlaskClient) -> None:
-    # The gift's savepoint is rolled back, and with it the product and category that it brought along.
+    # The gift's savepoint is rolled back, and with it the product and category that it brought
+    # along.
     gift = product_body("SOCKS", category="Gifts", stock=0, optional=True)
     order = post_order(client, lines=[*order_body()["lines"], gift])
     assert order["lines"] == {"LAMP": 2, "NOVEL": 1}
@@ -99,21 +113,28 @@ def test_gift_that_is_refused_is_left_out(client: FlaskClient) -> None:
 
 
 def test_product_appears_once(client: FlaskClient, order: dict[str, Any]) -> None:
-    response = client.post("/orders", json=order_body("bob", "R-2", lines=[{"sku": "LAMP"}, {"sku": "NOVEL"}, {"sku": "LAMP"}]))
+    response = client.post(
+        "/orders",
+        json=order_body("bob", "R-2", lines=[{"sku": "LAMP"}, {"sku": "NOVEL"}, {"sku": "LAMP"}]),
+    )
     assert response.status_code == 409
     assert Product.get(Product.sku == "LAMP").stock == 8
     assert counts() == rows(ORDER)
 
 
 def test_quantity_is_positive(client: FlaskClient, order: dict[str, Any]) -> None:
-    response = client.post("/orders", json=order_body("bob", "R-2", lines=[{"sku": "LAMP", "quantity": 0}]))
+    response = client.post(
+        "/orders", json=order_body("bob", "R-2", lines=[{"sku": "LAMP", "quantity": 0}])
+    )
     assert response.status_code == 409
     assert "order_item_quantity_check" in response.get_json()["error"]
     assert counts() == rows(ORDER)
 
 
 def test_unknown_product(client: FlaskClient, order: dict[str, Any]) -> None:
-    response = client.post("/orders", json=order_body("bob", "R-2", lines=[{"sku": "NOVEL"}, {"sku": "DESK"}]))
+    response = client.post(
+        "/orders", json=order_body("bob", "R-2", lines=[{"sku": "NOVEL"}, {"sku": "DESK"}])
+    )
     assert (response.status_code, response.get_json()) == (422, {"error": "no product DESK"})
     assert OrderItem.select().count() == 2
     assert counts() == rows(ORDER)
@@ -128,7 +149,10 @@ def test_inactive_customer(client: FlaskClient, order: dict[str, Any]) -> None:
 def test_list_orders_of_a_customer(client: FlaskClient, order: dict[str, Any]) -> None:
     others = [post_order(client, "bob", f"B-{number}")["id"] for number in range(2)]
     post_user(client, "cyd")
-    found = {name: client.get("/orders", query_string={"customer": name}).get_json()["orders"] for name in ("ann", "bob", "cyd")}
+    found = {
+        name: client.get("/orders", query_string={"customer": name}).get_json()["orders"]
+        for name in ("ann", "bob", "cyd")
+    }
     assert found == {"ann": [order["id"]], "bob": others, "cyd": []}
     assert User.select().count() == 3
     assert counts() == rows(ORDER, user=2, user_role=1, orders=2, order_item=4, payment=2)

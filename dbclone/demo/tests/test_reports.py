@@ -20,9 +20,14 @@ def test_revenue(client: FlaskClient, order: dict[str, Any]) -> None:
 def test_revenue_of_many_customers(client: FlaskClient, number: int) -> None:
     for customer in range(number):
         post_order(client, f"user{customer}", f"R-{customer}")
-    assert client.get("/reports/revenue").get_json() == {"revenue": f"{50 * number}.00", "payments": number}
+    assert client.get("/reports/revenue").get_json() == {
+        "revenue": f"{50 * number}.00",
+        "payments": number,
+    }
     more = number - 1
-    assert counts() == rows(ORDER, user=more, user_role=more, orders=more, order_item=2 * more, payment=more)
+    assert counts() == rows(
+        ORDER, user=more, user_role=more, orders=more, order_item=2 * more, payment=more
+    )
 
 
 def test_revenue_without_what_was_refunded(client: FlaskClient, order: dict[str, Any]) -> None:
@@ -31,7 +36,9 @@ def test_revenue_without_what_was_refunded(client: FlaskClient, order: dict[str,
     assert counts() == rows(ORDER, payment=-1)
 
 
-def test_revenue_as_sql_sees_it(client: FlaskClient, order: dict[str, Any], dbclone: Isolation) -> None:
+def test_revenue_as_sql_sees_it(
+    client: FlaskClient, order: dict[str, Any], dbclone: Isolation
+) -> None:
     post_order(client, "bob", "R-2", lines=[{"sku": "NOVEL", "quantity": 3}])
     row = dbclone.execute("SELECT sum(amount) FROM payment").fetchone()
     assert row is not None
@@ -63,7 +70,9 @@ def test_orders_by_status(client: FlaskClient, order: dict[str, Any]) -> None:
     shipped = post_order(client, reference="R-2")
     client.post(f"/orders/{shipped['id']}/ship")
     post_order(client, "bob", None)
-    assert client.get("/reports/status").get_json() == {"orders": {"new": 1, "paid": 1, "shipped": 1}}
+    assert client.get("/reports/status").get_json() == {
+        "orders": {"new": 1, "paid": 1, "shipped": 1}
+    }
     assert counts() == rows(ORDER, user=1, user_role=1, orders=2, order_item=4, payment=1)
 
 

@@ -59,6 +59,11 @@ def test_delete_unknown_role(client: FlaskClient, ann: dict[str, Any]) -> None:
 
 def test_refused_registration_leaves_no_role(client: FlaskClient, ann: dict[str, Any]) -> None:
     # The role is blank, which is noticed after the user has been written: both have to go.
-    assert client.post("/users", json={"username": "bob", "email": "bob@example.org", "role": ""}).status_code == 400
+    assert (
+        client.post(
+            "/users", json={"username": "bob", "email": "bob@example.org", "role": ""}
+        ).status_code
+        == 400
+    )
     assert client.get("/users").get_json() == {"users": ["ann"]}
     assert counts() == rows(user=1, role=1)

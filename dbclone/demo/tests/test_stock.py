@@ -14,7 +14,10 @@ from dbclone import Isolation
 
 @pytest.mark.parametrize(("change", "left"), [(5, 15), (-10, 0), (0, 10)])
 def test_change_stock(client: FlaskClient, lamp: dict[str, Any], change: int, left: int) -> None:
-    assert client.post("/products/LAMP/stock", json={"change": change}).get_json() == {**lamp, "stock": left}
+    assert client.post("/products/LAMP/stock", json={"change": change}).get_json() == {
+        **lamp,
+        "stock": left,
+    }
     assert counts() == rows(category=1, product=1)
 
 
@@ -28,7 +31,10 @@ def test_stock_is_never_negative(client: FlaskClient, lamp: dict[str, Any]) -> N
 
 def test_changes_add_up(client: FlaskClient, lamp: dict[str, Any]) -> None:
     # The one in the middle is refused; what came before it and what comes after it holds.
-    answers = [client.post("/products/LAMP/stock", json={"change": change}).status_code for change in (-4, -7, -6, 3)]
+    answers = [
+        client.post("/products/LAMP/stock", json={"change": change}).status_code
+        for change in (-4, -7, -6, 3)
+    ]
     assert answers == [200, 409, 200, 200]
     assert Product.get(Product.sku == "LAMP").stock == 3
     assert counts() == rows(category=1, product=1)
@@ -42,7 +48,12 @@ def test_stock_of_others_stays(client: FlaskClient, lamp: dict[str, Any]) -> Non
 
 
 def test_first_stock_is_not_negative(client: FlaskClient, lamp: dict[str, Any]) -> None:
-    assert client.post("/products", json=product_body("DESK", stock=-1, category="Elsewhere")).status_code == 409
+    assert (
+        client.post(
+            "/products", json=product_body("DESK", stock=-1, category="Elsewhere")
+        ).status_code
+        == 409
+    )
     assert counts() == rows(category=1, product=1)
 
 
@@ -72,7 +83,9 @@ def test_report_of_what_stock_is_worth(client: FlaskClient, lamp: dict[str, Any]
     assert counts() == rows(category=1, product=2)
 
 
-def test_stock_as_sql_sees_it(client: FlaskClient, lamp: dict[str, Any], dbclone: Isolation) -> None:
+def test_stock_as_sql_sees_it(
+    client: FlaskClient, lamp: dict[str, Any], dbclone: Isolation
+) -> None:
     post_product(client, "DESK", stock=5)
     row = dbclone.execute("SELECT sum(stock) FROM product").fetchone()
     assert row is not None

@@ -31,9 +31,14 @@ def test_register_takes_any_name(client: FlaskClient, username: str) -> None:
 
 
 @pytest.mark.parametrize("email", ["nowhere", "@example.org", "a@b@c"])
-def test_register_refuses_what_is_no_address(client: FlaskClient, ann: dict[str, Any], email: str) -> None:
+def test_register_refuses_what_is_no_address(
+    client: FlaskClient, ann: dict[str, Any], email: str
+) -> None:
     response = client.post("/users", json={"username": "bob", "email": email, "role": "clerk"})
-    assert (response.status_code, response.get_json()) == (400, {"error": "email must be an address"})
+    assert (response.status_code, response.get_json()) == (
+        400,
+        {"error": "email must be an address"},
+    )
     assert counts() == rows(user=1, role=1)
 
 
@@ -52,11 +57,15 @@ def test_email_is_unique_whatever_its_case(client: FlaskClient, ann: dict[str, A
 
 
 def test_register_needs_a_username(client: FlaskClient, ann: dict[str, Any]) -> None:
-    assert client.post("/users", json={"username": " ", "email": "bob@example.org"}).status_code == 400
+    assert (
+        client.post("/users", json={"username": " ", "email": "bob@example.org"}).status_code == 400
+    )
     assert counts() == rows(user=1, role=1)
 
 
-def test_register_refuses_a_name_that_does_not_fit(client: FlaskClient, ann: dict[str, Any]) -> None:
+def test_register_refuses_a_name_that_does_not_fit(
+    client: FlaskClient, ann: dict[str, Any]
+) -> None:
     response = client.post("/users", json={"username": "x" * 41, "email": "bob@example.org"})
     assert response.status_code == 400
     assert "(40)" in response.get_json()["error"]
@@ -86,7 +95,10 @@ def test_unknown_user_is_not_found(client: FlaskClient, ann: dict[str, Any]) -> 
 
 
 def test_change_email(client: FlaskClient, ann: dict[str, Any]) -> None:
-    assert client.patch("/users/ann", json={"email": "New@example.org"}).get_json()["email"] == "new@example.org"
+    assert (
+        client.patch("/users/ann", json={"email": "New@example.org"}).get_json()["email"]
+        == "new@example.org"
+    )
     assert User.get_by_id(ann["id"]).email == "new@example.org"
     assert counts() == rows(user=1, role=1)
 

@@ -1,4 +1,5 @@
-"""Who is in the way of a reset: sessions that hold locks, or have written in a transaction that is still open; and ending them."""
+"""Who is in the way of a reset: sessions that hold locks, or have written in a transaction that is
+still open; and ending them."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from ...errors import ResetBlocked
 from ...process.clock import monotonic
 from ...server.sessions import Identity
 
-# pg_locks shows everybody's locks to everybody; of others' sessions a plain role sees who and from where, not what they run.
-# ExclusiveLock on a transactionid is how a transaction with a number holds it (PostgreSQL documentation, view-pg-locks).
+# pg_locks shows everybody's locks to everybody; of others' sessions a plain role sees who and from
+# where, not what they run. ExclusiveLock on a transactionid is how a transaction with a number
+# holds it (PostgreSQL documentation, view-pg-locks).
 _SESSIONS = """
 SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, '?'),
        coalesce(left(a.query, 200), ''), coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
@@ -32,8 +34,9 @@ GROUP BY 1, 2, 3, 4, 5, 6, 8, 9, 10 ORDER BY 6 DESC
 
 @dataclass(frozen=True)
 class Session:
-    """A session in the database: `name`, its application_name; `seconds`, how old its transaction is; `wrote`, it has written;
-    `viewer`, the role that asked; `database` and `started` tell it from a later one with its process id."""
+    """A session in the database: `name`, its application_name; `seconds`, how old its transaction
+    is; `wrote`, it has written; `viewer`, the role that asked; `database` and `started` tell it
+    from a later one with its process id."""
 
     pid: int
     user: str
@@ -53,24 +56,37 @@ class Session:
         return words[2] if len(words) == 3 and words[0] == "dbclone" else ""
 
     def __str__(self) -> str:
-        opened = f"was opened by {self.test}" if self.test else f"calls itself {self.name!r}" if self.name else "has no name"
+        opened = (
+            f"was opened by {self.test}"
+            if self.test
+            else f"calls itself {self.name!r}"
+            if self.name
+            else "has no name"
+        )
         if self.state == "?":
             return (
-                f"Session {self.pid} of user {self.user} {opened}. What it does is hidden from role {self.viewer!r}; a superuser"
+                f"Session {self.pid} of user {self.user} {opened}. What it does is hidden"
+                f" from role {self.viewer!r}; a superuser"
                 f' can show it: GRANT pg_read_all_stats TO "{self.viewer}";'
             )
         return (
-            f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a transaction {self.seconds:.1f} s old,"
+            f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a"
+            f" transaction {self.seconds:.1f} s old,"
             f" and last ran: {self.query}"
         )
 
 
 def sessions(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[Session]:
-    """Return the sessions in this database that hold locks on its tables or have written in an open transaction.
+    """Return the sessions in this database that hold locks on its tables or have written in an open
+    transaction.
 
     Arguments: `spared`, process ids of sessions of our own.
     """
-    rows = control.cursor(row_factory=tuple_row).execute(_SESSIONS, {"spared": list(spared)}).fetchall()
+    rows = (
+        control.cursor(row_factory=tuple_row)
+        .execute(_SESSIONS, {"spared": list(spared)})
+        .fetchall()
+    )
     return [Session(*row) for row in rows]
 
 
@@ -80,7 +96,8 @@ def writers(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> lis
 
 
 def rolled_back(control: psycopg.Connection[Any]) -> int:
-    """Roll back the prepared transactions of this database, which outlive their sessions; return how many there were."""
+    """Roll back the prepared transactions of this database, which outlive their sessions; return
+    how many there were."""
     found = control.cursor(row_factory=tuple_row).execute(
         "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()"
     )
@@ -90,8 +107,11 @@ def rolled_back(control: psycopg.Connection[Any]) -> int:
     return len(gids)
 
 
-def end(control: psycopg.Connection[Any], chosen: Iterable[Session], patience: float = 5.0) -> list[Session]:
-    """End sessions and wait until they have gone; return those that would not go in `patience` seconds.
+def end(
+    control: psycopg.Connection[Any], chosen: Iterable[Session], patience: float = 5.0
+) -> list[Session]:
+    """End sessions and wait until they have gone; return those that would not go in `patience`
+    seconds.
 
     Raises psycopg.errors.InsufficientPrivilege for a session of a role above ours.
     """
@@ -111,8 +131,13 @@ def blocked(name: str, seconds: float, found: list[Session]) -> ResetBlocked:
     """Return the error that names who is in the way of resetting database `name`."""
     return ResetBlocked(
         f'could not reset "{name}" in {seconds:g} s: '
-        + (f"session {found[0].pid} is in the way" if len(found) == 1 else f"{len(found)} sessions are in the way"),
+        + (
+            f"session {found[0].pid} is in the way"
+            if len(found) == 1
+            else f"{len(found)} sessions are in the way"
+        ),
         "\n".join(str(session) for session in found) or "It has gone in the meantime.",
-        "Close that connection in the test or its fixture (pytest keeps the variables of a failed test alive, connections"
+        "Close that connection in the test or its fixture (pytest keeps the variables of a"
+        " failed test alive, connections"
         ' included), or set on_leak = "terminate".',
     )

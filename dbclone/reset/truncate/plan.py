@@ -14,10 +14,12 @@ PAGE = 8192
 
 @dataclass(frozen=True)
 class Costs:
-    """What emptying costs on this server, in seconds: deleting the rows of one page, and truncating one table.
+    """What emptying costs on this server, in seconds: deleting the rows of one page, and truncating
+    one table.
 
-    A TRUNCATE makes new files for a table and its indexes, so that it is dearer than the DELETE of a few rows by far, and cheaper
-    than that of many. The figures to start from are measured ones, and `learn` follows what this server really takes.
+    A TRUNCATE makes new files for a table and its indexes, so that it is dearer than the DELETE of
+    a few rows by far, and cheaper than that of many. The figures to start from are measured ones,
+    and `learn` follows what this server really takes.
     """
 
     page: float = 50e-6
@@ -25,11 +27,13 @@ class Costs:
 
     @classmethod
     def start(cls, durable: bool) -> Costs:
-        """Return what to believe before anything has been measured: files of a durable server are flushed."""
+        """Return what to believe before anything has been measured: files of a durable server are
+        flushed."""
         return cls(truncate=6e-3 if durable else 1e-3)
 
     def learn(self, pages: int, truncated: int, seconds: float) -> Costs:
-        """Return the costs as they look after a reset that deleted so many pages, or truncated so many tables, in that time."""
+        """Return the costs as they look after a reset that deleted so many pages, or truncated so
+        many tables, in that time."""
         if truncated and not pages:
             return replace(self, truncate=0.7 * self.truncate + 0.3 * seconds / truncated)
         if pages >= 16 and not truncated:
@@ -39,8 +43,8 @@ class Costs:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to empty dirty tables: `statements` in order; `pages` deleted and tables `truncated`, to learn from; or, in `impossible`,
-    why it cannot be done truly."""
+    """How to empty dirty tables: `statements` in order; `pages` deleted and tables `truncated`, to
+    learn from; or, in `impossible`, why it cannot be done truly."""
 
     statements: tuple[sql.Composed, ...] = ()
     pages: int = 0
@@ -48,14 +52,20 @@ class Plan:
     impossible: str = ""
 
 
-def plan(facts: SchemaCatalog, dirty: dict[int, int], costs: Costs | None = None, repairs: Sequence[sql.Composed] = ()) -> Plan:
+def plan(
+    facts: SchemaCatalog,
+    dirty: dict[int, int],
+    costs: Costs | None = None,
+    repairs: Sequence[sql.Composed] = (),
+) -> Plan:
     """Return how to empty the tables with these oids and bytes.
 
     Arguments: `repairs`, statements about seeded rows to run along with the deletes.
 
-    One statement deletes the rows of all small tables, whatever their foreign keys, because constraints are checked at its end.
-    Large tables, and those that a DELETE cannot empty truly, are truncated, together with the tables that reference them, which
-    TRUNCATE demands and which never means CASCADE. What has rows to keep is never emptied: then the plan is impossible.
+    One statement deletes the rows of all small tables, whatever their foreign keys, because
+    constraints are checked at its end. Large tables, and those that a DELETE cannot empty truly,
+    are truncated, together with the tables that reference them, which TRUNCATE demands and which
+    never means CASCADE. What has rows to keep is never emptied: then the plan is impossible.
     """
     costs = costs or Costs()
     wanted = [facts.by_oid[oid] for oid in dirty]
@@ -69,29 +79,45 @@ def plan(facts: SchemaCatalog, dirty: dict[int, int], costs: Costs | None = None
             if table.undeletable:
                 reason = "its own triggers or rules, or a table with rows to keep that references it, stand against both ways"
                 return Plan(impossible=f"{table.shown} cannot be emptied: {reason}")
-        elif table.undeletable or pages * costs.page > len(closure.keys() - truncated.keys()) * costs.truncate:
+        elif (
+            table.undeletable
+            or pages * costs.page > len(closure.keys() - truncated.keys()) * costs.truncate
+        ):
             truncated.update(closure)
     deleted = [table for table in wanted if table.oid not in truncated]
     statements = []
     if truncated:
-        statements.append(sql.SQL("TRUNCATE ONLY {}").format(sql.SQL(", ONLY ").join(t.identifier for t in truncated.values())))
-    parts = [sql.SQL("DELETE FROM ONLY {}").format(table.identifier) for table in deleted] + list(repairs)
+        statements.append(
+            sql.SQL("TRUNCATE ONLY {}").format(
+                sql.SQL(", ONLY ").join(t.identifier for t in truncated.values())
+            )
+        )
+    parts = [sql.SQL("DELETE FROM ONLY {}").format(table.identifier) for table in deleted] + list(
+        repairs
+    )
     if parts:
         statements.append(together(parts))
-    return Plan(tuple(statements), sum(dirty[table.oid] // PAGE for table in deleted), len(truncated))
+    return Plan(
+        tuple(statements), sum(dirty[table.oid] // PAGE for table in deleted), len(truncated)
+    )
 
 
 def together(parts: Sequence[sql.Composed]) -> sql.Composed:
-    """Return one statement that does what all these parts do, each seeing the tables as they were before."""
+    """Return one statement that does what all these parts do, each seeing the tables as they were
+    before."""
     *first, last = parts
     if not first:
         return last
-    shown = [sql.SQL("{} AS ({})").format(sql.Identifier(f"d{i}"), statement) for i, statement in enumerate(first)]
+    shown = [
+        sql.SQL("{} AS ({})").format(sql.Identifier(f"d{i}"), statement)
+        for i, statement in enumerate(first)
+    ]
     return sql.SQL("WITH {} {}").format(sql.SQL(", ").join(shown), last)
 
 
 def _closure(facts: SchemaCatalog, table: Table) -> dict[int, Table] | None:
-    """Return the tables that a TRUNCATE of this one has to name; None if one of them must not be truncated."""
+    """Return the tables that a TRUNCATE of this one has to name; None if one of them must not be
+    truncated."""
     found = {table.oid: table}
     queue = [table]
     while queue:
@@ -99,7 +125,9 @@ def _closure(facts: SchemaCatalog, table: Table) -> dict[int, Table] | None:
         if parent.untruncatable or parent.seeded or parent.view:
             return None
         for child in sorted(c for c, p in facts.references if p == parent.oid and c not in found):
-            if child not in facts.by_oid:  # kept, or a partitioned table, which cannot be named without all its parts
+            if (
+                child not in facts.by_oid
+            ):  # kept, or a partitioned table, which cannot be named without all its parts
                 return None
             found[child] = facts.by_oid[child]
             queue.append(facts.by_oid[child])

@@ -1,6 +1,8 @@
-"""Which tables the next test will have written, going by the last ones: emptied in the very message that asks about all others.
+"""Which tables the next test will have written, going by the last ones: emptied in the very message
+that asks about all others.
 
-A wrong guess costs microseconds, and never correctness: what was not guessed is found by the question.
+A wrong guess costs microseconds, and never correctness: what was not guessed is found by the
+question.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _PREPARED = 32  # statements kept in the session
 
 
 class DirtyPredictor:
-    """Remembers what the last resets found. Arguments: `control`, the session in which its statements are prepared."""
+    """Remembers what the last resets found. Arguments: `control`, the session in which its
+    statements are prepared."""
 
     def __init__(self, control: psycopg.Connection[Any], facts: SchemaCatalog) -> None:
         self._control = control
@@ -39,21 +42,27 @@ class DirtyPredictor:
         self._learned = True
 
     def learn(self, hit: Iterable[int], dirty: Mapping[int, int], moved: Iterable[int]) -> None:
-        """Add what one reset found: the guessed tables that were `hit`, others that were `dirty` with their bytes, and the
-        sequences that had `moved`, those of the guess included."""
+        """Add what one reset found: the guessed tables that were `hit`, others that were `dirty`
+        with their bytes, and the sequences that had `moved`, those of the guess included."""
         found = frozenset([*hit, *(oid for oid, size in dirty.items() if size <= _PAGES * 8192)])
         again = frozenset([*moved, *(self._put_back if hit else ())])
         # A deque full of the same says what it said before.
-        self._learned = self._learned or not all(each == found for each in self._recent) or not all(e == again for e in self._moved)
+        self._learned = (
+            self._learned
+            or not all(each == found for each in self._recent)
+            or not all(e == again for e in self._moved)
+        )
         self._recent.append(found)
         self._moved.append(again)
 
     def commands(self) -> list[bytes]:
-        """Return the call that empties the tables which half of the last resets or more found dirty; none if there are none."""
+        """Return the call that empties the tables which half of the last resets or more found
+        dirty; none if there are none."""
         if self._learned:
             tables = tuple(oid for oid in _most(self._recent) if not self._spared(oid))
             wanted = tables, _most(self._moved) if tables else ()
-            # Tests that write at random make a new guess each time: after a few, one is prepared only if it is wanted twice.
+            # Tests that write at random make a new guess each time: after a few, one is prepared
+            # only if it is wanted twice.
             if len(self._prepared) < _TESTS or wanted == self._wanted or wanted in self._prepared:
                 self._learned = False
                 self._asked, self._put_back = wanted
@@ -64,9 +73,13 @@ class DirtyPredictor:
         if key not in self._prepared:
             if len(self._prepared) >= _PREPARED:
                 oldest = self._prepared.pop(next(iter(self._prepared)))
-                self._control.execute(sql.SQL("DEALLOCATE {}").format(sql.Identifier(oldest)), prepare=False)
+                self._control.execute(
+                    sql.SQL("DEALLOCATE {}").format(sql.Identifier(oldest)), prepare=False
+                )
             name = f"dbclone_guess_{next(self._numbers)}"
-            statement = sql.SQL("PREPARE {} AS {}").format(sql.Identifier(name), self._statement(*key))
+            statement = sql.SQL("PREPARE {} AS {}").format(
+                sql.Identifier(name), self._statement(*key)
+            )
             self._control.execute(statement, prepare=False)
             self._prepared[key] = name
         return [f"EXECUTE {self._prepared[key]}".encode()]
@@ -87,13 +100,20 @@ class DirtyPredictor:
             )
             for oid in tables
         ]
-        counts = sql.SQL(", ").join(sql.SQL("(SELECT count(*) FROM {})").format(sql.Identifier(f"g{oid}")) for oid in tables)
+        counts = sql.SQL(", ").join(
+            sql.SQL("(SELECT count(*) FROM {})").format(sql.Identifier(f"g{oid}")) for oid in tables
+        )
         chosen = [self._sequences[oid] for oid in moved]
         again = sql.SQL(", ({})").format(put_back(chosen)) if chosen else sql.SQL("")
-        return sql.SQL("WITH {} SELECT concat_ws(',', {}){}").format(sql.SQL(", ").join(parts), counts, again)
+        return sql.SQL("WITH {} SELECT concat_ws(',', {}){}").format(
+            sql.SQL(", ").join(parts), counts, again
+        )
 
 
 def _most(recent: deque[frozenset[int]]) -> tuple[int, ...]:
-    """Return, in order of oid, what is in half of the sets at least: tests of two kinds often take session_lock."""
+    """Return, in order of oid, what is in half of the sets at least: tests of two kinds often take
+    session_lock."""
     often = Counter(oid for found in recent for oid in found)
-    return tuple(sorted(oid for oid, times in often.most_common(_TABLES) if times * 2 >= len(recent)))
+    return tuple(
+        sorted(oid for oid, times in often.most_common(_TABLES) if times * 2 >= len(recent))
+    )

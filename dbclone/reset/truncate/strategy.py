@@ -27,5 +27,7 @@ class Truncate(Committing):
         except (psycopg.Error, ServerError) as error:
             return Outcome(self.name, 0.0, spoiled=f"{type(error).__name__}: {failure(error)}")
         except BaseException:
-            self.host.replace("a reset that failed", quiet=True)  # the next test must not find what this one left
+            self.host.replace(
+                "a reset that failed", quiet=True
+            )  # the next test must not find what this one left
             raise

@@ -1,12 +1,13 @@
 """What every connection of the application into the sandbox is made of, blocking or asynchronous.
 
-What the application does to transactions, by method or as SQL text, is translated by `savepoints` and sent to the one real
-connection; everything else goes through as it is.
+What the application does to transactions, by method or as SQL text, is translated by `savepoints`
+and sent to the one real connection; everything else goes through as it is.
 
-psycopg is entered where all its ways lead through, and where it does not matter who waits, a thread or a task:
-`BaseConnection._exec_command` (commit, rollback, BEGIN, the savepoints of `transaction()`), `_start_query` (before each statement),
-and `BaseCursor._maybe_prepare_gen` (the statement itself). `pgconn` stays the real one, which psycopg's C code needs: what the
-application believes of its transaction is told by `info.transaction_status`.
+psycopg is entered where all its ways lead through, and where it does not matter who waits, a thread
+or a task: `BaseConnection._exec_command` (commit, rollback, BEGIN, the savepoints of
+`transaction()`), `_start_query` (before each statement), and `BaseCursor._maybe_prepare_gen` (the
+statement itself). `pgconn` stays the real one, which psycopg's C code needs: what the application
+believes of its transaction is told by `info.transaction_status`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from .prepared import Prepared
 
 
 class Shared(Protocol):
-    """What connections share: `stack`, of savepoints; `session_lock`, on the wire; `pgconn`, the real one; `gone`, a finished one."""
+    """What connections share: `stack`, of savepoints; `session_lock`, on the wire; `pgconn`, the
+    real one; `gone`, a finished one."""
 
     stack: Savepoints
     session_lock: SessionLock
@@ -66,7 +68,8 @@ TAGS = {
 
 
 class SandboxInfo(psycopg.ConnectionInfo):
-    """What `connection.info` tells: the transaction status is the one that the application believes in."""
+    """What `connection.info` tells: the transaction status is the one that the application believes
+    in."""
 
     connection: Any
 
@@ -76,7 +79,8 @@ class SandboxInfo(psycopg.ConnectionInfo):
 
 
 class VirtualPGconn:
-    """A pgconn for Python code that asks it for its status: the one that the application believes in."""
+    """A pgconn for Python code that asks it for its status: the one that the application believes
+    in."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -100,7 +104,8 @@ class PipelineMixin:
 
 
 class TransactionMixin:
-    """Mixed into psycopg's transaction blocks: what they believe of the transaction, and that no limit is lost in one.
+    """Mixed into psycopg's transaction blocks: what they believe of the transaction, and that no
+    limit is lost in one.
 
     psycopg logs what goes wrong in rolling a block back, and goes on.
     """
@@ -128,7 +133,8 @@ class TransactionMixin:
 def never(command: str, text: str) -> SandboxLimit:
     return SandboxLimit(
         f"{command} inside a rollback",
-        f"The statement is: {text.strip()[:100]}. In the one transaction that will be rolled back it cannot do its work.",
+        f"The statement is: {text.strip()[:100]}. In the one transaction that will be rolled"
+        f" back it cannot do its work.",
         'Isolate this test with @pytest.mark.dbclone(reset="truncate"), or "clone".',
     )
 
@@ -136,7 +142,8 @@ def never(command: str, text: str) -> SandboxLimit:
 def two_phase(statement: str) -> SandboxLimit:
     return SandboxLimit(
         "two-phase commit inside a rollback",
-        f"The statement is: {statement}. A prepared transaction outlives its session, so no rollback could undo it.",
+        f"The statement is: {statement}. A prepared transaction outlives its session, so no"
+        f" rollback could undo it.",
         'Isolate this test with @pytest.mark.dbclone(reset="truncate").',
     )
 
@@ -152,7 +159,8 @@ Status = pq.TransactionStatus
 
 
 class Sandboxed(_Base):
-    """Mixed into a connection class of psycopg; several connections share one real session, which is an attribute of the class."""
+    """Mixed into a connection class of psycopg; several connections share one real session, which
+    is an attribute of the class."""
 
     _session: Shared
     _leading = False  # the statement about to start controls transactions itself
@@ -173,7 +181,8 @@ class Sandboxed(_Base):
         session.join(owner, self)
 
     def __del__(self, __warn: Any = None) -> None:
-        """Stay silent: what psycopg's warns of is a session left open, and this one is not the application's to close."""
+        """Stay silent: what psycopg's warns of is a session left open, and this one is not the
+        application's to close."""
         with contextlib.suppress(AttributeError):  # it may not have been completed
             self.shut()
 
@@ -188,7 +197,9 @@ class Sandboxed(_Base):
         real = Status(self.pgconn.transaction_status)
         if real in (Status.UNKNOWN, Status.IDLE):
             return real
-        if real is Status.ACTIVE and (self._pipeline or self._session.session_lock.holds(self.lock)):
+        if real is Status.ACTIVE and (
+            self._pipeline or self._session.session_lock.holds(self.lock)
+        ):
             return real
         if not self._session.stack.in_block(self._owner):
             return Status.IDLE
@@ -196,7 +207,8 @@ class Sandboxed(_Base):
 
     @property
     def seen(self) -> Any:
-        """This connection's pgconn as the application believes it to be, for code that asks it for the transaction status."""
+        """This connection's pgconn as the application believes it to be, for code that asks it for
+        the transaction status."""
         return VirtualPGconn(self)
 
     @property
@@ -224,7 +236,8 @@ class Sandboxed(_Base):
         self._closed, self.pgconn = True, self._session.gone
 
     def _inherited(self) -> bool:
-        """Return whether this is a fork of the process whose connection this is; then forget it, without a word to anybody."""
+        """Return whether this is a fork of the process whose connection this is; then forget it,
+        without a word to anybody."""
         if left := self._session.session_lock.home.forked:
             self.shut()
         return left
@@ -239,7 +252,9 @@ class Sandboxed(_Base):
         if self.pgconn.status != pq.ConnStatus.OK:
             super()._check_connection_ok()
         if not session.stack.entries:
-            raise psycopg.OperationalError("the connection is closed: the test that it belongs to has ended")
+            raise psycopg.OperationalError(
+                "the connection is closed: the test that it belongs to has ended"
+            )
 
     def _speak(self) -> None:
         """Begin to use the session, after whichever connection did so last."""
@@ -249,8 +264,10 @@ class Sandboxed(_Base):
             if self.pgconn.transaction_status == Status.ACTIVE:
                 raise SandboxLimit(
                     "another connection has left the session in the middle of a statement",
-                    "It began a COPY TO and did not read it to the end; in production that connection could not be used any more.",
-                    'Read to the end, or isolate this test with @pytest.mark.dbclone(reset="truncate").',
+                    "It began a COPY TO and did not read it to the end; in production that"
+                    " connection could not be used any more.",
+                    "Read to the end, or isolate this test with"
+                    ' @pytest.mark.dbclone(reset="truncate").',
                 )
             session.speaker = self._owner
             self.pgconn.notice_handler, self.pgconn.notify_handler = self._handlers
@@ -265,7 +282,11 @@ class Sandboxed(_Base):
     def _check_intrans_gen(self, attribute: str) -> Gen:
         if self.status != Status.IDLE:
             block = "connection.transaction() context in progress"
-            why = block if self._num_transactions else f"connection in transaction status {self.status.name}"
+            why = (
+                block
+                if self._num_transactions
+                else f"connection in transaction status {self.status.name}"
+            )
             raise psycopg.ProgrammingError(f"can't change {attribute!r} now: {why}")
         yield from ()
 
@@ -279,19 +300,28 @@ class Sandboxed(_Base):
         text = self._upcoming
         if not self._session.stack.ready(self._owner):
             if not self._autocommit and not self._session.stack.in_block(self._owner):
-                yield from self._send(self._translate("BEGIN", Control("begin", modes=self._modes())))
+                yield from self._send(
+                    self._translate("BEGIN", Control("begin", modes=self._modes()))
+                )
             if not self._leading:
                 yield from self._before_statement(text)
         if text and not self._leading:
             self.portals.update(analyze(text).declares)
 
     def _refuse_busy(self) -> None:
-        """Refuse what the session could not be asked now, before the stack of savepoints takes it for done."""
+        """Refuse what the session could not be asked now, before the stack of savepoints takes it
+        for done."""
         if not self._pipeline and self.pgconn.transaction_status == Status.ACTIVE:
-            raise psycopg.OperationalError("another command of this session is in progress: a COPY or a stream has not ended")
+            raise psycopg.OperationalError(
+                "another command of this session is in progress: a COPY or a stream has not ended"
+            )
 
     def _modes(self) -> str:
-        level = self._isolation_level.name.replace("_", " ") if self._isolation_level is not None else ""
+        level = (
+            self._isolation_level.name.replace("_", " ")
+            if self._isolation_level is not None
+            else ""
+        )
         return level + {None: "", True: " READ ONLY", False: " READ WRITE"}[self._read_only]
 
     def _before_statement(self, text: str | None) -> Gen:
@@ -302,7 +332,9 @@ class Sandboxed(_Base):
             self._segment = self._pipeline
             known = text if self._pipeline is None else None
             if command := analyze(text).only_inside:
-                raise psycopg.errors.NoActiveSqlTransaction(f"{command} can only be used in transaction blocks")
+                raise psycopg.errors.NoActiveSqlTransaction(
+                    f"{command} can only be used in transaction blocks"
+                )
             if command := analyze(text).never_inside:
                 with self._noting():
                     raise never(command, text)
@@ -310,7 +342,9 @@ class Sandboxed(_Base):
             commands = session.stack.before_statement(self._owner, session.failed, known)
         yield from self._send([render(command) for command in commands])
         if self.portals and not self._pipeline and not session.stack.in_block(self._owner):
-            yield from close_portals(self)  # of several statements in one string, which were a transaction of their own
+            yield from close_portals(
+                self
+            )  # of several statements in one string, which were a transaction of their own
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -324,7 +358,13 @@ class Sandboxed(_Base):
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> Gen:
         self._speak()
         self._refuse_busy()
-        text = command if isinstance(command, str) else command.decode() if isinstance(command, bytes) else command.as_string(self)
+        text = (
+            command
+            if isinstance(command, str)
+            else command.decode()
+            if isinstance(command, bytes)
+            else command.as_string(self)
+        )
         pieces = analyze(text).controls
         if not pieces:
             if not self._pipeline:
@@ -333,7 +373,9 @@ class Sandboxed(_Base):
         for piece, control in pieces:
             if control is not None:
                 yield from self._check(control)
-            yield from self._send(self._translate(piece, control) if control is not None else [piece.encode()])
+            yield from self._send(
+                self._translate(piece, control) if control is not None else [piece.encode()]
+            )
         return None
 
     def _send(self, commands: list[bytes]) -> Gen:
@@ -347,10 +389,15 @@ class Sandboxed(_Base):
         yield from exchange(self.pgconn, commands)
 
     def _check(self, control: Control) -> Gen:
-        """Before a block ends, end its cursors; before a COMMIT, check the constraints that wait for it. If one is violated, the
-        block is rolled back as in production."""
+        """Before a block ends, end its cursors; before a COMMIT, check the constraints that wait
+        for it. If one is violated, the block is rolled back as in production."""
         stack, owner = self._session.stack, self._owner
-        if control.verb in ("commit", "rollback") and self.portals and not self._pipeline and self.status == Status.INTRANS:
+        if (
+            control.verb in ("commit", "rollback")
+            and self.portals
+            and not self._pipeline
+            and self.status == Status.INTRANS
+        ):
             yield from close_portals(self)
         if control.verb != "commit" or not (commands := stack.check(owner, self._session.failed)):
             return
@@ -361,7 +408,8 @@ class Sandboxed(_Base):
             raise
 
     def _translate(self, text: str, control: Control) -> list[bytes]:
-        """Return what is sent for a statement that controls transactions; nothing where production would only warn."""
+        """Return what is sent for a statement that controls transactions; nothing where production
+        would only warn."""
         with self._noting():
             return [*map(render, self._commands(text, control))]
 
@@ -379,13 +427,21 @@ class Sandboxed(_Base):
         if control.verb in ("modes", "constraints") and not inside:
             return stack.end(owner, failed, keep=True)  # which does nothing outside a block
         if not inside:
-            what = {"release": "RELEASE SAVEPOINT", "rollback_to": "ROLLBACK TO SAVEPOINT", "savepoint": "SAVEPOINT"}
+            what = {
+                "release": "RELEASE SAVEPOINT",
+                "rollback_to": "ROLLBACK TO SAVEPOINT",
+                "savepoint": "SAVEPOINT",
+            }
             raise psycopg.errors.NoActiveSqlTransaction(
-                f"{what.get(control.verb, f'{control.verb.upper()} AND CHAIN')} can only be used in transaction blocks"
+                f"{what.get(control.verb, f'{control.verb.upper()} AND CHAIN')} can only be"
+                f" used in transaction blocks"
             )
         if control.chain:
             modes = "" if stack.has_failed(owner, failed) else stack.modes_of(owner)
-            return [*stack.end(owner, failed, keep=control.verb == "commit"), *stack.begin(owner, False, modes)]
+            return [
+                *stack.end(owner, failed, keep=control.verb == "commit"),
+                *stack.begin(owner, False, modes),
+            ]
         if control.verb == "constraints":
             return [*stack.before_statement(owner, failed, text), ("", text)]
         if control.verb == "modes":
@@ -393,7 +449,8 @@ class Sandboxed(_Base):
         return stack.savepoint(owner, failed, control)
 
     def _tag(self, text: str, control: Control) -> str:
-        """Return the command tag with which production would answer a statement that controls transactions."""
+        """Return the command tag with which production would answer a statement that controls
+        transactions."""
         if control.verb == "commit" and self._failed:
             return "ROLLBACK"
         return TAGS.get("start" if analyze(text).verb == "START" else control.verb, "")

@@ -1,4 +1,5 @@
-"""What goes over the wire inside a sandbox: commands of the state machine, and cursors that translate SQL text into them."""
+"""What goes over the wire inside a sandbox: commands of the state machine, and cursors that
+translate SQL text into them."""
 
 from __future__ import annotations
 
@@ -35,21 +36,30 @@ def render(command: Command) -> bytes:
 
 
 def close_portals(connection: Any) -> Gen:
-    """Close the server-side cursors that do not outlive the block which now ends; a released savepoint would keep them open."""
+    """Close the server-side cursors that do not outlive the block which now ends; a released
+    savepoint would keep them open."""
     names, connection.portals = connection.portals, set()
     if not names:
         return
-    (result,) = yield from exchange(connection.pgconn, [b"SELECT name FROM pg_catalog.pg_cursors WHERE NOT is_holdable"])
+    (result,) = yield from exchange(
+        connection.pgconn, [b"SELECT name FROM pg_catalog.pg_cursors WHERE NOT is_holdable"]
+    )
     found = names.intersection(result.get_value(row, 0) for row in range(result.ntuples))
-    yield from exchange(connection.pgconn, [sql.SQL("CLOSE {}").format(sql.Identifier(n.decode())).as_bytes(None) for n in found])
+    yield from exchange(
+        connection.pgconn,
+        [sql.SQL("CLOSE {}").format(sql.Identifier(n.decode())).as_bytes(None) for n in found],
+    )
 
 
 class _Statements(_Base):
-    """What is mixed into the application's cursor class: SQL text that controls transactions is translated."""
+    """What is mixed into the application's cursor class: SQL text that controls transactions is
+    translated."""
 
     _conn: Any
     _plain = False  # the statement is known not to control transactions
-    _tags: dict[int, str] = {}  # by result, of the statement that was asked for, where another was sent
+    _tags: dict[
+        int, str
+    ] = {}  # by result, of the statement that was asked for, where another was sent
 
     @property
     def statusmessage(self) -> str | None:
@@ -88,7 +98,9 @@ class _Statements(_Base):
             for number, (text, control) in enumerate(pieces):
                 verb = control.verb if control is not None else ""
                 if verb in ("", "modes", "constraints") and len(pieces) > 1 and not self._inside:
-                    yield from exchange(self._pgconn, connection._translate("BEGIN", Control("begin")))
+                    yield from exchange(
+                        self._pgconn, connection._translate("BEGIN", Control("begin"))
+                    )
                     implicit = True
                 if control is None:
                     yield from connection._before_statement(text)
@@ -102,7 +114,9 @@ class _Statements(_Base):
                 results.append((yield from exchange(self._pgconn, sent))[-1])
         except psycopg.Error:
             if implicit and self._inside:
-                yield from exchange(self._pgconn, connection._translate("ROLLBACK", Control("rollback")))
+                yield from exchange(
+                    self._pgconn, connection._translate("ROLLBACK", Control("rollback"))
+                )
             raise
         if implicit and self._inside:
             yield from connection._check(Control("commit"))
@@ -117,13 +131,18 @@ class _Statements(_Base):
         return bool(self._conn._session.stack.in_block(self._conn._owner))
 
     def _controlled(self, text: str, control: Control, implicit: bool) -> tuple[list[bytes], bool]:
-        """Return what is sent for a statement that controls transactions, and whether an implicit one is still open after it."""
+        """Return what is sent for a statement that controls transactions, and whether an implicit
+        one is still open after it."""
         connection = self._conn
         if implicit and self._inside:
             if control.verb == "begin":
-                return connection._translate(text, Control("modes", modes=control.modes)) or [_NOTHING], False
+                return connection._translate(text, Control("modes", modes=control.modes)) or [
+                    _NOTHING
+                ], False
             if control.verb not in ("commit", "rollback", "modes", "constraints") or control.chain:
-                raise psycopg.errors.NoActiveSqlTransaction(f"{analyze(text).verb} can only be used in transaction blocks")
+                raise psycopg.errors.NoActiveSqlTransaction(
+                    f"{analyze(text).verb} can only be used in transaction blocks"
+                )
         sent = connection._translate(text, control) or [_NOTHING]
         return sent, implicit and control.verb not in ("begin", "commit", "rollback")
 
@@ -141,8 +160,12 @@ class _Portal(_Statements):
 
     def _close_gen(self) -> Gen:
         status = self._conn.status
-        if status == pq.TransactionStatus.INTRANS or (status == pq.TransactionStatus.IDLE and self._withhold):
-            yield from self._conn._before_statement("CLOSE")  # psycopg looks at the real status, which a failure may have left
+        if status == pq.TransactionStatus.INTRANS or (
+            status == pq.TransactionStatus.IDLE and self._withhold
+        ):
+            yield from self._conn._before_statement(
+                "CLOSE"
+            )  # psycopg looks at the real status, which a failure may have left
             yield from super()._close_gen()  # type: ignore[misc]
 
 

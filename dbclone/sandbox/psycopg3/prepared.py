@@ -8,9 +8,10 @@ from psycopg._preparing import Prepare, PrepareManager
 
 
 class Prepared(PrepareManager):
-    """What psycopg remembers of the statements it prepared, per connection of the application: their names differ from those of
-    the others in the same session, and only its own are discarded. A later connection may go on with what an earlier one left, as
-    it would had the application kept its connection.
+    """What psycopg remembers of the statements it prepared, per connection of the application:
+    their names differ from those of the others in the same session, and only its own are discarded.
+    A later connection may go on with what an earlier one left, as it would had the application kept
+    its connection.
     """
 
     def __init__(self, number: int) -> None:
@@ -18,11 +19,17 @@ class Prepared(PrepareManager):
         self._number = number
         self._inherited: set[Any] = set()  # what earlier connections have prepared
         self.piped = False  # the connection has had a pipeline
-        self.unproven: set[Any] = set()  # what may never have been prepared, because its pipeline had failed before
+        self.unproven: set[Any] = (
+            set()
+        )  # what may never have been prepared, because its pipeline had failed before
 
     def handed_on(self) -> Prepared:
-        """Forget what the application had set for the connection that is closed, but not what was prepared."""
-        self.prepare_threshold, self.prepared_max = PrepareManager.prepare_threshold, PrepareManager.prepared_max
+        """Forget what the application had set for the connection that is closed, but not what was
+        prepared."""
+        self.prepare_threshold, self.prepared_max = (
+            PrepareManager.prepare_threshold,
+            PrepareManager.prepared_max,
+        )
         for key in self.unproven:
             self._names.pop(key, None)
         self.unproven.clear()
@@ -41,9 +48,9 @@ class Prepared(PrepareManager):
         super().validate(key, prep, name, results)
 
     def changed(self) -> int:
-        """Forget what this connection did not prepare itself, because the objects that it uses may have been changed; return how
-        many statements the server still has. Discarding each would be a statement that production does not run, and which fails in
-        a block that has failed."""
+        """Forget what this connection did not prepare itself, because the objects that it uses may
+        have been changed; return how many statements the server still has. Discarding each would be
+        a statement that production does not run, and which fails in a block that has failed."""
         dropped = [self._names.pop(key) for key in self._inherited & self._names.keys()]
         self._inherited.clear()
         return len(dropped)
@@ -60,7 +67,9 @@ class Prepared(PrepareManager):
 
     def get(self, query: Any, prepare: bool | None = None) -> tuple[Prepare, bytes]:
         found, name = super().get(query, prepare)
-        return found, name.replace(b"_pg3_", b"_pg3_%d_" % self._number) if found is Prepare.SHOULD else name
+        return found, name.replace(
+            b"_pg3_", b"_pg3_%d_" % self._number
+        ) if found is Prepare.SHOULD else name
 
     def clear(self) -> bool:
         self._counts.clear()

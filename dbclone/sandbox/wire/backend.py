@@ -1,7 +1,8 @@
-"""What a sandbox answers to messages of PostgreSQL's wire protocol: query strings and function calls, run on a SandboxConnection.
+"""What a sandbox answers to messages of PostgreSQL's wire protocol: query strings and function
+calls, run on a SandboxConnection.
 
-The connection does for a client's query strings what it does for an application's own: the state machine, and the lock around each
-message to the one real session.
+The connection does for a client's query strings what it does for an application's own: the state
+machine, and the lock around each message to the one real session.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 LIMIT = "DBC01"  # the SQLSTATE under which a SandboxLimit travels
 _ENCODING, _DEFAULT = b"client_encoding", b"default_transaction_read_only"
 _READ_ONLY = "SET TRANSACTION READ ONLY"
-# The server refuses to discard all in a transaction; temporary tables, locks and prepared statements may be others' here.
+# The server refuses to discard all in a transaction; temporary tables, locks and prepared
+# statements may be others' here.
 _DISCARDED = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
 
 
 class _Refused(Exception):
-    """An error that the client is told, by its fields; what follows in the same query string is not run."""
+    """An error that the client is told, by its fields; what follows in the same query string is not
+    run."""
 
     def __init__(self, fields: dict[bytes, bytes]) -> None:
         self.fields = fields
@@ -37,11 +40,14 @@ class _Refused(Exception):
 class Backend:
     """One client's session as it sees it.
 
-    Arguments: `session`, the sandbox; `listen`, sends the client what has been answered so far and returns its next message, during
-    a COPY; `encoding`, which the client begins with if it does not say another.
+    Arguments: `session`, the sandbox; `listen`, sends the client what has been answered so far and
+    returns its next message, during a COPY; `encoding`, which the client begins with if it does not
+    say another.
     """
 
-    def __init__(self, session: Session, listen: Callable[[], tuple[bytes, bytes]], encoding: bytes | None) -> None:
+    def __init__(
+        self, session: Session, listen: Callable[[], tuple[bytes, bytes]], encoding: bytes | None
+    ) -> None:
         self._connection = session.connect(autocommit=True)
         self._listen = listen
         self._real = session.real
@@ -69,8 +75,17 @@ class Backend:
         """Answer the message that begins a session; return whether it has begun."""
         encoding = startup.parameters.get("client_encoding")
         begun = self._session(lambda: self._statement(_encoding(encoding)) if encoding else None)
-        asked = self._answer if not begun else [part for part in self._answer if not part.startswith(b"C")]
-        self._answer = [messages.version(startup.code), messages.AUTHENTICATION_OK, messages.key(self._pgconn.backend_pid), *asked]
+        asked = (
+            self._answer
+            if not begun
+            else [part for part in self._answer if not part.startswith(b"C")]
+        )
+        self._answer = [
+            messages.version(startup.code),
+            messages.AUTHENTICATION_OK,
+            messages.key(self._pgconn.backend_pid),
+            *asked,
+        ]
         return begun
 
     def query(self, text: bytes) -> None:
@@ -86,7 +101,8 @@ class Backend:
         self._answer.append(messages.error("0A000", what))
 
     def speaks_for(self, thread: int) -> None:
-        """Note which thread uses the client (0: none any more): what the client does counts as that thread's."""
+        """Note which thread uses the client (0: none any more): what the client does counts as that
+        thread's."""
         self._connection.lock.thread = thread
 
     def cancel(self) -> None:
@@ -95,7 +111,8 @@ class Backend:
             self._real.cancel()
 
     def finish(self) -> None:
-        """Roll back what the client left open, as the server does when a connection ends. May be called again.
+        """Roll back what the client left open, as the server does when a connection ends. May be
+        called again.
 
         Raises SandboxLimit where that would undo what others have committed.
         """
@@ -103,10 +120,11 @@ class Backend:
             self._connection.close()
 
     def _session(self, do: Callable[[], None]) -> bool:
-        """Do something with the real session, tell the client what went wrong, and that we are ready again.
+        """Do something with the real session, tell the client what went wrong, and that we are
+        ready again.
 
-        Returns whether nothing went wrong. While the client of a COPY is waited for, others are told that the session is taken: one
-        of them may be what it waits for itself.
+        Returns whether nothing went wrong. While the client of a COPY is waited for, others are
+        told that the session is taken: one of them may be what it waits for itself.
         """
         self._shift = 0
         done = self._attempt(do)
@@ -155,7 +173,9 @@ class Backend:
             self._answer.append(messages.error(LIMIT, error.message, error.detail, error.hint))
         except psycopg.Error as error:
             if error.pgresult is not None:
-                self._answer.append(messages.told(b"E", messages.fields_of(error.pgresult, self._shift)))
+                self._answer.append(
+                    messages.told(b"E", messages.fields_of(error.pgresult, self._shift))
+                )
             elif error.sqlstate is not None:
                 self._answer.append(messages.error(error.sqlstate, str(error)))
             else:
@@ -174,11 +194,16 @@ class Backend:
         self._answer.append(messages.told(b"N", messages.fields_of(result, self._shift)))
 
     def _prepare(self) -> None:
-        """Bring the real session to what this client believes: its encoding, and that a block is open which a level has undone."""
+        """Bring the real session to what this client believes: its encoding, and that a block is
+        open which a level has undone."""
         if self._believes and not self._in_block:
             self._control("BEGIN")
         wanted, real = self._encoding, self._pgconn.transaction_status
-        if wanted and wanted != self._pgconn.parameter_status(_ENCODING) and real != pq.TransactionStatus.INERROR:
+        if (
+            wanted
+            and wanted != self._pgconn.parameter_status(_ENCODING)
+            and real != pq.TransactionStatus.INERROR
+        ):
             self._real.wait(self._connection._send([_encoding(wanted.decode())]))
 
     def _query(self, query: bytes) -> None:
@@ -188,10 +213,16 @@ class Backend:
         if not (pieces := asked.controls):
             self._statement(_DISCARDED if not self._in_block and asked.discards_all else query)
             return
-        implicit, at = False, 0  # several statements in one string are one transaction, unless a BEGIN among them opens a block
+        implicit, at = (
+            False,
+            0,
+        )  # several statements in one string are one transaction, unless a BEGIN among them opens a block
         try:
             for piece, control in pieces:
-                verb, self._shift = control.verb if control is not None else "", text.index(piece, at)
+                verb, self._shift = (
+                    control.verb if control is not None else "",
+                    text.index(piece, at),
+                )
                 at = self._shift + len(piece)
                 if verb in ("", "modes", "constraints") and len(pieces) > 1 and not self._in_block:
                     self._control("BEGIN")
@@ -212,16 +243,27 @@ class Backend:
         self._real.wait(self._connection._exec_command(text))
 
     def _controlled(self, text: str, control: Control, implicit: bool) -> bool:
-        """Run what a statement that controls transactions means here; return whether an implicit one is still open after it."""
+        """Run what a statement that controls transactions means here; return whether an implicit
+        one is still open after it."""
         connection, verb = self._connection, control.verb
         inside, tag = self._in_block, connection._tag(text, control)
         if implicit and verb == "begin":
-            self._real.wait(connection._send(connection._translate(text, Control("modes", modes=control.modes))))
-        elif implicit and (verb not in ("commit", "rollback", "modes", "constraints") or control.chain):
-            raise psycopg.errors.NoActiveSqlTransaction(f"{analyze(text).verb} can only be used in transaction blocks")
+            self._real.wait(
+                connection._send(connection._translate(text, Control("modes", modes=control.modes)))
+            )
+        elif implicit and (
+            verb not in ("commit", "rollback", "modes", "constraints") or control.chain
+        ):
+            raise psycopg.errors.NoActiveSqlTransaction(
+                f"{analyze(text).verb} can only be used in transaction blocks"
+            )
         else:
             self._control(text)
-        if self._read_only and (verb == "begin" or control.chain) and "READ WRITE" not in control.modes:
+        if (
+            self._read_only
+            and (verb == "begin" or control.chain)
+            and "READ WRITE" not in control.modes
+        ):
             self._control(_READ_ONLY)
         if (implicit or not inside) and verb in ("commit", "rollback"):
             self._answer.append(messages.NO_TRANSACTION)
@@ -257,7 +299,9 @@ class Backend:
             raise _Refused(messages.fields_of(result, self._shift))
         elif status == pq.ExecStatus.COPY_OUT:
             answer.append(messages.copy_response(b"H", result))
-            while isinstance(data := self._real.wait(generators.copy_from(self._pgconn)), memoryview):
+            while isinstance(
+                data := self._real.wait(generators.copy_from(self._pgconn)), memoryview
+            ):
                 answer.append(messages.message(b"d", bytes(data)))
             answer.append(messages.COPY_DONE)
             result = data
@@ -275,7 +319,9 @@ class Backend:
         elif kind in (b"c", b"f"):
             self._copying = False
             self._connection.lock.session_lock.unpin()
-            result = self._real.wait(generators.copy_end(self._pgconn, body.rstrip(b"\0") if kind == b"f" else None))
+            result = self._real.wait(
+                generators.copy_end(self._pgconn, body.rstrip(b"\0") if kind == b"f" else None)
+            )
             self._answer.append(messages.complete(result.command_status or b""))
 
     def _call(self, call: messages.Call) -> None:
@@ -286,7 +332,10 @@ class Backend:
             self._functions[call.oid] = call.query(found)
         formats = [pq.Format(number) for number in call.formats]
         self._pgconn.send_query_params(
-            self._functions[call.oid], call.arguments, param_formats=formats, result_format=pq.Format(call.result_format)
+            self._functions[call.oid],
+            call.arguments,
+            param_formats=formats,
+            result_format=pq.Format(call.result_format),
         )
         (result,) = self._real.wait(generators.execute(self._pgconn))
         if result.status != pq.ExecStatus.TUPLES_OK:

@@ -1,7 +1,9 @@
-"""Messages of PostgreSQL's wire protocol as a server speaks it, made from libpq's results. Pure bytes, no connection.
+"""Messages of PostgreSQL's wire protocol as a server speaks it, made from libpq's results. Pure
+bytes, no connection.
 
-The formats are those of the PostgreSQL documentation, protocol-message-formats; only what a client needs that sends whole query
-strings (the simple query protocol), copies, and calls the functions of large objects.
+The formats are those of the PostgreSQL documentation, protocol-message-formats; only what a client
+needs that sends whole query strings (the simple query protocol), copies, and calls the functions of
+large objects.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ AUTHENTICATION_OK = b"R" + struct.pack("!ii", 8, 0)
 EMPTY_QUERY = b"I" + struct.pack("!i", 4)
 COPY_DONE = b"c" + struct.pack("!i", 4)
 # Which function a client means that calls it by its oid.
-FIND = (
-    b"SELECT nspname, proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = %d"
-)
+FIND = b"SELECT nspname, proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = %d"
 # Parameters that a server tells of unasked, whenever they change.
 REPORTED = (
-    b"server_version server_encoding client_encoding application_name default_transaction_read_only in_hot_standby is_superuser "
-    b"session_authorization DateStyle IntervalStyle TimeZone integer_datetimes standard_conforming_strings scram_iterations "
+    b"server_version server_encoding client_encoding application_name"
+    b" default_transaction_read_only in_hot_standby is_superuser "
+    b"session_authorization DateStyle IntervalStyle TimeZone integer_datetimes"
+    b" standard_conforming_strings scram_iterations "
     b"search_path"
 ).split()
 STATUS = {
@@ -54,7 +56,8 @@ def key(pid: int) -> bytes:
 
 
 def version(code: int) -> bytes:
-    """Return NegotiateProtocolVersion for a client that asked for a newer minor version than we speak; nothing for any other."""
+    """Return NegotiateProtocolVersion for a client that asked for a newer minor version than we
+    speak; nothing for any other."""
     return message(b"v", _int.pack(VERSION_3) + _int.pack(0)) if code > VERSION_3 else b""
 
 
@@ -69,7 +72,8 @@ def complete(tag: bytes) -> bytes:
 
 
 def told(kind: bytes, fields: Mapping[bytes, bytes]) -> bytes:
-    """Return ErrorResponse (kind E) or NoticeResponse (kind N) from fields by their one-letter codes."""
+    """Return ErrorResponse (kind E) or NoticeResponse (kind N) from fields by their one-letter
+    codes."""
     return message(kind, b"".join(code + value + b"\0" for code, value in fields.items()) + b"\0")
 
 
@@ -79,16 +83,27 @@ def error(code: str, text: str, detail: str = "", hint: str = "") -> bytes:
     return told(b"E", {key: value.encode() for key, value in fields.items() if value})
 
 
-NO_TRANSACTION = told(b"N", {b"S": b"WARNING", b"V": b"WARNING", b"C": b"25P01", b"M": b"there is no transaction in progress"})
+NO_TRANSACTION = told(
+    b"N",
+    {
+        b"S": b"WARNING",
+        b"V": b"WARNING",
+        b"C": b"25P01",
+        b"M": b"there is no transaction in progress",
+    },
+)
 
 
 def fields_of(result: pq.abc.PGresult, shift: int = 0) -> dict[bytes, bytes]:
-    """Return the fields of an error or notice. `shift`: characters that stood before the statement in the client's string."""
+    """Return the fields of an error or notice. `shift`: characters that stood before the statement
+    in the client's string."""
     found = {}
     for code, number in _FIELDS:
         value = result.error_field(pq.DiagnosticField(number))
         if value is not None:
-            found[code] = str(int(value) + shift).encode() if shift and number == _POSITION else value
+            found[code] = (
+                str(int(value) + shift).encode() if shift and number == _POSITION else value
+            )
     return found
 
 
@@ -103,7 +118,14 @@ def rows(result: pq.abc.PGresult) -> Iterator[bytes]:
     columns = range(result.nfields)
     described = [_short.pack(len(columns))]
     for c in columns:
-        numbers = (result.ftable(c), result.ftablecol(c), result.ftype(c), result.fsize(c), result.fmod(c), result.fformat(c))
+        numbers = (
+            result.ftable(c),
+            result.ftablecol(c),
+            result.ftype(c),
+            result.fsize(c),
+            result.fmod(c),
+            result.fformat(c),
+        )
         signed = [number - (1 << 32) if number >= 1 << 31 else number for number in numbers]
         described.append((result.fname(c) or b"") + b"\0" + _column.pack(*signed))
     yield message(b"T", b"".join(described))
@@ -126,7 +148,8 @@ def function_result(value: bytes | None) -> bytes:
 
 @dataclass
 class Call:
-    """A FunctionCall: the function's oid, its arguments and the formats of arguments and result (0 text, 1 binary)."""
+    """A FunctionCall: the function's oid, its arguments and the formats of arguments and result (0
+    text, 1 binary)."""
 
     oid: int
     arguments: list[bytes | None]
@@ -156,7 +179,9 @@ class Call:
     def query(self, found: pq.abc.PGresult) -> bytes:
         """Return the query that calls the function, whose schema and name `FIND` has found."""
         names = [(found.get_value(0, column) or b"").decode() for column in (0, 1)]
-        places = sql.SQL(", ").join(sql.SQL(f"${number}") for number in range(1, len(self.arguments) + 1))
+        places = sql.SQL(", ").join(
+            sql.SQL(f"${number}") for number in range(1, len(self.arguments) + 1)
+        )
         return sql.SQL("SELECT {}({})").format(sql.Identifier(*names), places).as_bytes(None)
 
 

@@ -1,7 +1,9 @@
-"""psycopg2 connections into a sandbox: psycopg2's own, which lead to a conversation in this process instead of to a server.
+"""psycopg2 connections into a sandbox: psycopg2's own, which lead to a conversation in this process
+instead of to a server.
 
-`psycopg2.connect` takes the class of the connection as an argument, `connection_factory`; ours sends each new connection to a
-socket of this process. So rows, types, notices, errors, cursors and whatever builds upon them are psycopg2's own work.
+`psycopg2.connect` takes the class of the connection as an argument, `connection_factory`; ours
+sends each new connection to a socket of this process. So rows, types, notices, errors, cursors and
+whatever builds upon them are psycopg2's own work.
 
 Imported only where an application uses psycopg2.
 """
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
 
 _MARGIN = 1 << 15  # bytes that a socket takes in any case, and more than libpq keeps back
 _HEAD = 5  # bytes before the data in each message
-# So that neither the application's parameters nor the environment's lead elsewhere, or ask for what a local socket does not have.
+# So that neither the application's parameters nor the environment's lead elsewhere, or ask for what
+# a local socket does not have.
 _PLACE = {"hostaddr": "", "sslmode": "disable", "gssencmode": "disable"}
-_DEMANDS = {"channel_binding": "disable", "require_auth": "", "requirepeer": "", "target_session_attrs": "any"}
+_DEMANDS = {
+    "channel_binding": "disable",
+    "require_auth": "",
+    "requirepeer": "",
+    "target_session_attrs": "any",
+}
 
 
 class _Limit(SandboxLimit):
@@ -53,8 +61,8 @@ _Limit.__name__ = _Limit.__qualname__ = "SandboxLimit"
 class _Drained:
     """A file for COPY FROM that is read no faster than its data arrive.
 
-    psycopg2 sends the end of the data without letting another thread run. Were the socket full then, the thread that empties it
-    could not, and both would wait for ever.
+    psycopg2 sends the end of the data without letting another thread run. Were the socket full
+    then, the thread that empties it could not, and both would wait for ever.
     """
 
     def __init__(self, file: Any, connection: Any) -> None:
@@ -68,7 +76,9 @@ class _Drained:
         self._conversation.arrived(self._given - _MARGIN)
         data = self._file.read(*size)
         if data:
-            self._given += _HEAD + len(data.encode(self._encoding, "replace") if isinstance(data, str) else data)
+            self._given += _HEAD + len(
+                data.encode(self._encoding, "replace") if isinstance(data, str) else data
+            )
         return data
 
     def __getattr__(self, name: str) -> Any:
@@ -112,7 +122,13 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
     def dsn(self) -> str:
         return str(extensions.make_dsn(**self._given))
 
-    def cursor(self, name: Any = None, cursor_factory: Any = None, withhold: bool = False, scrollable: Any = None) -> Any:
+    def cursor(
+        self,
+        name: Any = None,
+        cursor_factory: Any = None,
+        withhold: bool = False,
+        scrollable: Any = None,
+    ) -> Any:
         factory = cursor_factory or self.cursor_factory or extensions.cursor
         return super().cursor(name, self._gate._mixed(factory, _Cursor), withhold, scrollable)
 
@@ -130,7 +146,8 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         super().rollback()
 
     def cancel(self) -> None:
-        """As psycopg2's, which would wait for the answer without letting the thread run that gives it."""
+        """As psycopg2's, which would wait for the answer without letting the thread run that gives
+        it."""
         if self.closed:
             raise psycopg2.InterfaceError("connection already closed")
         assert self._conversation is not None
@@ -150,7 +167,8 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         if conversation is None or os.getpid() != self._gate._pid:
             return
         super().close()
-        # Whoever collects the garbage may be in the middle of a statement: then the thread that serves this connection rolls back.
+        # Whoever collects the garbage may be in the middle of a statement: then the thread that
+        # serves this connection rolls back.
         if self._gate._session.session_lock._hold is None:
             with contextlib.suppress(SandboxLimit):
                 conversation.backend.finish()
@@ -159,7 +177,8 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
 class Connector:
     """Opens psycopg2 connections into a sandbox.
 
-    Arguments: `session`, the sandbox. Use as a context manager: at its end all connections are broken.
+    Arguments: `session`, the sandbox. Use as a context manager: at its end all connections are
+    broken.
     """
 
     def __init__(self, session: Session) -> None:
@@ -184,18 +203,22 @@ class Connector:
         return psycopg2.connect(*arguments, **keywords)
 
     def factory(self, given: Any = None) -> Any:
-        """Return the `connection_factory` for `psycopg2.connect`; `given`, the application's own, if it has one."""
+        """Return the `connection_factory` for `psycopg2.connect`; `given`, the application's own,
+        if it has one."""
         made = self._mixed(given or extensions.connection, _Connection)
         made._gate = self
         return made
 
     def _mixed(self, given: Any, ours: Any) -> Any:
-        """Return the application's class with ours mixed in, below it, so that what it overrides comes first."""
+        """Return the application's class with ours mixed in, below it, so that what it overrides
+        comes first."""
         if not isinstance(given, type) or issubclass(given, ours):
             return given
         if (given, ours) not in self._classes:
             bases = (given, ours) if given is not ours.__mro__[1] else (ours,)
-            self._classes[given, ours] = type(given.__name__, bases, {"__module__": given.__module__})
+            self._classes[given, ours] = type(
+                given.__name__, bases, {"__module__": given.__module__}
+            )
         return self._classes[given, ours]
 
     @contextlib.contextmanager

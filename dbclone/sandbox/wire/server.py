@@ -1,4 +1,5 @@
-"""One client of the sandbox that speaks PostgreSQL's wire protocol over a socket: a driver other than psycopg 3, as it is.
+"""One client of the sandbox that speaks PostgreSQL's wire protocol over a socket: a driver other
+than psycopg 3, as it is.
 
 A thread serves it, because the driver blocks while it waits.
 """
@@ -29,16 +30,22 @@ _PATIENCE = 60.0  # seconds to wait for data that are on their way
 
 
 class Conversation:
-    """Serves one client, which may connect to the socket in `folder` as soon as this is made; the folder lasts until it has.
+    """Serves one client, which may connect to the socket in `folder` as soon as this is made; the
+    folder lasts until it has.
 
-    Arguments: `session`, the sandbox; `encoding`, which the client begins with if it does not say another.
+    Arguments: `session`, the sandbox; `encoding`, which the client begins with if it does not say
+    another.
     """
 
     def __init__(self, session: Session, encoding: bytes | None = None) -> None:
         self.backend = Backend(session, self._copying, encoding)
         parent = tempfile.gettempdir()
-        self.folder = f"{parent if len(parent) < _LONGEST else '/tmp'}/dbclone-{secrets.token_hex(8)}"
-        posix.mkdir(self.folder, 0o700)  # not os.mkdir: os is a fake one in a test that uses pyfakefs
+        self.folder = (
+            f"{parent if len(parent) < _LONGEST else '/tmp'}/dbclone-{secrets.token_hex(8)}"
+        )
+        posix.mkdir(
+            self.folder, 0o700
+        )  # not os.mkdir: os is a fake one in a test that uses pyfakefs
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._place)
         self._listener.listen(1)
@@ -55,7 +62,8 @@ class Conversation:
         return f"{self.folder}/.s.PGSQL.{PORT}"
 
     def hang_up(self) -> None:
-        """End the conversation from our side, and wait until it has ended: the client finds its connection broken."""
+        """End the conversation from our side, and wait until it has ended: the client finds its
+        connection broken."""
         if self._socket is None:  # nobody has come, and so we do
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as nobody:
                 nobody.connect(self._place)
@@ -91,7 +99,9 @@ class Conversation:
 
     def _greet(self) -> bool:
         """Answer the first messages; return whether others follow."""
-        while (startup := messages.Startup.of(self._read(struct.unpack("!i", self._read(4))[0] - 4))).code >> 16 != 3:
+        while (
+            startup := messages.Startup.of(self._read(struct.unpack("!i", self._read(4))[0] - 4))
+        ).code >> 16 != 3:
             if startup.code not in (messages.SSL_REQUEST, messages.GSS_REQUEST):
                 return False
             self._send(b"N")

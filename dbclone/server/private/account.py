@@ -1,7 +1,7 @@
 """Who the private server runs as, and folders that nobody else can enter.
 
-PostgreSQL refuses to run as root, and containers are root: then the server runs as an account that exists already. Nothing
-outside dbclone's own folders is created or changed for it.
+PostgreSQL refuses to run as root, and containers are root: then the server runs as an account that
+exists already. Nothing outside dbclone's own folders is created or changed for it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ __all__ = [
 
 
 def own_name() -> str:
-    """Return the name of the account that we run as, as the server's peer authentication will see it."""
+    """Return the name of the account that we run as, as the server's peer authentication will see
+    it."""
     import pwd
 
     try:
@@ -42,7 +43,8 @@ def own_name() -> str:
     except KeyError:
         raise ServerNotFound(
             f"no private server can be started: user id {os.getuid()} has no name",
-            "PostgreSQL looks its user up in the system's account database, and there is no such entry.",
+            "PostgreSQL looks its user up in the system's account database, and there is no"
+            " such entry.",
             "Add the user to /etc/passwd, or set url to a server that is running.",
         ) from None
 
@@ -50,7 +52,8 @@ def own_name() -> str:
 def server_account() -> Account:
     """Return the account for the private server: our own, or an unprivileged one if we are root.
 
-    Raises ServerNotFound where there is none, and on Windows, where only a running server can be used.
+    Raises ServerNotFound where there is none, and on Windows, where only a running server can be
+    used.
     """
     if sys.platform == "win32":
         raise ServerNotFound(
@@ -71,16 +74,18 @@ def server_account() -> Account:
             return Account(found.pw_uid, found.pw_gid, name, other=True)
     raise ServerNotFound(
         "no private server can be started: there is no unprivileged account to run it",
-        "We are root, PostgreSQL refuses to run as root, and neither 'postgres' nor 'nobody' exists here.",
+        "We are root, PostgreSQL refuses to run as root, and neither 'postgres' nor 'nobody'"
+        " exists here.",
         "Create one of them, run as another user, or set url to a server that is running.",
     )
 
 
 def cache_folder(settings: Settings) -> Path:
-    """Return the private folder for locks and state: `cache_dir`, the user's cache, or one below the temporary folder if the
-    cache cannot be written (an unset HOME, a read-only container).
+    """Return the private folder for locks and state: `cache_dir`, the user's cache, or one below
+    the temporary folder if the cache cannot be written (an unset HOME, a read-only container).
 
-    Where `cache_dir` is a folder with files of somebody else's in it, ours is a folder called dbclone in that. Raises ServerError.
+    Where `cache_dir` is a folder with files of somebody else's in it, ours is a folder called
+    dbclone in that. Raises ServerError.
     """
     try:
         return private_folder(_cache(settings), kind="cache")
@@ -98,7 +103,9 @@ def _cache(settings: Settings) -> Path:
         check_private(path)
         with opened(path) as folder:
             if not os.listdir(folder):
-                with contextlib.suppress(FileExistsError):  # somebody who starts beside us was first
+                with contextlib.suppress(
+                    FileExistsError
+                ):  # somebody who starts beside us was first
                     mark(folder, path, "cache")
             if MARK in os.listdir(folder):
                 return path

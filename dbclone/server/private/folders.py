@@ -1,11 +1,14 @@
-"""Folders of ours: made with a mark inside that names their maker, and written in, emptied and removed through descriptors only.
+"""Folders of ours: made with a mark inside that names their maker, and written in, emptied and
+removed through descriptors only.
 
-A folder is ours if the mark in it names this very folder: its path, as it was made, and its inode. A copy, a folder that was moved,
-and one that somebody put in our place have another one, and are left alone. Nothing is removed or renamed without that proof.
+A folder is ours if the mark in it names this very folder: its path, as it was made, and its inode.
+A copy, a folder that was moved, and one that somebody put in our place have another one, and are
+left alone. Nothing is removed or renamed without that proof.
 
-Root's server runs as another account, which owns its folders and may at any moment put a link in the place of whatever is in
-them. So nothing there is reached by a path: each part is opened by itself, and no link is followed in a folder of that account
-(openat(2), "Rationale for openat() and other directory file descriptor APIs").
+Root's server runs as another account, which owns its folders and may at any moment put a link in
+the place of whatever is in them. So nothing there is reached by a path: each part is opened by
+itself, and no link is followed in a folder of that account (openat(2), "Rationale for openat() and
+other directory file descriptor APIs").
 """
 
 from __future__ import annotations
@@ -28,12 +31,17 @@ from ...process.clock import wall
 MARK = "dbclone.json"
 _READ = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NOT_A_FOLDER = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)  # what opening a link or a file as a folder says
+_NOT_A_FOLDER = (
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EMLINK,
+)  # what opening a link or a file as a folder says
 
 
 @dataclass(frozen=True)
 class Account:
-    """An operating-system account: `uid`, `gid` and `name`; `other` says whether it is not the one that we run as."""
+    """An operating-system account: `uid`, `gid` and `name`; `other` says whether it is not the one
+    that we run as."""
 
     uid: int
     gid: int
@@ -42,7 +50,8 @@ class Account:
 
     @property
     def popen(self) -> dict[str, Any]:
-        """Keyword arguments for subprocess that make a program run as this account, without a shell."""
+        """Keyword arguments for subprocess that make a program run as this account, without a
+        shell."""
         return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.other else {}
 
 
@@ -51,11 +60,13 @@ def own_uid() -> int:
     return os.getuid() if sys.platform != "win32" else -1
 
 
-# Who may be in a folder -----------------------------------------------------------------------------------------------
+# Who may be in a folder
+# -----------------------------------------------------------------------------------------------
 
 
 def check_private(path: Path, account: Account | None = None) -> None:
-    """Refuse a folder that is not ours alone, or that of `account`. Raises ServerError, and OSError if there is no such folder."""
+    """Refuse a folder that is not ours alone, or that of `account`. Raises ServerError, and OSError
+    if there is no such folder."""
     _check(path, path.lstat(), account)
 
 
@@ -97,7 +108,8 @@ def _not_private(path: Path, problem: str) -> ServerError:
     )
 
 
-# Descriptors ----------------------------------------------------------------------------------------------------------
+# Descriptors
+# ----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -128,7 +140,8 @@ def reached(path: Path, account: Account | None, last: int = 0) -> Iterator[int]
 
 @contextlib.contextmanager
 def opened(path: Path, account: Account | None = None) -> Iterator[int]:
-    """Give a descriptor of a folder that is ours alone, or `account`'s: what it leads to stays that folder, whatever its name does.
+    """Give a descriptor of a folder that is ours alone, or `account`'s: what it leads to stays that
+    folder, whatever its name does.
 
     Raises ServerError if it is somebody else's, a link, or no folder, and OSError.
     """
@@ -145,7 +158,8 @@ def opened(path: Path, account: Account | None = None) -> Iterator[int]:
 
 @contextlib.contextmanager
 def inside(folder: int, name: str) -> Iterator[int]:
-    """Give a descriptor of a folder in an open one. Raises OSError, also if there is a link of that name."""
+    """Give a descriptor of a folder in an open one. Raises OSError, also if there is a link of that
+    name."""
     found = os.open(name, _READ | _NO_LINK, dir_fd=folder)
     try:
         yield found
@@ -154,11 +168,14 @@ def inside(folder: int, name: str) -> Iterator[int]:
 
 
 def read_own(path: Path | str, most: int = 2**20, folder: int | None = None) -> bytes:
-    """Return the last `most` bytes of a file in a folder that may be another account's, where a link or a pipe may wait for root.
+    """Return the last `most` bytes of a file in a folder that may be another account's, where a
+    link or a pipe may wait for root.
 
     Arguments: `folder`, the descriptor that `path` starts from. Raises OSError.
     """
-    with os.fdopen(os.open(path, os.O_RDONLY | _NO_LINK | os.O_NONBLOCK, dir_fd=folder), "rb") as file:
+    with os.fdopen(
+        os.open(path, os.O_RDONLY | _NO_LINK | os.O_NONBLOCK, dir_fd=folder), "rb"
+    ) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
@@ -167,10 +184,11 @@ def read_own(path: Path | str, most: int = 2**20, folder: int | None = None) -> 
 
 
 def open_own(path: Path | str, folder: int | None = None, shown: Path | None = None) -> IO[bytes]:
-    """Open a file for writing from its start, made if it is not there; no link, no pipe and no second name of another file.
+    """Open a file for writing from its start, made if it is not there; no link, no pipe and no
+    second name of another file.
 
-    Arguments: `folder`, the descriptor that `path` starts from, which one of another account needs; `shown`, the whole path.
-    Raises ServerError if something else is there, and OSError.
+    Arguments: `folder`, the descriptor that `path` starts from, which one of another account needs;
+    `shown`, the whole path. Raises ServerError if something else is there, and OSError.
     """
     refusal = ServerError(
         f"{shown or path} is not a file of ours",
@@ -181,7 +199,11 @@ def open_own(path: Path | str, folder: int | None = None, shown: Path | None = N
         flags = os.O_WRONLY | os.O_CREAT | _NO_LINK | os.O_NONBLOCK
         file = os.fdopen(os.open(path, flags, 0o600, dir_fd=folder), "wb")
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a pipe that nobody reads
+        if error.errno in (
+            errno.ELOOP,
+            errno.ENXIO,
+            errno.EISDIR,
+        ):  # a link; a pipe that nobody reads
             raise refusal from None
         raise
     found = os.fstat(file.fileno())
@@ -192,15 +214,23 @@ def open_own(path: Path | str, folder: int | None = None, shown: Path | None = N
     return file
 
 
-# Marks ----------------------------------------------------------------------------------------------------------------
+# Marks
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def mark(folder: int, path: Path, kind: str, **facts: str) -> None:
     """Write into an open folder that dbclone made it.
 
-    Arguments: `path`, the name that it has, or is about to be given; `facts`, what else to say. Raises OSError.
+    Arguments: `path`, the name that it has, or is about to be given; `facts`, what else to say.
+    Raises OSError.
     """
-    said = {"made by": "dbclone", "kind": kind, "uid": own_uid(), "path": str(path), "inode": os.fstat(folder).st_ino}
+    said = {
+        "made by": "dbclone",
+        "kind": kind,
+        "uid": own_uid(),
+        "path": str(path),
+        "inode": os.fstat(folder).st_ino,
+    }
     text = json.dumps({**said, "made": round(wall(), 3), **facts}, indent=1)
     file = os.open(MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600, dir_fd=folder)
     with os.fdopen(file, "wb") as opened_file:
@@ -217,7 +247,8 @@ def facts_of(folder: int) -> dict[str, Any]:
 
 
 def foreign(folder: int, path: Path, kind: str) -> str:
-    """Return in words why an open folder is not proved to be the one of this kind that we made as `path`; empty if it is."""
+    """Return in words why an open folder is not proved to be the one of this kind that we made as
+    `path`; empty if it is."""
     found = facts_of(folder)
     if found.get("made by") != "dbclone":
         return f"it has no mark of dbclone ({MARK}) in it"
@@ -228,14 +259,18 @@ def foreign(folder: int, path: Path, kind: str) -> str:
     return ""
 
 
-# Making and removing --------------------------------------------------------------------------------------------------
+# Making and removing
+# --------------------------------------------------------------------------------------------------
 
 
-def private_folder(path: Path, account: Account | None = None, kind: str = "folder", **facts: str) -> Path:
+def private_folder(
+    path: Path, account: Account | None = None, kind: str = "folder", **facts: str
+) -> Path:
     """Return `path` as a folder that only its owner can enter, made with a mark if it is not there.
 
-    Arguments: `account`, its owner to be (default: ourselves); `kind` and `facts`, for its mark. A symbolic link, another owner, or
-    access for others is refused rather than repaired: somebody else may have put it there. Raises ServerError.
+    Arguments: `account`, its owner to be (default: ourselves); `kind` and `facts`, for its mark. A
+    symbolic link, another owner, or access for others is refused rather than repaired: somebody
+    else may have put it there. Raises ServerError.
     """
     try:
         try:
@@ -250,18 +285,28 @@ def private_folder(path: Path, account: Account | None = None, kind: str = "fold
 
 def unusable(path: Path, error: OSError) -> ServerError:
     """Return our error for a folder that cannot be made, or a file that cannot be written there."""
-    message, hint = f"cannot make the folder {path}", "Set cache_dir or data_dir to a place you own."
+    message, hint = (
+        f"cannot make the folder {path}",
+        "Set cache_dir or data_dir to a place you own.",
+    )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message, hint = f"no space is left for {path}", "Make room there, or set cache_dir or data_dir to another place."
+        message, hint = (
+            f"no space is left for {path}",
+            "Make room there, or set cache_dir or data_dir to another place.",
+        )
     elif error.errno == errno.EROFS:
-        message, hint = f"cannot write {path}: its file system is read-only", "Set cache_dir or data_dir to a place you can write."
+        message, hint = (
+            f"cannot write {path}: its file system is read-only",
+            "Set cache_dir or data_dir to a place you can write.",
+        )
     elif os.path.lexists(path):
         message = f"cannot use {path}"
     return ServerError(message, f"{type(error).__name__}: {error.strerror}.", hint)
 
 
 def _make(path: Path, account: Account | None, kind: str, facts: dict[str, str]) -> None:
-    """Make a folder under a name that nobody looks for, and give it its own when it is whole. Whoever is first wins."""
+    """Make a folder under a name that nobody looks for, and give it its own when it is whole.
+    Whoever is first wins."""
     if not path.parent.exists():
         _make_parents(path.parent, account)
     with reached(path.parent, account) as parent:
@@ -269,8 +314,8 @@ def _make(path: Path, account: Account | None, kind: str, facts: dict[str, str])
         os.mkdir(new, 0o700, dir_fd=parent)
         try:
             with inside(parent, new) as folder:
-                # Whoever may write in the parent can exchange what has this name; an empty folder of ours is all that they can
-                # put there, and handing over that gives nothing away.
+                # Whoever may write in the parent can exchange what has this name; an empty folder
+                # of ours is all that they can put there, and handing over that gives nothing away.
                 if os.fstat(folder).st_uid != own_uid() or os.listdir(folder):
                     raise OSError(errno.EEXIST, "somebody else is at work there", str(path))
                 os.fchmod(folder, 0o700)  # whatever the umask
@@ -280,12 +325,17 @@ def _make(path: Path, account: Account | None, kind: str, facts: dict[str, str])
             os.rename(new, path.name, src_dir_fd=parent, dst_dir_fd=parent)
         except OSError as error:
             _undo(parent, new)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or not os.path.lexists(path):
+            if error.errno not in (
+                errno.ENOTEMPTY,
+                errno.EEXIST,
+                errno.ENOTDIR,
+            ) or not os.path.lexists(path):
                 raise  # else somebody was first, and what they made is looked at as any other
 
 
 def _undo(parent: int, new: str) -> None:
-    """Remove a folder that was being made, and has nothing in it but, perhaps, its mark: a full disk may have prevented that."""
+    """Remove a folder that was being made, and has nothing in it but, perhaps, its mark: a full
+    disk may have prevented that."""
     with contextlib.suppress(OSError), inside(parent, new) as folder:
         if os.fstat(folder).st_uid == own_uid() and os.listdir(folder) in ([], [MARK]):
             with contextlib.suppress(FileNotFoundError):
@@ -294,7 +344,8 @@ def _undo(parent: int, new: str) -> None:
 
 
 def _make_parents(path: Path, account: Account | None) -> None:
-    """Make the folders above one of ours: of whoever owns the folder that they are in, and nobody else's to enter."""
+    """Make the folders above one of ours: of whoever owns the folder that they are in, and nobody
+    else's to enter."""
     if path.exists():
         return
     _make_parents(path.parent, account)
@@ -303,16 +354,19 @@ def _make_parents(path: Path, account: Account | None) -> None:
 
 
 def remove(parent: int, name: str, path: Path, kind: str) -> bool:
-    """Remove a folder of ours with all that is in it; return whether it is gone. Without proof that we made it it is left alone.
+    """Remove a folder of ours with all that is in it; return whether it is gone. Without proof that
+    we made it it is left alone.
 
-    Arguments: `parent`, the open folder that it is in; `name`, its name there; `path`, the one that it was made with. What is
-    mounted in it is left alone too. Raises OSError.
+    Arguments: `parent`, the open folder that it is in; `name`, its name there; `path`, the one that
+    it was made with. What is mounted in it is left alone too. Raises OSError.
     """
     with inside(parent, name) as folder:
         if foreign(folder, path, kind):
             return False
         device = os.fstat(folder).st_dev
-        for _, folders, files, found in os.fwalk(".", topdown=False, follow_symlinks=False, dir_fd=folder):
+        for _, folders, files, found in os.fwalk(
+            ".", topdown=False, follow_symlinks=False, dir_fd=folder
+        ):
             if os.fstat(found).st_dev != device:
                 continue
             proof = MARK if os.path.samestat(os.fstat(found), os.fstat(folder)) else ""

@@ -1,9 +1,11 @@
-"""A server of our own: found or made, started or found running, and stopped by the last one to leave.
+"""A server of our own: found or made, started or found running, and stopped by the last one to
+leave.
 
 Everything that differs between operating systems is below here; what leaves this room is a Dsn.
 
-Who uses the server is known to the server itself: each user holds a shared advisory lock for as long as it lives, and only who
-gets the same lock exclusively may stop it. A killed process holds no lock, so nothing has to be cleaned up after it.
+Who uses the server is known to the server itself: each user holds a shared advisory lock for as
+long as it lives, and only who gets the same lock exclusively may stop it. A killed process holds no
+lock, so nothing has to be cleaned up after it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,17 @@ from ..dsn import Dsn
 from .account import cache_folder, server_account
 from .binaries import Binaries, find
 from .cluster import Cluster, Patience, free_bytes, sweep
-from .folders import Account, check_place, check_private, foreign, inside, open_own, opened, private_folder, unusable
+from .folders import (
+    Account,
+    check_place,
+    check_private,
+    foreign,
+    inside,
+    open_own,
+    opened,
+    private_folder,
+    unusable,
+)
 
 __all__ = ["Embedded"]
 
@@ -41,7 +53,9 @@ USERS_KEY = 0x6462_636C_6F6E_6501  # "dbclone" and 1
 _ROOM = 512 * 2**20  # below this much free memory, data go to disk
 _FULL = 64 * 2**20  # below this much free memory, a server that does not start is started on disk
 _NAMES = 9  # how many names for a cluster are tried before somebody has to clear up
-_GOODBYES = 25  # hundredths of a second to wait for other sessions to end before the server is left to them
+_GOODBYES = (
+    25  # hundredths of a second to wait for other sessions to end before the server is left to them
+)
 _OTHERS = """
 SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
         WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()),
@@ -53,7 +67,10 @@ SELECT a.pid, a.application_name, extract(epoch FROM clock_timestamp() - a.backe
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.classid::int8 = %s AND l.objid::int8 = %s
 """
-_AS_THEY_ARE = (OutOfConnections, ServerError)  # refusals that say all there is to say; that nothing answers is ServerNotFound
+_AS_THEY_ARE = (
+    OutOfConnections,
+    ServerError,
+)  # refusals that say all there is to say; that nothing answers is ServerNotFound
 _STANDSTILL = 5000  # milliseconds
 _WHO = """
 SELECT a.pid, a.application_name, a.datname::text, extract(epoch FROM clock_timestamp() - a.backend_start)::int,
@@ -64,7 +81,9 @@ FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'client backend' AND a
 ORDER BY a.backend_start, a.pid
 """
 _GLANCE = 0.2  # seconds to wait for the lock before looking whether the server runs
-_SOCKET_LIMIT = 100  # bytes of path; sockaddr_un holds 108 on Linux and 104 on macOS, minus ".s.PGSQL.5432"
+_SOCKET_LIMIT = (
+    100  # bytes of path; sockaddr_un holds 108 on Linux and 104 on macOS, minus ".s.PGSQL.5432"
+)
 
 
 Connect = Callable[[Dsn], "psycopg.Connection[tuple[Any, ...]]"]
@@ -74,8 +93,9 @@ Connect = Callable[[Dsn], "psycopg.Connection[tuple[Any, ...]]"]
 class Embedded:
     """The private server of this user, cache folder and PostgreSQL version.
 
-    `dsn` leads to its maintenance database; `connection` is the one that makes us a user of it, open from `open` to `leave`;
-    `started` says whether this process started it; `notes` tell a person why the data are not where they would be.
+    `dsn` leads to its maintenance database; `connection` is the one that makes us a user of it,
+    open from `open` to `leave`; `started` says whether this process started it; `notes` tell a
+    person why the data are not where they would be.
     """
 
     cluster: Cluster
@@ -86,17 +106,27 @@ class Embedded:
     started: bool = False
     connection: psycopg.Connection[tuple[Any, ...]] | None = field(default=None, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    _refusal: ServerError | None = field(default=None, repr=False)  # why we could not join the last time
+    _refusal: ServerError | None = field(
+        default=None, repr=False
+    )  # why we could not join the last time
 
     @property
     def dsn(self) -> Dsn:
-        return Dsn((("host", str(self.cluster.socket)), ("port", "5432"), ("user", "postgres"), ("dbname", "postgres")))
+        return Dsn(
+            (
+                ("host", str(self.cluster.socket)),
+                ("port", "5432"),
+                ("user", "postgres"),
+                ("dbname", "postgres"),
+            )
+        )
 
     @classmethod
     def locate(cls, settings: Settings) -> Embedded:
         """Return the server that `settings` mean, running or not, without starting anything.
 
-        Raises ServerNotFound, and ServerError if somebody else may have prepared its folders: then nobody is led there.
+        Raises ServerNotFound, and ServerError if somebody else may have prepared its folders: then
+        nobody is led there.
         """
         account = server_account()
         binaries = find(settings)
@@ -114,7 +144,8 @@ class Embedded:
     def open(cls, settings: Settings, connect: Connect) -> Embedded:
         """Return the running server as one of its users, started if it was not.
 
-        Arguments: `connect`, makes the connection that we use it through. Raises ServerNotFound or ServerError.
+        Arguments: `connect`, makes the connection that we use it through. Raises ServerNotFound or
+        ServerError.
         """
         server = cls.locate(settings)
         for note in server.notes:
@@ -124,7 +155,8 @@ class Embedded:
         if settings.looking and settings.of_repository("binaries"):
             raise settings.error(
                 "binaries",
-                "the private server does not run, and this command starts no program that a repository names",
+                "the private server does not run, and this command starts no program that a"
+                " repository names",
                 "Start it: python -m dbclone server start",
             )
         seconds = settings.connect_timeout * 3
@@ -139,18 +171,23 @@ class Embedded:
                 except OSError as error:
                     raise unusable(server.lock_path, error) from None
                 server._move(cls.locate(settings))  # whoever has the lock may have gone to disk
-                if server._join(connect):  # not one after the other when the lock is free, if there are many of us
+                if server._join(
+                    connect
+                ):  # not one after the other when the lock is free, if there are many of us
                     return server
                 if patience.is_over(server.cluster):
                     raise ServerError(
                         f"another process has been starting the private server for {seconds:g} s",
-                        f"It holds {server.lock_path}, and nothing has changed in {server.cluster.folder} since.",
+                        f"It holds {server.lock_path}, and nothing has changed in"
+                        f" {server.cluster.folder} since.",
                         "Find it and end it, or set connect_timeout if the machine is that slow.",
                     )
             try:
                 server._start(settings, connect)
             except OSError as error:
-                name = error.filename if isinstance(error.filename, str) else ""  # which is relative if a descriptor was used
+                name = (
+                    error.filename if isinstance(error.filename, str) else ""
+                )  # which is relative if a descriptor was used
                 raise unusable(server.cluster.folder / name, error) from None
         return server
 
@@ -159,7 +196,9 @@ class Embedded:
 
     def _start(self, settings: Settings, connect: Connect) -> None:
         """Start the server, or join one that somebody else started; the caller holds the file lock."""
-        self._move(Embedded.locate(settings))  # whoever had the lock before us may have gone to disk
+        self._move(
+            Embedded.locate(settings)
+        )  # whoever had the lock before us may have gone to disk
         if self._wait_for_running(settings, connect):
             return
         account = self.cluster.account
@@ -169,7 +208,11 @@ class Embedded:
         try:
             self._launch(settings)
         except ServerError:
-            if self.home == self.disk or settings.data_dir or (self.cluster.exists() and free_bytes(self.home) > _FULL):
+            if (
+                self.home == self.disk
+                or settings.data_dir
+                or (self.cluster.exists() and free_bytes(self.home) > _FULL)
+            ):
                 raise
             # The memory file system filled up after we looked, or is not for us: the disk will do.
             self.cluster.remove()
@@ -181,11 +224,14 @@ class Embedded:
         if not self._join(connect):
             self.cluster.stop()
             raise self._refusal or ServerError(
-                f"the private server in {self.cluster.folder} stopped at once", self.cluster.log_tail(), "Run again."
+                f"the private server in {self.cluster.folder} stopped at once",
+                self.cluster.log_tail(),
+                "Run again.",
             )
 
     def _wait_for_running(self, settings: Settings, connect: Connect) -> bool:
-        """Return whether a server runs here and we joined it; wait for one that is starting or stopping. Raises ServerError."""
+        """Return whether a server runs here and we joined it; wait for one that is starting or
+        stopping. Raises ServerError."""
         deadline = monotonic() + settings.connect_timeout
         while (pid := self.cluster.pid()) is not None:
             if self._join(connect):
@@ -195,7 +241,8 @@ class Embedded:
                     raise self._refusal
                 raise ServerError(
                     f"the private server in {self.cluster.folder} (process {pid}) does not answer",
-                    f"{self._refusal or 'Its socket is not there.'}\nThe end of {self.cluster.log}:\n{self.cluster.log_tail()}",
+                    f"{self._refusal or 'Its socket is not there.'}\nThe end of"
+                    f" {self.cluster.log}:\n{self.cluster.log_tail()}",
                     "End that process; the next run starts a new server.",
                 )
             time.sleep(0.01)
@@ -230,12 +277,15 @@ class Embedded:
         account, cache = self.cluster.account, str(cache_folder(settings))
         if not (self._is_in_a_folder_of_the_user and self.home.is_dir()):
             private_folder(self.home, account, "home", cache=cache)
-        private_folder(self.cluster.folder, account, "cluster", cache=cache, lock=str(self.lock_path))
+        private_folder(
+            self.cluster.folder, account, "cluster", cache=cache, lock=str(self.lock_path)
+        )
         if self.cluster.socket != self.cluster.folder:
             private_folder(self.cluster.socket, account, "socket", cache=cache)
 
     def _join(self, connect: Connect) -> bool:
-        """Become a user of the server if it runs; return whether we are one. Raises ServerError if the folders are not private."""
+        """Become a user of the server if it runs; return whether we are one. Raises ServerError if
+        the folders are not private."""
         try:
             self._check_folders()  # else whose server would it be?
         except OSError:
@@ -245,10 +295,13 @@ class Embedded:
         connection = None
         try:
             connection = connect(self.dsn)
-            row = connection.execute("SELECT pg_catalog.pg_try_advisory_lock_shared(%s)", [USERS_KEY]).fetchone()
+            row = connection.execute(
+                "SELECT pg_catalog.pg_try_advisory_lock_shared(%s)", [USERS_KEY]
+            ).fetchone()
             if row is None or not row[0]:
-                # Whoever is about to stop the server holds it exclusively: then we wait, and are thrown out with the server, which
-                # it leaves running when it sees us wait. Only one that is itself stopped lets us wait for longer.
+                # Whoever is about to stop the server holds it exclusively: then we wait, and are
+                # thrown out with the server, which it leaves running when it sees us wait. Only one
+                # that is itself stopped lets us wait for longer.
                 connection.execute(f"SET lock_timeout = {_STANDSTILL}")
                 connection.execute("SELECT pg_catalog.pg_advisory_lock_shared(%s)", [USERS_KEY])
                 connection.execute("RESET lock_timeout")
@@ -265,20 +318,30 @@ class Embedded:
         self.connection = connection
         return True
 
-    def _standstill(self, connection: psycopg.Connection[tuple[Any, ...]], error: psycopg.Error) -> ServerError:
-        """Return the error for a lock that somebody holds who began to stop the server and does not go on."""
+    def _standstill(
+        self, connection: psycopg.Connection[tuple[Any, ...]], error: psycopg.Error
+    ) -> ServerError:
+        """Return the error for a lock that somebody holds who began to stop the server and does not
+        go on."""
         rows: list[tuple[Any, ...]] = []
         with contextlib.suppress(psycopg.Error):
-            rows = connection.execute(_STOPPER, [USERS_KEY >> 32, USERS_KEY & 0xFFFFFFFF]).fetchall()
-        who = [f"It is held by {name or 'a session'} (server process {pid}, for {age} s)." for pid, name, age in rows]
+            rows = connection.execute(
+                _STOPPER, [USERS_KEY >> 32, USERS_KEY & 0xFFFFFFFF]
+            ).fetchall()
+        who = [
+            f"It is held by {name or 'a session'} (server process {pid}, for {age} s)."
+            for pid, name, age in rows
+        ]
         return ServerError(
-            f"somebody has begun to stop the private server in {self.cluster.folder}, and does not go on",
+            f"somebody has begun to stop the private server in {self.cluster.folder}, and"
+            f" does not go on",
             "\n".join([str(error).strip(), *who]),
             "Let that process go on (kill -CONT), or end it, and run again.",
         )
 
     def rejoin(self, connect: Connect) -> psycopg.Connection[tuple[Any, ...]]:
-        """Become a user again after our connection was lost, and return the new one. Raises ServerError if the server is gone."""
+        """Become a user again after our connection was lost, and return the new one. Raises
+        ServerError if the server is gone."""
         if not self._join(connect) or self.connection is None:
             if self._refusal is not None and type(self._refusal) in _AS_THEY_ARE:
                 raise self._refusal
@@ -286,14 +349,17 @@ class Embedded:
             raise ServerError(
                 f"the private server in {self.cluster.folder} {what}",
                 f"The end of {self.cluster.log}:\n{self.cluster.log_tail()}",
-                "Run again: that starts a new one. Somebody killed it, or the machine has no memory left.",
+                "Run again: that starts a new one. Somebody killed it, or the machine has no"
+                " memory left.",
             )
         return self.connection
 
     def stop(self, patience: float = 10.0) -> list[str]:
-        """Stop the server, of which we are a user, within so many seconds, unless anybody else uses it; return who does.
+        """Stop the server, of which we are a user, within so many seconds, unless anybody else uses
+        it; return who does.
 
-        Then it runs on. Whoever comes while we look, waits for what we decide. Raises ServerError if it does not stop.
+        Then it runs on. Whoever comes while we look, waits for what we decide. Raises ServerError
+        if it does not stop.
         """
         connection = self.connection
         if connection is None:
@@ -303,7 +369,9 @@ class Embedded:
                 pid = self.cluster.pid()
                 if not self.cluster.stop(patience):
                     raise ServerError(
-                        f"the private server (process {pid}) does not stop", self.cluster.log_tail(), f"End it: kill -QUIT {pid}"
+                        f"the private server (process {pid}) does not stop",
+                        self.cluster.log_tail(),
+                        f"End it: kill -QUIT {pid}",
                     )
                 return []
             if who := self.others():
@@ -311,7 +379,8 @@ class Embedded:
         return ["sessions that come and go"]
 
     def leave(self, keep: bool = False) -> bool:
-        """Stop being a user; stop the server if nobody else uses it, unless `keep`. Return whether it was stopped."""
+        """Stop being a user; stop the server if nobody else uses it, unless `keep`. Return whether
+        it was stopped."""
         connection, self.connection = self.connection, None
         stopped = False
         if connection is None:
@@ -333,7 +402,8 @@ class Embedded:
         return stopped
 
     def others(self) -> list[str]:
-        """Return who else uses the server at this moment, in words: users of ours, who hold the lock, and any other session."""
+        """Return who else uses the server at this moment, in words: users of ours, who hold the
+        lock, and any other session."""
         if self.connection is None:
             return []
         rows = self.connection.execute(_WHO, [USERS_KEY >> 32, USERS_KEY & 0xFFFFFFFF]).fetchall()
@@ -379,11 +449,18 @@ def _is_last(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
 
 
 def _place(
-    settings: Settings, cache: Path, account: Account, binaries: Binaries, disk: Path, notes: list[str]
+    settings: Settings,
+    cache: Path,
+    account: Account,
+    binaries: Binaries,
+    disk: Path,
+    notes: list[str],
 ) -> tuple[Path, Path]:
-    """Return the folder for clusters and that of ours in it: where it is already, else in memory if there is room, else on disk.
+    """Return the folder for clusters and that of ours in it: where it is already, else in memory if
+    there is room, else on disk.
 
-    Arguments: `notes`, gets why it is elsewhere than it would be. Raises ServerError if what is there is not to be used.
+    Arguments: `notes`, gets why it is elsewhere than it would be. Raises ServerError if what is
+    there is not to be used.
     """
     if settings.data_dir:
         home = settings.path("data_dir")
@@ -417,9 +494,11 @@ def _place(
 
 
 def _free_name(home: Path, binaries: Binaries, account: Account, notes: list[str]) -> Path:
-    """Return the folder in `home` that is our cluster of these binaries, or a name that nothing has yet.
+    """Return the folder in `home` that is our cluster of these binaries, or a name that nothing has
+    yet.
 
-    What has a name of ours and is not proved to be ours is passed by and left alone. Raises ServerError if it is not private.
+    What has a name of ours and is not proved to be ours is passed by and left alone. Raises
+    ServerError if it is not private.
     """
     passed: list[str] = []
     for number in range(1, _NAMES + 1):
@@ -445,7 +524,8 @@ def _free_name(home: Path, binaries: Binaries, account: Account, notes: list[str
 
 
 def _foreign_data(folder: int, path: Path) -> str:
-    """Return in words why the data in an open cluster's folder are not proved to be ours; empty if they are, or there are none."""
+    """Return in words why the data in an open cluster's folder are not proved to be ours; empty if
+    they are, or there are none."""
     if "data" not in os.listdir(folder):
         return ""
     try:
@@ -457,12 +537,20 @@ def _foreign_data(folder: int, path: Path) -> str:
 
 
 def _cluster(folder: Path, binaries: Binaries, account: Account) -> Cluster:
-    """Return the cluster in `folder`; its socket is there too unless the path is longer than the platform allows, or has a comma
-    (which separates folders for the server and hosts for its clients) or what cannot be written in a URL."""
+    """Return the cluster in `folder`; its socket is there too unless the path is longer than the
+    platform allows, or has a comma (which separates folders for the server and hosts for its
+    clients) or what cannot be written in a URL."""
     socket, text = folder, str(folder)
-    if len(os.fsencode(folder / ".s.PGSQL.5432")) > _SOCKET_LIMIT or "," in text or not text.isprintable():
-        # Not the temporary folder of this process: TMPDIR may be another one for the next user of the same server.
-        place = Path("/tmp") if os.access("/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    if (
+        len(os.fsencode(folder / ".s.PGSQL.5432")) > _SOCKET_LIMIT
+        or "," in text
+        or not text.isprintable()
+    ):
+        # Not the temporary folder of this process: TMPDIR may be another one for the next user of
+        # the same server.
+        place = (
+            Path("/tmp") if os.access("/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+        )
         socket = place / f"dbclone-{os.getuid()}-{account.uid}-{digest(os.fsencode(folder))[:12]}"
     return Cluster(folder, socket, binaries, account)
 

@@ -1,5 +1,5 @@
-"""pytest-clean-database, as its README says: `clean_db_urls` requires the fixture that makes the test database. The application
-keeps its connection."""
+"""pytest-clean-database, as its README says: `clean_db_urls` requires the fixture that makes the
+test database. The application keeps its connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""dbclone, as its README says: the schema and the handle are named in pyproject.toml, and tests ask for the `dbclone` fixture."""
+"""dbclone, as its README says: the schema and the handle are named in pyproject.toml, and tests ask
+for the `dbclone` fixture."""
 
 from __future__ import annotations
 

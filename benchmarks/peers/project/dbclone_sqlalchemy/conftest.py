@@ -1,5 +1,6 @@
-"""dbclone over SQLAlchemy, as its README says: the schema and the engine are named in pyproject.toml, and tests ask for the
-`dbclone` fixture. The application's Session knows nothing of it."""
+"""dbclone over SQLAlchemy, as its README says: the schema and the engine are named in
+pyproject.toml, and tests ask for the `dbclone` fixture. The application's Session knows nothing of
+it."""
 
 from __future__ import annotations
 

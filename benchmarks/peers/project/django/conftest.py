@@ -1,4 +1,5 @@
-"""pytest-django, as its documentation says: tests are marked with `pytest.mark.django_db`; the benchmark says how."""
+"""pytest-django, as its documentation says: tests are marked with `pytest.mark.django_db`; the
+benchmark says how."""
 
 from __future__ import annotations
 

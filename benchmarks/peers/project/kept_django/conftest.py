@@ -1,4 +1,5 @@
-"""No isolation, over Django: one database for the whole run, instead of Django's test database, and nothing is undone."""
+"""No isolation, over Django: one database for the whole run, instead of Django's test database, and
+nothing is undone."""
 
 from __future__ import annotations
 

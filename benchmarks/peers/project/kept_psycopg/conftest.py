@@ -1,4 +1,5 @@
-"""No isolation, over psycopg: one database for the whole run and one connection, kept; nothing is undone."""
+"""No isolation, over psycopg: one database for the whole run and one connection, kept; nothing is
+undone."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ MARKS = []
 
 @pytest.fixture(scope="session")
 def connection():
-    with place.own_database() as name, contextlib.closing(psycopg.connect(place.url(name), autocommit=True)) as kept:
+    with (
+        place.own_database() as name,
+        contextlib.closing(psycopg.connect(place.url(name), autocommit=True)) as kept,
+    ):
         yield kept
 
 

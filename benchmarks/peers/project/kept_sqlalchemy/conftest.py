@@ -1,4 +1,5 @@
-"""No isolation, over SQLAlchemy: one database for the whole run, and a plain Session over the engine's pool for each test."""
+"""No isolation, over SQLAlchemy: one database for the whole run, and a plain Session over the
+engine's pool for each test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""pgtestdbpy, as its README says: a template for the session, and for each test a clone of it, with a connection."""
+"""pgtestdbpy, as its README says: a template for the session, and for each test a clone of it, with
+a connection."""
 
 from __future__ import annotations
 
@@ -20,8 +21,12 @@ def migrate(url):
 
 # It puts these into a URL as they are, so what is a folder (of a unix socket) has to be quoted.
 _WHERE = {"host": quote(place.HOST, safe=""), "port": place.PORT}
-migrator = pgtestdbpy.Migrator(migrate, db_name=place.NAME, user=place.NAME, password=place.NAME, **_WHERE)
-config = pgtestdbpy.Config(user=place.USER, password=quote(place.PASSWORD, safe=""), db_name=place.MAINTENANCE, **_WHERE)
+migrator = pgtestdbpy.Migrator(
+    migrate, db_name=place.NAME, user=place.NAME, password=place.NAME, **_WHERE
+)
+config = pgtestdbpy.Config(
+    user=place.USER, password=quote(place.PASSWORD, safe=""), db_name=place.MAINTENANCE, **_WHERE
+)
 
 
 @pytest.fixture(scope="session")

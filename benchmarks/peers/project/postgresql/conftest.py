@@ -1,5 +1,6 @@
-"""pytest-postgresql, as its README says for a server that runs already: the schema is loaded once into a template, and the client
-fixture makes a database from it for each test, with a connection."""
+"""pytest-postgresql, as its README says for a server that runs already: the schema is loaded once
+into a template, and the client fixture makes a database from it for each test, with a connection.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How tests reach the database, the same over every library: `execute`, `transaction`, and a second connection."""
+"""How tests reach the database, the same over every library: `execute`, `transaction`, and a second
+connection."""
 
 from __future__ import annotations
 
@@ -29,9 +30,12 @@ class Handle:
 
     @contextlib.contextmanager
     def second(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield another connection to the same database, as another process has it; it commits each statement."""
+        """Yield another connection to the same database, as another process has it; it commits each
+        statement."""
         options = "-c lock_timeout=10s -c statement_timeout=20s"
-        with contextlib.closing(psycopg.connect(self.url, autocommit=True, options=options)) as connection:
+        with contextlib.closing(
+            psycopg.connect(self.url, autocommit=True, options=options)
+        ) as connection:
             yield connection
 
 

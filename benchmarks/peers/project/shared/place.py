@@ -1,4 +1,5 @@
-"""Where the tests of this project run: server and names, as the benchmark gave them, the schema, and a database of one's own."""
+"""Where the tests of this project run: server and names, as the benchmark gave them, the schema,
+and a database of one's own."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def url(database: str) -> str:
 
 @contextlib.contextmanager
 def own_database(name: str = NAME) -> Iterator[str]:
-    """Make a database with the schema for the block, as a project does that has no tool for it; yield its name."""
+    """Make a database with the schema for the block, as a project does that has no tool for it;
+    yield its name."""
     with psycopg.connect(**target(MAINTENANCE), autocommit=True) as server:
         server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:

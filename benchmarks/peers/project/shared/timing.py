@@ -1,4 +1,5 @@
-"""Writes down, as JSON, how long the phases of each test took, as pytest itself times them, and each test from start to end."""
+"""Writes down, as JSON, how long the phases of each test took, as pytest itself times them, and
+each test from start to end."""
 
 from __future__ import annotations
 

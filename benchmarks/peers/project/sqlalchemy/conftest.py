@@ -1,5 +1,6 @@
-"""SQLAlchemy, as its documentation says under "Joining a Session into an External Transaction (such as for test suites)": the
-Session of each test is bound to a connection with a transaction begun outside of it, which is rolled back."""
+"""SQLAlchemy, as its documentation says under "Joining a Session into an External Transaction (such
+as for test suites)": the Session of each test is bound to a connection with a transaction begun
+outside of it, which is rolled back."""
 
 from __future__ import annotations
 

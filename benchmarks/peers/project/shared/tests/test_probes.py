@@ -1,7 +1,9 @@
-"""What is undone, established by doing it: for each probe one test that does the thing, and the next that looks.
+"""What is undone, established by doing it: for each probe one test that does the thing, and the
+next that looks.
 
-Each probe has tables of its own, so that what one of them leaves does not spoil another. Written down are: was all as in a fresh
-database before, did the deed have an effect that could be seen within its test, and was all as in a fresh database in the next.
+Each probe has tables of its own, so that what one of them leaves does not spoil another. Written
+down are: was all as in a fresh database before, did the deed have an effect that could be seen
+within its test, and was all as in a fresh database in the next.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ LOCK = 4711
 
 @dataclass(frozen=True)
 class Probe:
-    """`deeds`, statements that the test runs and commits; `elsewhere`, over a second connection; `look`, a query whose value, in a
-    fresh database, is `fresh`."""
+    """`deeds`, statements that the test runs and commits; `elsewhere`, over a second connection;
+    `look`, a query whose value, in a fresh database, is `fresh`."""
 
     deeds: tuple[str, ...]
     look: str
@@ -52,39 +54,63 @@ def _seeds(table: str) -> str:
 
 
 PROBES = {
-    "committed rows": Probe(("INSERT INTO category (name) VALUES ('left')",), "SELECT count(*) FROM category", 0),
-    "rows of a second connection": Probe(("INSERT INTO role (name) VALUES ('left')",), "SELECT count(*) FROM role", 0, True),
+    "committed rows": Probe(
+        ("INSERT INTO category (name) VALUES ('left')",), "SELECT count(*) FROM category", 0
+    ),
+    "rows of a second connection": Probe(
+        ("INSERT INTO role (name) VALUES ('left')",), "SELECT count(*) FROM role", 0, True
+    ),
     "sequences": Probe(
         ("INSERT INTO \"user\" (username, email) VALUES ('left', 'left')",),
         "SELECT last_value || ' ' || is_called FROM user_id_seq",
         "1 false",
     ),
     "rows added to seeds": Probe(
-        ("INSERT INTO country VALUES ('es', 'Spain')",), _seeds("country"), "de Germany, fr France, it Italy"
+        ("INSERT INTO country VALUES ('es', 'Spain')",),
+        _seeds("country"),
+        "de Germany, fr France, it Italy",
     ),
     "changed seeds": Probe(
-        ("UPDATE currency SET name = 'changed' WHERE code = 'GBP'",), _seeds("currency"), "EUR Euro, GBP Pound, SEK Krona"
+        ("UPDATE currency SET name = 'changed' WHERE code = 'GBP'",),
+        _seeds("currency"),
+        "EUR Euro, GBP Pound, SEK Krona",
     ),
-    "deleted seeds": Probe(("DELETE FROM unit WHERE code = 'm'",), _seeds("unit"), "g Gram, m Metre, s Second"),
+    "deleted seeds": Probe(
+        ("DELETE FROM unit WHERE code = 'm'",), _seeds("unit"), "g Gram, m Metre, s Second"
+    ),
     "DDL": Probe(
         ("ALTER TABLE payment ADD COLUMN added int",),
-        "SELECT count(*) FROM pg_attribute WHERE attrelid = 'payment'::regclass AND attname = 'added'",
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = 'payment'::regclass AND attname"
+        " = 'added'",
         0,
     ),
     "DDL of a second connection": Probe(
-        ("CREATE TABLE added (id int)",), "SELECT count(*) FROM pg_class WHERE relname = 'added'", 0, True
+        ("CREATE TABLE added (id int)",),
+        "SELECT count(*) FROM pg_class WHERE relname = 'added'",
+        0,
+        True,
     ),
-    "large objects": Probe(("SELECT lo_from_bytea(0, 'left')",), "SELECT count(*) FROM pg_largeobject_metadata", 0),
-    "SET": Probe(("SET work_mem = '12345kB'",), "SELECT current_setting('work_mem') <> '12345kB'", True),
+    "large objects": Probe(
+        ("SELECT lo_from_bytea(0, 'left')",), "SELECT count(*) FROM pg_largeobject_metadata", 0
+    ),
+    "SET": Probe(
+        ("SET work_mem = '12345kB'",), "SELECT current_setting('work_mem') <> '12345kB'", True
+    ),
     "advisory locks": Probe(
         (f"SELECT pg_advisory_lock({LOCK})",),
-        f"SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()"  # noqa: S608
-        f" WHERE locktype = 'advisory' AND objid = {LOCK}",
+        "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND"
+        f" d.datname = current_database() WHERE locktype = 'advisory' AND objid = {LOCK}",
         0,
     ),
-    "temporary tables": Probe(("CREATE TEMPORARY TABLE scratch (id int)",), "SELECT to_regclass('pg_temp.scratch') IS NULL", True),
+    "temporary tables": Probe(
+        ("CREATE TEMPORARY TABLE scratch (id int)",),
+        "SELECT to_regclass('pg_temp.scratch') IS NULL",
+        True,
+    ),
     "prepared statements": Probe(
-        ("PREPARE left_behind AS SELECT 1",), "SELECT count(*) FROM pg_prepared_statements WHERE name = 'left_behind'", 0
+        ("PREPARE left_behind AS SELECT 1",),
+        "SELECT count(*) FROM pg_prepared_statements WHERE name = 'left_behind'",
+        0,
     ),
     "LISTEN": Probe(("LISTEN shop",), "SELECT count(*) FROM pg_listening_channels()", 0),
 }
@@ -104,7 +130,9 @@ def _noting(name: str) -> Any:
         Path(os.environ["PEERS_PROBED"]).write_text(json.dumps(_found))
 
 
-@pytest.mark.parametrize(("name", "step"), [(name, step) for name in PROBES for step in ("does", "looks")])
+@pytest.mark.parametrize(
+    ("name", "step"), [(name, step) for name in PROBES for step in ("does", "looks")]
+)
 def test_probe(handle: Any, name: str, step: str) -> None:
     probe = PROBES[name]
     with _noting(name) as noted:
@@ -120,11 +148,14 @@ def _commit_is_seen(handle: Any) -> bool:
     with handle.transaction():
         handle.execute("INSERT INTO role (name) VALUES ('seen')")
     with handle.second() as connection:
-        return connection.execute("SELECT count(*) FROM role WHERE name = 'seen'").fetchall() == [(1,)]
+        return connection.execute("SELECT count(*) FROM role WHERE name = 'seen'").fetchall() == [
+            (1,)
+        ]
 
 
 def _notification_arrives(handle: Any) -> bool:
-    """Notifications arrive in the order of commits: the second one says that the first will not come any more."""
+    """Notifications arrive in the order of commits: the second one says that the first will not
+    come any more."""
     found: list[str] = []
     with handle.second() as connection:
         connection.add_notify_handler(lambda notify: found.append(notify.payload))
