@@ -500,7 +500,7 @@ def test_settings_of_a_repository_that_lead_outside_are_named_before_they_are_us
     project.configure(data_dir="..", cache_dir="inside")
     file = project.folder / "pyproject.toml"
     line = f"dbclone: data_dir = '..' leads outside the project: {project.folder.parent}, says {file} [tool.dbclone]"
-    for name in ("DBCLONE_CACHE_DIR",):
+    for name in ("DBCLONE_CACHE_DIR", "DBCLONE_BINARIES"):
         project.environ.pop(name, None)
     done = project.pytest("-q")
     assert line in done.stderr.splitlines(), done.stderr

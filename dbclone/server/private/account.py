@@ -97,7 +97,7 @@ def cache_folder(settings: Settings) -> Path:
 
 def _cache(settings: Settings) -> Path:
     path = settings.cache
-    if not settings.cache_dir or not os.path.lexists(path):
+    if not settings.cache_dir or not os.path.lexists(path) or sys.platform == "win32":
         return path
     try:
         check_private(path)
