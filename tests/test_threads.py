@@ -208,10 +208,11 @@ def test_reading_in_the_middle_of_anothers_transaction_refuses_nothing(
     def program(db: Isolation) -> Any:
         first = db.connect()
         first.execute("SELECT 1")
-        seen = [
-            run(lambda query=query: db.execute(query).fetchall())
-            for query in ("SELECT a FROM t", "SHOW port", "TABLE t")
-        ]
+
+        def rows(query: str) -> Any:
+            return run(lambda: db.execute(query).fetchall())
+
+        seen = [rows(query) for query in ("SELECT a FROM t", "SHOW port", "TABLE t")]
         run(lambda: db.execute(psycopg.sql.SQL("SELECT {}").format(1)))
         first.execute(INSERT, [1])
         first.rollback()

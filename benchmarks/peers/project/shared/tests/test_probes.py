@@ -50,7 +50,7 @@ class Probe:
 
 
 def _seeds(table: str) -> str:
-    return f"SELECT string_agg(code || ' ' || name, ', ' ORDER BY code) FROM {table}"  # noqa: S608  # constants of this file
+    return f"SELECT string_agg(code || ' ' || name, ', ' ORDER BY code) FROM {table}"  # constants of this file
 
 
 PROBES = {
