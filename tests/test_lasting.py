@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -95,14 +96,18 @@ def clone(
             yield made
 
 
-def sessions(server: Server) -> set[int]:
-    return {
-        pid
-        for (pid,) in server.fetch(
-            "SELECT pid FROM pg_stat_activity WHERE usename ~ '^plain_' AND application_name"
-            " ~ '^dbclone'"
-        )
-    }
+def sessions(server: Server, clone: Clone, *more: psycopg.Connection[Any]) -> set[int]:
+    """Return the process ids of the sessions that are there for a clone, and of its warm pool's."""
+    state = clone.state
+    sandbox = state._session.real if state._session is not None else None
+    connections = [clone.server.connection, state._control, sandbox, *more]
+    pools = server.fetch(
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE usename = %s AND application_name ~ '^dbclone pool'",
+        [clone.server.facts.role],
+    )
+    pids = {c.info.backend_pid for c in connections if c is not None and not c.closed}
+    return pids | {pid for (pid,) in pools}
 
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate", "clone"])
@@ -116,11 +121,11 @@ def test_what_a_role_says_of_idle_sessions_ends_none_of_ours(
             assert isolation.execute("SELECT count(*) FROM item").fetchone() == (1,)
             isolation.execute("INSERT INTO item VALUES (2)")
             if number:
-                ours = sessions(server)
+                ours = sessions(server, clone, isolation.connection)
                 assert len(ours) >= 2
                 assert told_to_end(server, ours) == ours
                 assert isolation.execute("SELECT count(*) FROM item").fetchone() == (2,)
-    ours = sessions(server)
+    ours = sessions(server, clone)
     assert told_to_end(server, ours) == ours
     assert clone.server.leases.holds(clone.name)
     assert clone.name not in {d.name for d, _ in prune(server)}

@@ -87,7 +87,7 @@ def test_a_drop_that_the_server_is_slow_with_is_left_to_prune(
                 assert "canceling statement due to statement timeout" in caplog.text
                 assert any("could not be dropped" in note for note in clone.report.notes)
             assert ddl.find(server, clone.name) is not None
-            assert server.fetch("SHOW statement_timeout") == [("0",)]
+            assert server.fetch("SHOW statement_timeout") == [("10min",)]
             assert clone.name in {
                 database.name for database, _ in prune(server, clone.template.name)
             }
