@@ -145,7 +145,8 @@ def test_url_does_not_build_with_a_command_that_a_repository_names(
     project: Project, server: Server, tmp_path: Path
 ) -> None:
     program(project.folder / "bin" / "build", f"echo build >> {tmp_path}/ran")
-    project.configure(schema="bin/build", bind=None, inputs=[])
+    (project.folder / "schema.sql").write_text("CREATE TABLE item (id int)")
+    project.configure(schema=["bin/build", "schema.sql"], bind=None, inputs=[])
     done = project.run("dbclone", "url")
     assert not (tmp_path / "ran").exists()
     assert "runs no program that a repository names" in done.stderr

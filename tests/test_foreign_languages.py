@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,21 +24,28 @@ LANGUAGE = "de_DE.UTF-8"
 
 
 @pytest.fixture
-def german(own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def locales() -> Iterator[Path]:
+    """A folder that the server's account may read, too."""
+    with tempfile.TemporaryDirectory(prefix="dbclone-locales-", dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def german(own: Settings, locales: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A private server whose messages are German, also those to who may not enter."""
     compiler = shutil.which("localedef")
     if compiler is None:
         pytest.skip("there is no localedef to make a German locale")
     made = subprocess.run(
-        [compiler, "-i", "de_DE", "-f", "UTF-8", tmp_path / LANGUAGE],
+        [compiler, "-i", "de_DE", "-f", "UTF-8", locales / LANGUAGE],
         capture_output=True,
         text=True,
     )
-    if not (tmp_path / LANGUAGE).exists():
+    if not (locales / LANGUAGE).exists():
         pytest.skip(f"localedef makes no German locale: {made.stderr}")
-    for folder in (tmp_path, *tmp_path.parents[:2], tmp_path / LANGUAGE):
+    for folder in (locales, locales / LANGUAGE):
         folder.chmod(0o755)  # the server may run as another account
-    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    monkeypatch.setenv("LOCPATH", str(locales))
     with Server.open(own) as server:
         try:
             server.connection.execute(f"ALTER SYSTEM SET lc_messages = '{LANGUAGE}'".encode())

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from dbclone.databases import ddl
-from dbclone.databases.naming import NO_LIMIT
+from dbclone.databases.naming import limit_for
 from dbclone.errors import SettingsError
 from dbclone.runner import worker
 from dbclone.server.connection import connect
@@ -192,7 +192,7 @@ def test_settings_and_grants_for_roles_of_any_name_are_copied(
         for database in pair:
             execute(
                 sql.SQL("CREATE DATABASE {} CONNECTION LIMIT {}").format(
-                    sql.Identifier(database), NO_LIMIT + 1
+                    sql.Identifier(database), limit_for(database, server.facts.system)
                 )
             )
         first = sql.Identifier(pair[0])

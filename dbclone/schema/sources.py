@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ..errors import BuildFailed, Error, encodable, safe_str
 from ..server import session_options
@@ -242,6 +242,7 @@ class Command:
     """A program that builds the schema, run without a shell in the project's root, with the URL in
     its environment."""
 
+    runs_code: ClassVar[bool] = True  # of the project, which may connect to another database
     settings: Settings = field(repr=False)
     line: str
 
@@ -320,6 +321,7 @@ class Function:
     """A callable of the project that builds or seeds: called with the URL, or with nothing if it
     takes nothing."""
 
+    runs_code: ClassVar[bool] = True  # of the project, which may connect to another database
     settings: Settings = field(repr=False)
     key: str
     spec: str

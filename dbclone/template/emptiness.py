@@ -15,7 +15,7 @@ from psycopg import sql
 
 from ..errors import BuildFailed, SettingsError
 from ..schema.environment import ENV_FILES
-from ..schema.sources import Command, Function, Schema, SqlFiles, Steps
+from ..schema.sources import Command, Function, Schema, Steps
 from ..server.dsn import mask_any, parse
 
 #: Catalogues of which a new database has no row of a user's (oid from 16384 on: FirstNormalObjectId, access/transam.h).
@@ -71,21 +71,17 @@ _NAME = re.compile(
 
 
 def check(connection: psycopg.Connection[Any], schema: Schema) -> None:
-    """Raise BuildFailed if a schema ran and the database has no object.
+    """Raise BuildFailed if code of the project ran for a schema and the database has no object.
 
-    SQL files are exempt: they run in this very database, so one without a statement is meant to
-    make nothing.
+    What cannot lead elsewhere is exempt: SQL files run in this very database, so one without a
+    statement is meant to make nothing.
     """
     parts = list(schema.parts) if isinstance(schema, Steps) else [schema]
-    if all(isinstance(part, SqlFiles) for part in parts) or connection.execute(
-        _QUESTION
-    ).fetchone() != (False,):
+    outside = [part for part in parts if getattr(part, "runs_code", False)]
+    outside = [part for part in outside if getattr(part, "key", "") != "seed"]
+    if not outside or connection.execute(_QUESTION).fetchone() != (False,):
         return
-    suspects = [
-        part
-        for part in parts
-        if isinstance(part, (Command, Function)) and getattr(part, "key", "") != "seed"
-    ]
+    suspects = [part for part in outside if isinstance(part, (Command, Function))]
     names = " and ".join(_shown(part) for part in suspects) or "the schema"
     elsewhere = next(
         (found for part in suspects if isinstance(part, Command) for found in _elsewhere(part)),

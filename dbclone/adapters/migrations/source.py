@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ... import errors
 from ...errors import BuildFailed, encodable
@@ -103,6 +103,7 @@ def option(words: tuple[str, ...], *names: str) -> list[str]:
 class Migrations:
     """Migrations run by a tool that is known by name: a schema."""
 
+    runs_code: ClassVar[bool] = True  # of the project, which may connect to another database
     settings: Settings = field(repr=False)
     spec: str
     tool: Tool

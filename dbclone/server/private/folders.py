@@ -273,7 +273,9 @@ def private_folder(
     else may have put it there. Raises ServerError.
     """
     try:
-        if sys.platform == "win32":  # where no folder can be opened, and nothing but lock files is kept
+        if (
+            sys.platform == "win32"
+        ):  # where no folder can be opened, and nothing but lock files is kept
             path.mkdir(parents=True, exist_ok=True)
         elif not os.path.lexists(path):
             _make(path, account, kind, facts)
