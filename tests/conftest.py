@@ -92,35 +92,7 @@ _BINARIES = os.environ.get("TEST_BINARIES", "")
 
 # Run once, on the embedded server: they are about no server, so that another version of it would
 # find nothing more.
-collect_ignore = (
-    [
-        *(
-            "test_benchmarks.py",
-            "test_benchmarks_report.py",
-            "test_benchmarks_suites.py",
-            "test_binaries.py",
-            "test_dsn.py",
-        ),
-        *(
-            "test_errors.py",
-            "test_floors.py",
-            "test_frozen_clocks.py",
-            "test_peers.py",
-            "test_plan.py",
-            "test_promises.py",
-        ),
-        *(
-            "test_reach.py",
-            "test_readme.py",
-            "test_report.py",
-            "test_settings.py",
-            "test_statements.py",
-        ),
-        "acceptance/test_unasked.py",
-    ]
-    if _BINARIES
-    else []
-)
+collect_ignore = ["unit", "meta", "integration/benchmarks"] if _BINARIES else []
 
 
 @pytest.fixture(scope="session")
