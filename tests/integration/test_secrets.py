@@ -26,7 +26,7 @@ from dbclone.server.dsn import Dsn, bound_environment
 from dbclone.server.server import Server
 from dbclone.settings import load
 
-from ..unit.server.test_dsn import SPELLINGS
+from ..spellings import SPELLINGS
 
 SECRETS = [
     "s3cr3t-0af3",

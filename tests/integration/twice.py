@@ -4,10 +4,8 @@ difference."""
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,16 @@ import pytest
 from dbclone.adapters.handles import bound
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
-from dbclone.schema.sources import SqlFiles
 from dbclone.server.server import Server
 from dbclone.settings import Settings
-from dbclone.template.template import Template
+
+from ..shop import cloned
 
 TIMEOUT = 0.5  # seconds, the lock_timeout of these clones
 SCHEMA = "CREATE TABLE t (a int UNIQUE, b text);"
 
+#: Runs a program in a sandbox and for real, and returns what it returned both times.
+Both = Callable[[Callable[[Isolation], Any]], Any]
 INSERT = "INSERT INTO t VALUES (%s)"
 
 
@@ -34,25 +34,12 @@ def table(
 ) -> Iterator[Clone]:
     """A clone with one table, t (a int UNIQUE, b text), to which `handle` is bound; nothing must be
     left in it in the end."""
-    (folder / "schema.sql").write_text(SCHEMA)
-    name = f"twice{uuid.uuid4().hex[:6]}"
-    own = replace(
-        settings,
-        root=folder,
-        name=name,
-        schema=("schema.sql",),
-        **{"lock_timeout": TIMEOUT, **changes},
-    )
-    server.settings, before = own, server.settings
-    try:
-        with Template.ensure(server, SqlFiles(own, ("schema.sql",)), None).clone("main") as made:
-            with bound(handle, made.url):
-                made.handle = handle
-                yield made
-                made.handle = None
-            assert rows(made) == []
-    finally:
-        server.settings = before
+    with cloned(server, settings, folder, SCHEMA, **{"lock_timeout": TIMEOUT, **changes}) as made:
+        with bound(handle, made.url):
+            made.handle = handle
+            yield made
+            made.handle = None
+        assert rows(made) == []
 
 
 def rows(clone: Clone) -> list[Any]:

@@ -8,9 +8,6 @@ under truncate, from a second one, against a schema that has what makes resets h
 from __future__ import annotations
 
 import contextlib
-import uuid
-from collections.abc import Iterator
-from dataclasses import replace
 
 import psycopg
 import pytest
@@ -18,11 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from dbclone.adapters import handles
 from dbclone.clone.clone import Clone
-from dbclone.server.server import Server
-from dbclone.settings import Settings
-from dbclone.template.template import Template
 
 from ..oracle import fingerprint
 
@@ -49,6 +42,8 @@ CREATE TABLE hidden (v int); ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; ALTER
 CREATE POLICY narrow ON hidden USING (v > 5) WITH CHECK (true);
 CREATE SEQUENCE free START 7;
 """
+
+pytestmark = pytest.mark.clone_of(schema=SCHEMA)
 WRITES = [
     "INSERT INTO parent (name) VALUES ('n' || (random() * 1000)::int)",
     "INSERT INTO child (parent) SELECT id FROM parent LIMIT 3",
@@ -81,22 +76,6 @@ WRITES = [
     "RELEASE s",
 ]
 PROGRAMS = st.lists(st.tuples(st.integers(0, 1), st.sampled_from(WRITES)), max_size=14)
-
-
-@pytest.fixture(scope="module")
-def clone(
-    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clone]:
-    folder = tmp_path_factory.mktemp("equal")
-    (folder / "schema.sql").write_text(SCHEMA)
-    own = replace(
-        settings, name=f"equal{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",)
-    )
-    server.settings, before = own, server.settings
-    schema, handle = handles.load(own)
-    with Template.ensure(server, schema, handle).clone("main") as made:
-        yield made
-    server.settings = before
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,12 @@
-"""Errors: all of them can be caught by name, sent between processes, and say in three parts what
-happened, why, and what to do."""
+"""Errors: all of them can be caught by name, sent between processes, and are printed in three parts.
+That they have all three wherever they are made is a rule of meta/test_error_messages.py."""
 
 from __future__ import annotations
 
-import ast
 import copy
 import inspect
 import pickle
 import traceback
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,7 +16,6 @@ import dbclone
 from dbclone import errors
 from dbclone.errors import BuildFailed, Error, redacted, safe_str, shown_cause
 
-HOUSE = Path(dbclone.__file__).parent
 CLASSES = {
     name: kind
     for name, kind in vars(errors).items()
@@ -91,64 +87,6 @@ def test_an_error_prints_as_the_server_prints_its_own(
         f"dbclone.BuildFailed: {expected[0]}",
         *expected[1:],
     ]
-
-
-def made(tree: ast.AST) -> Iterator[tuple[ast.Call, list[ast.expr]]]:
-    """Yield where an error of ours is made, by its class or by a setting, with the parts it is
-    given."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        name = ast.unparse(node.func)
-        if name.rpartition(".")[2] in CLASSES:
-            yield node, node.args
-        elif name.endswith("settings.error") or name == "self.error":
-            yield node, [*node.args[1:2], ast.Constant("where from"), *node.args[2:3]]
-
-
-ROOMS = [
-    path for path in sorted(HOUSE.rglob("*.py")) if "demo" not in path.relative_to(HOUSE).parts
-]
-
-
-@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(HOUSE)))
-def test_every_error_is_made_with_a_message_a_detail_and_a_hint(path: Path) -> None:
-    """Of a part that is put together, what is written in the room is looked at."""
-    tree = ast.parse(path.read_text())
-    for node, parts in made(tree):
-        where = f"line {node.lineno}: {ast.unparse(node)}"
-        assert len(parts) == 3, where
-        assert not node.keywords or all(keyword.arg == "detail" for keyword in node.keywords), where
-        assert not any(isinstance(part, ast.Starred) for part in parts), where
-        for part in (parts[0], parts[2]):
-            assert not isinstance(part, ast.Constant) or (
-                isinstance(part.value, str) and part.value.strip()
-            ), where
-        end = parts[0].values[-1] if isinstance(parts[0], ast.JoinedStr) else parts[0]
-        assert not (isinstance(end, ast.Constant) and str(end.value).endswith((".", "\n"))), where
-    bare = [
-        node.exc
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Raise) and isinstance(node.exc, (ast.Name, ast.Attribute))
-    ]
-    assert not {ast.unparse(name).rpartition(".")[2] for name in bare} & set(CLASSES), (
-        "a class is raised without its parts"
-    )
-
-
-def test_the_search_for_errors_finds_them() -> None:
-    """Or else the test above would pass on anything."""
-    found = [
-        ast.unparse(node.func) for path in ROOMS for node, _ in made(ast.parse(path.read_text()))
-    ]
-    assert len(found) > 60
-    assert {
-        "BuildFailed",
-        "SandboxLimit",
-        "self.settings.error",
-        "settings.error",
-        "self.error",
-    } <= set(found)
 
 
 def hide(text: str) -> str:

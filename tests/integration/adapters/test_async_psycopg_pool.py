@@ -16,10 +16,11 @@ from dbclone.adapters.handles import bound
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
 
-from ..twice import rows
-from .test_psycopg_pool import ELSEWHERE, INSERT, clone, handle
+from ..twice import rows, table
+from .test_psycopg_pool import ELSEWHERE, INSERT, handle
 
-__all__ = ["clone"]  # fixtures
+pytestmark = pytest.mark.clone_of(make=table)
+
 
 Async = psycopg_pool.AsyncConnectionPool[Any]
 

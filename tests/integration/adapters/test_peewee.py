@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import peewee
@@ -16,13 +14,9 @@ from playhouse.flask_utils import FlaskDB
 from playhouse.pool import PooledPostgresqlDatabase
 from playhouse.postgres_ext import PostgresqlExtDatabase, ServerSide
 
-from dbclone.adapters import handles
 from dbclone.adapters.handles import bound
 from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
-from dbclone.server.server import Server
-from dbclone.settings import Settings
-from dbclone.template.template import Template
 
 
 class Person(peewee.Model):  # type: ignore[misc]
@@ -35,6 +29,8 @@ class Pet(peewee.Model):  # type: ignore[misc]
 
 
 MODELS = (Pet, Person)
+
+pytestmark = pytest.mark.clone_of(schema=MODELS)
 
 
 def plain() -> Any:
@@ -88,16 +84,6 @@ MAKERS = [
     psycopg2_pooled,
     psycopg2_extended,
 ]
-
-
-@pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings) -> Iterator[Clone]:
-    own = replace(settings, name=f"peewee{uuid.uuid4().hex[:6]}")
-    server.settings, before = own, server.settings
-    parts, handle = handles.load(own, MODELS)
-    with Template.ensure(server, parts, handle).clone("main") as made:
-        yield made
-    server.settings = before
 
 
 @pytest.fixture(params=["rollback", "truncate"])

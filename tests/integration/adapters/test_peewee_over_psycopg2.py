@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import peewee
@@ -15,13 +13,9 @@ import pytest
 from playhouse.pool import PooledPostgresqlDatabase
 from playhouse.postgres_ext import ArrayField, BinaryJSONField, PostgresqlExtDatabase, ServerSide
 
-from dbclone.adapters import handles
 from dbclone.adapters.handles import bound
 from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
-from dbclone.server.server import Server
-from dbclone.settings import Settings
-from dbclone.template.template import Template
 
 from ...conftest import Project
 
@@ -39,17 +33,9 @@ class Part(peewee.Model):  # type: ignore[misc]
 
 
 MODELS = (Part, Item)
+
+pytestmark = pytest.mark.clone_of(schema=MODELS)
 Tell = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings) -> Iterator[Clone]:
-    own = replace(settings, name=f"psycopg2{uuid.uuid4().hex[:6]}")
-    server.settings, before = own, server.settings
-    parts, handle = handles.load(own, MODELS)
-    with Template.ensure(server, parts, handle).clone("main") as made:
-        yield made
-    server.settings = before
 
 
 def names() -> list[str]:

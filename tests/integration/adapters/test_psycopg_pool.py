@@ -19,23 +19,16 @@ from dbclone.adapters import handles
 from dbclone.adapters.handles import bound
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
-from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from ...conftest import Project
 from ..twice import refused, table, twice
 
+pytestmark = pytest.mark.clone_of(make=table)
+
 ELSEWHERE = "host=/nowhere port=1 dbname=production user=nobody application_name=shop"
 INSERT = "INSERT INTO t VALUES (%s)"
 Pool = psycopg_pool.ConnectionPool[Any]
-
-
-@pytest.fixture(scope="module")
-def clone(
-    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clone]:
-    with table(server, settings, tmp_path_factory.mktemp("pools")) as made:
-        yield made
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ import pytest
 from dbclone.clone.clone import Clone
 from dbclone.sandbox.psycopg3.connection import Sandboxed
 
-from .test_psycopg_pool import ELSEWHERE, INSERT, clone, handle
+from ..twice import table
+from .test_psycopg_pool import ELSEWHERE, INSERT, handle
 
-__all__ = ["clone"]  # fixtures
+pytestmark = pytest.mark.clone_of(make=table)
 
 
 class Slow(psycopg.Connection[Any]):

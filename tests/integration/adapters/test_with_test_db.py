@@ -14,9 +14,11 @@ from dbclone.clone.clone import Clone
 from dbclone.errors import SettingsError
 
 from ...conftest import Project
-from .test_peewee import MODELS, Person, clone, names, plain, reset
+from .test_peewee import MODELS, Person, names, plain, reset
 
-__all__ = ["clone", "reset"]  # fixtures
+pytestmark = pytest.mark.clone_of(schema=MODELS)
+
+__all__ = ["reset"]  # fixtures
 
 
 def decorated(style: str) -> Callable[..., Any]:

@@ -34,7 +34,7 @@ def place(tmp_path: Path, options: dict[str, str]) -> Place:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Path:
+def suite(tmp_path: Path) -> Path:
     """A project of four tests."""
     generate(tmp_path / "shop", SIZE)
     return tmp_path / "shop"
@@ -49,23 +49,23 @@ def _databases(server: Server) -> set[str]:
 
 @pytest.mark.parametrize("contender", ["recipe", "truncate_all", "truncate", "auto", "none"])
 def test_a_very_small_suite_from_end_to_end(
-    contender: str, shop: Path, place: Place, server: Server
+    contender: str, suite: Path, place: Place, server: Server
 ) -> None:
     before = _databases(server)
-    found = Cell("embedded", SIZE, 0, contender).run(shop, server, place)
+    found = Cell("embedded", SIZE, 0, contender).run(suite, server, place)
     assert found["wall_s"] > found["tests_s"] > 0
     assert (
         _databases(server) <= before
     )  # fewer where it has pruned what a killed run of another test had left
 
 
-def test_it_runs_with_workers(shop: Path, place: Place, server: Server) -> None:
-    assert Cell("embedded", SIZE, 2, "auto").run(shop, server, place)["median_ms"] > 0
+def test_it_runs_with_workers(suite: Path, place: Place, server: Server) -> None:
+    assert Cell("embedded", SIZE, 2, "auto").run(suite, server, place)["median_ms"] > 0
 
 
-def test_a_contender_that_leaks_has_no_time(shop: Path, place: Place, server: Server) -> None:
+def test_a_contender_that_leaks_has_no_time(suite: Path, place: Place, server: Server) -> None:
     with pytest.raises(Broken, match=r"4 tests|failed") as caught:
-        Cell("embedded", SIZE, 0, "leaky").run(shop, server, place)
+        Cell("embedded", SIZE, 0, "leaky").run(suite, server, place)
     assert "3 failed, 1 passed" in str(caught.value)  # the first one finds empty tables
 
 
@@ -74,24 +74,24 @@ def test_a_contender_that_leaks_has_no_time(shop: Path, place: Place, server: Se
     [("drop_tables(models)", "is_closed()"), ('"TRUNCATE {}"', '"SELECT 1 FROM {} LIMIT 0"')],
 )
 def test_a_contender_that_forgets_to_undo_has_no_time(
-    change: tuple[str, str], shop: Path, place: Place, server: Server
+    change: tuple[str, str], suite: Path, place: Place, server: Server
 ) -> None:
     """Not only one that is called leaky: the recipe and TRUNCATE all, broken."""
-    harness = shop / "harness.py"
+    harness = suite / "harness.py"
     assert change[0] in harness.read_text()
     harness.write_text(harness.read_text().replace(*change))
     with pytest.raises(Broken):
         Cell("embedded", SIZE, 0, "recipe" if "drop" in change[0] else "truncate_all").run(
-            shop, server, place
+            suite, server, place
         )
 
 
 def test_a_contender_that_fails_loses_its_times_and_spoils_nobody_elses(
-    shop: Path, place: Place, server: Server
+    suite: Path, place: Place, server: Server
 ) -> None:
     """In its second round: the time of its first one goes as well."""
     good, bad = Cell("embedded", SIZE, 0, "none"), Cell("embedded", SIZE, 0, "leaky")
-    suites = Suites(place, {"embedded": server}, {bad: [], good: []}, {SIZE: shop})
+    suites = Suites(place, {"embedded": server}, {bad: [], good: []}, {SIZE: suite})
     suites.runs[bad].append({"round": -1, "wall_s": 1.0})
     suites.rounds()
     assert suites.runs[bad] == []
@@ -100,14 +100,14 @@ def test_a_contender_that_fails_loses_its_times_and_spoils_nobody_elses(
 
 
 def test_without_time_only_what_the_goals_need_is_measured(
-    shop: Path, place: Place, server: Server
+    suite: Path, place: Place, server: Server
 ) -> None:
     place.seconds = -1
     suites = Suites(
         place,
         {"embedded": server},
         {Cell("embedded", SIZE, 0, c): [] for c in ("drop", "auto")},
-        {SIZE: shop},
+        {SIZE: suite},
     )
     suites.rounds()
     assert [(cell.contender, len(runs)) for cell, runs in suites.runs.items()] == [
@@ -119,12 +119,12 @@ def test_without_time_only_what_the_goals_need_is_measured(
     ]
 
 
-def test_tests_that_do_not_run_have_no_time(shop: Path, place: Place, server: Server) -> None:
+def test_tests_that_do_not_run_have_no_time(suite: Path, place: Place, server: Server) -> None:
     with pytest.raises(Broken, match="4 tests"):
-        Cell("embedded", SIZE + 1, 0, "none").run(shop, server, place)
+        Cell("embedded", SIZE + 1, 0, "none").run(suite, server, place)
 
 
-def test_the_floor_does_the_same_work(shop: Path, place: Place, server: Server) -> None:
+def test_the_floor_does_the_same_work(suite: Path, place: Place, server: Server) -> None:
     """Statement for statement, by table and verb."""
     counted = """
 from shop.models import db
@@ -139,12 +139,12 @@ def _counted(request, monkeypatch):
     with open(f"said-{request.node.name}", "w") as file:
         file.write("\\n".join(said))
 """
-    with (shop / "conftest.py").open("a") as file:
+    with (suite / "conftest.py").open("a") as file:
         file.write(counted)
     told = {}
     for contender in ("none", "auto"):
-        Cell("embedded", SIZE, 0, contender).run(shop, server, place)
-        texts = {path.name: path.read_text() for path in sorted(shop.glob("said-*"))}
+        Cell("embedded", SIZE, 0, contender).run(suite, server, place)
+        texts = {path.name: path.read_text() for path in sorted(suite.glob("said-*"))}
         told[contender] = {
             name: re.sub(r'"s?[0-9a-f]{32}"', "savepoint", text).splitlines()
             for name, text in texts.items()
@@ -154,8 +154,8 @@ def _counted(request, monkeypatch):
     assert min(len(lines) for lines in told["none"].values()) > 5
 
 
-def test_half_of_the_tests_touch_two_tables_and_half_all_eight(shop: Path) -> None:
-    text = "".join(path.read_text() for path in (shop / "tests").iterdir())
+def test_half_of_the_tests_touch_two_tables_and_half_all_eight(suite: Path) -> None:
+    text = "".join(path.read_text() for path in (suite / "tests").iterdir())
     assert (
         text.count("@with_test_db((Category, Product))")
         == text.count("@with_test_db(MODELS)")

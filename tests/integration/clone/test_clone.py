@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -18,13 +16,11 @@ from dbclone.databases.prune import prune
 from dbclone.errors import TemplateError
 from dbclone.server.locks import Leases
 from dbclone.server.server import Server
-from dbclone.settings import load
 from dbclone.template.template import Template
 
-from ...conftest import Project
+from ...conftest import Open, Project
 from ...faults.stops import ended
 
-Open = Callable[..., Server]
 SCHEMA = """
 CREATE TABLE item (id serial PRIMARY KEY, name text);
 INSERT INTO item (name) SELECT 'item ' || n FROM generate_series(1, 100) n;
@@ -32,15 +28,8 @@ INSERT INTO item (name) SELECT 'item ' || n FROM generate_series(1, 100) n;
 
 
 @pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Open]:
-    """A function that opens the server with the settings of a project whose schema is one SQL file,
-    and further settings."""
-    project.configure(schema="schema.sql", bind=None)
-    (project.folder / "schema.sql").write_text(SCHEMA)
-    with ExitStack() as stack:
-        yield lambda **more: stack.enter_context(
-            Server.open(load(project.folder, {**options, **more}, {}))
-        )
+def shop_project(project: Project) -> Project:
+    return project.sql(SCHEMA)
 
 
 def ensure(server: Server) -> Template:

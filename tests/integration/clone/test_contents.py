@@ -17,7 +17,7 @@ from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from ...oracle import differences, fingerprint
-from ..shop import cloned
+from ...shop import cloned
 
 FORGOTTEN = """
 CREATE TABLE item (id serial PRIMARY KEY, name text);

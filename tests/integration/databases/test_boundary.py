@@ -25,8 +25,8 @@ from dbclone.template.template import Template
 
 from ...conftest import Project
 from ...oracle import fingerprint
+from ...shop import cloned
 from ..decoys import logging
-from ..shop import cloned
 
 STATE = "SELECT oid, datname, datdba, datacl::text, datconnlimit, shobj_description(oid, 'pg_database') FROM pg_database"
 ROLES = (

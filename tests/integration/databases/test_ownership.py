@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -21,17 +19,10 @@ from dbclone.databases.ownership import verify_connected, verify_owned
 from dbclone.errors import NotOwned
 from dbclone.server.server import Server
 from dbclone.server.sessions import Identity
-from dbclone.settings import Settings
-
-from ..shop import cloned
 
 SCHEMA = "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);"
 
-
-@pytest.fixture
-def clone(server: Server, settings: Settings, tmp_path: Path) -> Iterator[Clone]:
-    with cloned(server, settings, tmp_path, SCHEMA) as made:
-        yield made
+pytestmark = pytest.mark.clone_of(schema=SCHEMA)
 
 
 def items(url: str) -> list[tuple[object, ...]]:
@@ -40,7 +31,7 @@ def items(url: str) -> list[tuple[object, ...]]:
 
 
 def test_a_connection_that_leads_elsewhere_is_no_licence_whatever_it_was_meant_for(
-    server: Server, clone: Clone
+    server: Server, fresh_clone: Clone
 ) -> None:
     """S2: a pooler that knows databases by other names, and a host name that means another machine
     by now."""
@@ -48,13 +39,13 @@ def test_a_connection_that_leads_elsewhere_is_no_licence_whatever_it_was_meant_f
         server.connect("postgres", "elsewhere") as connection,
         pytest.raises(NotOwned, match="was meant to lead into"),
     ):
-        verify_connected(connection, server, clone.name)
+        verify_connected(connection, server, fresh_clone.name)
     other = Server(server.settings, server.dsn, server.connection)
     other.__dict__["facts"] = server.facts._replace(system="42")
-    with server.connect(clone.name, "here") as connection:
-        verify_connected(connection, server, clone.name)
+    with server.connect(fresh_clone.name, "here") as connection:
+        verify_connected(connection, server, fresh_clone.name)
         with pytest.raises(NotOwned, match="leads to another cluster"):
-            verify_connected(connection, other, clone.name)
+            verify_connected(connection, other, fresh_clone.name)
 
 
 def test_the_database_that_we_are_connected_to_is_left_alone(server: Server) -> None:
@@ -72,34 +63,36 @@ def test_the_database_that_we_are_connected_to_is_left_alone(server: Server) -> 
 
 @pytest.mark.parametrize("reset", ["truncate", "drop", "clone"])
 def test_a_test_that_writes_over_its_clone_s_comment_is_reset_all_the_same(
-    clone: Clone, reset: str
+    fresh_clone: Clone, reset: str
 ) -> None:
     """S2: that this very process made the database is known better than by its mark; to drop it,
     the mark is needed still."""
-    with clone.isolated("clone", "a swap ahead"):
+    with fresh_clone.isolated("clone", "a swap ahead"):
         pass
-    clone.state.disconnect()
-    comment = sql.SQL("COMMENT ON DATABASE {} IS 'mine'").format(sql.Identifier(clone.name))
-    with clone.isolated(reset, "test") as isolation:
+    fresh_clone.state.disconnect()
+    comment = sql.SQL("COMMENT ON DATABASE {} IS 'mine'").format(sql.Identifier(fresh_clone.name))
+    with fresh_clone.isolated(reset, "test") as isolation:
         isolation.execute(comment)
         isolation.execute("INSERT INTO item VALUES (2)")
-        clone.state.disconnect()
-    with clone.isolated("truncate", "next"):
-        assert items(clone.url) == [(1,)]
+        fresh_clone.state.disconnect()
+    with fresh_clone.isolated("truncate", "next"):
+        assert items(fresh_clone.url) == [(1,)]
     if reset == "truncate":
-        clone.server.connection.execute(
+        fresh_clone.server.connection.execute(
             sql.SQL("COMMENT ON DATABASE {} IS {}").format(
-                sql.Identifier(clone.name),
-                sql.Literal(clone.mark.bound(clone.name, clone.state.made).text()),
+                sql.Identifier(fresh_clone.name),
+                sql.Literal(
+                    fresh_clone.mark.bound(fresh_clone.name, fresh_clone.state.made).text()
+                ),
             )
         )
 
 
 def test_a_session_is_ended_only_if_it_is_the_one_that_was_seen(
-    server: Server, clone: Clone
+    server: Server, fresh_clone: Clone
 ) -> None:
     """S17: process ids are given again, so database and start have to be the same too."""
-    with psycopg.connect(clone.url, autocommit=True) as connection:
+    with psycopg.connect(fresh_clone.url, autocommit=True) as connection:
         seen = Identity.of(connection)
         assert seen.pid == connection.info.backend_pid
         assert seen.started is not None
@@ -115,7 +108,9 @@ def test_a_session_is_ended_only_if_it_is_the_one_that_was_seen(
             connection.execute("SELECT 1")
 
 
-def test_ending_the_sessions_of_one_database_ends_no_other(server: Server, clone: Clone) -> None:
+def test_ending_the_sessions_of_one_database_ends_no_other(
+    server: Server, fresh_clone: Clone
+) -> None:
     """S17: not one of our own, nor of our role, nor of anybody in another database."""
     name = f"neighbour_{uuid.uuid4().hex[:8]}"
     server.connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -123,15 +118,15 @@ def test_ending_the_sessions_of_one_database_ends_no_other(server: Server, clone
         with (
             psycopg.connect(server.database(name).url, autocommit=True) as neighbour,
             psycopg.connect(server.database("postgres").url, autocommit=True) as other,
-            psycopg.connect(clone.url) as leaked,
+            psycopg.connect(fresh_clone.url) as leaked,
         ):
             leaked.execute("INSERT INTO item VALUES (3)")
-            clone.server.settings = replace(
-                clone.server.settings, on_leak="terminate", lock_timeout=0.1
+            fresh_clone.server.settings = replace(
+                fresh_clone.server.settings, on_leak="terminate", lock_timeout=0.1
             )
-            with clone.isolated("truncate", "test") as isolation:
+            with fresh_clone.isolated("truncate", "test") as isolation:
                 isolation.execute("INSERT INTO item VALUES (2)")
-            clone.replace("a test")
+            fresh_clone.replace("a test")
             neighbour.execute("SELECT 1")
             other.execute("SELECT 1")
             with pytest.raises(psycopg.OperationalError):

@@ -4,8 +4,6 @@ alone."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -20,26 +18,12 @@ from dbclone.errors import NotOwned
 from dbclone.server.dsn import Dsn
 from dbclone.server.locks import Leases
 from dbclone.server.server import Server
-from dbclone.settings import load
 from dbclone.template.template import Template
 
-from ...conftest import Project
+from ...conftest import Open, Project
 from ...faults.stops import close
 
-Open = Callable[..., Server]
 DAY = 86400.0
-
-
-@pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Open]:
-    """A function that opens the server with the settings of a project whose schema is one SQL file,
-    and further settings."""
-    project.configure(schema="schema.sql", bind=None)
-    (project.folder / "schema.sql").write_text("CREATE TABLE item (id int);")
-    with ExitStack() as stack:
-        yield lambda **more: stack.enter_context(
-            Server.open(load(project.folder, {**options, **more}, {}))
-        )
 
 
 def ensure(server: Server, schema: str = "") -> Template:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import peewee
 import psycopg
 import pytest
 
 from dbclone.clone.clone import Clone
-from dbclone.server.server import Server
-from dbclone.settings import Settings
 
 from ...conftest import Project
 from ...oracle import fingerprint
-from ..shop import cloned, identity
+from ...shop import identity
 
 STATE = """SELECT current_setting('work_mem'), to_regclass('pg_temp.passing') IS NOT NULL,
     (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND classid = 0 AND objid = 42),
@@ -30,20 +27,14 @@ CARRIED = (
 
 
 @pytest.fixture
-def clone(server: Server, settings: Settings, tmp_path: Path) -> Iterator[Clone]:
-    with cloned(server, settings, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def handle(clone: Clone) -> Iterator[peewee.PostgresqlDatabase]:
+def handle(fresh_clone: Clone) -> Iterator[peewee.PostgresqlDatabase]:
     """An application's handle over psycopg 3, of which a connection is kept for the whole run."""
     found = peewee.PostgresqlDatabase(
-        clone.name,
-        **{k: v for k, v in clone.dsn.kwargs.items() if k != "dbname"},
+        fresh_clone.name,
+        **{k: v for k, v in fresh_clone.dsn.kwargs.items() if k != "dbname"},
         prefer_psycopg3=True,
     )
-    clone.handle = found
+    fresh_clone.handle = found
     found.connect()
     yield found
     found.close()
@@ -60,40 +51,42 @@ def carry(handle: peewee.PostgresqlDatabase, *statements: str) -> None:
 
 @pytest.mark.parametrize("reset", ["rollback", "clone"])
 def test_what_belongs_to_a_session_ends_with_the_test(
-    clone: Clone, handle: peewee.PostgresqlDatabase, reset: str
+    fresh_clone: Clone, handle: peewee.PostgresqlDatabase, reset: str
 ) -> None:
     """C14: settings, temporary tables, advisory locks and, where it is allowed at all, LISTEN."""
     for _ in range(3):
-        with clone.isolated(reset, "test"):
+        with fresh_clone.isolated(reset, "test"):
             assert state(handle) == ("4MB", False, 0, 0)
             carry(handle, *(CARRIED[:3] if reset == "rollback" else CARRIED))
             assert state(handle) == ("77MB", True, 1, 0 if reset == "rollback" else 1)
-    with clone.isolated("truncate", "test"):
+    with fresh_clone.isolated("truncate", "test"):
         assert state(handle) == ("4MB", False, 0, 0)
 
 
 def test_under_truncate_a_connection_that_the_application_keeps_keeps_it(
-    clone: Clone, handle: peewee.PostgresqlDatabase
+    fresh_clone: Clone, handle: peewee.PostgresqlDatabase
 ) -> None:
     """C14: as the README says, until the application closes it."""
-    truth = fingerprint(clone.url)
-    with clone.isolated("truncate", "test") as isolation:
+    truth = fingerprint(fresh_clone.url)
+    with fresh_clone.isolated("truncate", "test") as isolation:
         carry(handle, *CARRIED)
         isolation.execute("SET work_mem = '77MB'")
-    with clone.isolated("truncate", "next") as isolation:
+    with fresh_clone.isolated("truncate", "next") as isolation:
         assert state(handle) == ("77MB", True, 1, 1)
         assert isolation.execute("SELECT current_setting('work_mem')").fetchone() == ("4MB",)
         handle.close()
         assert state(handle) == ("4MB", False, 0, 0)
-    assert fingerprint(clone.url) == truth
+    assert fingerprint(fresh_clone.url) == truth
 
 
-def test_a_reset_spoils_no_statement_that_a_kept_connection_has_prepared(clone: Clone) -> None:
+def test_a_reset_spoils_no_statement_that_a_kept_connection_has_prepared(
+    fresh_clone: Clone,
+) -> None:
     """C20: neither what it deletes, nor what it truncates, nor what it looks at."""
-    before = identity(clone)
-    with clone.connect(autocommit=True, prepare_threshold=0) as kept:
+    before = identity(fresh_clone)
+    with fresh_clone.connect(autocommit=True, prepare_threshold=0) as kept:
         for number in range(4):
-            with clone.isolated("truncate", "test"):
+            with fresh_clone.isolated("truncate", "test"):
                 assert len(kept.execute("SELECT * FROM country").fetchall()) == 3
                 assert kept.execute("SELECT * FROM parent").fetchall() == []
                 kept.execute(
@@ -106,16 +99,16 @@ def test_a_reset_spoils_no_statement_that_a_kept_connection_has_prepared(clone: 
             ).fetchone()
             assert names is not None
             assert names[0] >= 4
-    assert identity(clone) == before
+    assert identity(fresh_clone) == before
 
 
 def test_ddl_that_was_rolled_back_spoils_no_statement(
-    clone: Clone, handle: peewee.PostgresqlDatabase
+    fresh_clone: Clone, handle: peewee.PostgresqlDatabase
 ) -> None:
     """C20: the same statements, prepared in every test, over a table that every other test has
     changed."""
     for number in range(4):
-        with clone.isolated("rollback", "test") as isolation:
+        with fresh_clone.isolated("rollback", "test") as isolation:
             connection = isolation.connect(autocommit=True, prepare_threshold=0)
             if number % 2:
                 handle.execute_sql("ALTER TABLE country ADD COLUMN extra int DEFAULT 7")
@@ -168,28 +161,28 @@ def test_what_the_traceback_of_a_failed_test_keeps_alive_disturbs_no_other(
     assert f"\n{outcome} in " in done.stdout, done.stdout
 
 
-def test_a_sessions_state_is_no_writing(clone: Clone) -> None:
+def test_a_sessions_state_is_no_writing(fresh_clone: Clone) -> None:
     """C14: nor is it in the way of a reset."""
-    before = identity(clone)
-    with psycopg.connect(clone.url, autocommit=True) as kept:
+    before = identity(fresh_clone)
+    with psycopg.connect(fresh_clone.url, autocommit=True) as kept:
         for statement in CARRIED:
             kept.execute(statement.encode())
         for _ in range(2):
-            with clone.isolated("truncate", "test"):
+            with fresh_clone.isolated("truncate", "test"):
                 kept.execute("INSERT INTO passing VALUES (1)")
                 kept.execute("INSERT INTO parent (name) VALUES ('x')")
         assert kept.execute("SELECT count(*) FROM passing").fetchone() == (2,)
-    assert identity(clone) == before
+    assert identity(fresh_clone) == before
 
 
 @pytest.mark.parametrize("begun", ["a statement", "rows that are read", "rows that are written"])
 def test_what_a_connection_had_begun_when_the_test_ended_does_not_go_on(
-    clone: Clone, begun: str
+    fresh_clone: Clone, begun: str
 ) -> None:
     """C20: the server would finish it after the reset, though its client has gone."""
-    truth = fingerprint(clone.url)
+    truth = fingerprint(fresh_clone.url)
     for _ in range(5):
-        with clone.isolated("truncate", "test") as isolation:
+        with fresh_clone.isolated("truncate", "test") as isolation:
             pgconn = isolation.connect(autocommit=True).pgconn
             if begun == "a statement":
                 pgconn.send_query(
@@ -207,5 +200,5 @@ def test_what_a_connection_had_begun_when_the_test_ended_does_not_go_on(
                 pgconn.put_copy_data(b"".join(b"row %d\n" % number for number in range(50)))
         if begun == "a statement":
             time.sleep(0.3)
-        with clone.isolated("truncate", "next"):
-            assert fingerprint(clone.url) == truth
+        with fresh_clone.isolated("truncate", "next"):
+            assert fingerprint(fresh_clone.url) == truth

@@ -3,7 +3,6 @@ common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -15,7 +14,9 @@ from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from ...oracle import fingerprint
-from ..shop import cloned, identity
+from ...shop import cloned, identity
+
+pytestmark = pytest.mark.clone_of(lock_timeout=2)
 
 EVERYTHING = (
     "INSERT INTO parent (name) VALUES ('a')",
@@ -28,73 +29,67 @@ EVERYTHING = (
 )
 
 
-@pytest.fixture
-def clone(server: Server, settings: Settings, tmp_path: Path) -> Iterator[Clone]:
-    with cloned(server, settings, tmp_path, lock_timeout=2) as made:
-        yield made
-
-
-def test_a_fresh_clone_for_each_test(clone: Clone) -> None:
+def test_a_fresh_clone_for_each_test(fresh_clone: Clone) -> None:
     """Everything is real in it: sessions, DDL, prepared transactions; whatever is left there goes
     with it."""
-    truth, seen = fingerprint(clone.url), {identity(clone)}
+    truth, seen = fingerprint(fresh_clone.url), {identity(fresh_clone)}
     for number in range(3):
         left = None
-        with clone.isolated("clone", f"test {number}") as isolation:
+        with fresh_clone.isolated("clone", f"test {number}") as isolation:
             assert isolation.reset == "clone"
             for statement in EVERYTHING:
                 isolation.execute(statement.encode())
-            left = psycopg.connect(clone.url)
+            left = psycopg.connect(fresh_clone.url)
             left.execute("LISTEN news")
             left.execute("INSERT INTO parent (name) VALUES ('open')")
-        assert fingerprint(clone.url) == truth
+        assert fingerprint(fresh_clone.url) == truth
         with pytest.raises(psycopg.OperationalError):
             left.execute("SELECT 1")
         left.close()
-        seen.add(identity(clone))
+        seen.add(identity(fresh_clone))
     assert len(seen) == 4
-    assert clone.report.resets["clone"] == 3
+    assert fresh_clone.report.resets["clone"] == 3
 
 
-def test_dropping_and_building_again(clone: Clone) -> None:
-    truth = fingerprint(clone.url)
-    with clone.isolated("drop", "first") as isolation:
+def test_dropping_and_building_again(fresh_clone: Clone) -> None:
+    truth = fingerprint(fresh_clone.url)
+    with fresh_clone.isolated("drop", "first") as isolation:
         for statement in EVERYTHING:
             isolation.execute(statement.encode())
-    with psycopg.connect(clone.url) as connection:
+    with psycopg.connect(fresh_clone.url) as connection:
         assert connection.execute(
             "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
         ).fetchone() == (0,)
-    with clone.isolated("drop", "second") as isolation:
+    with fresh_clone.isolated("drop", "second") as isolation:
         assert isolation.execute("SELECT count(*) FROM country").fetchone() == (3,)
         assert isolation.execute("SELECT count(*) FROM parent").fetchone() == (0,)
         assert isolation.execute("SELECT nextval('free')").fetchone() == (7,)
-    with clone.isolated("truncate", "another reset starts from a fresh clone"):
-        assert fingerprint(clone.url) == truth
+    with fresh_clone.isolated("truncate", "another reset starts from a fresh clone"):
+        assert fingerprint(fresh_clone.url) == truth
 
 
-def test_none_leaves_everything_until_a_reset_looks(clone: Clone) -> None:
-    truth = fingerprint(clone.url)
-    with clone.isolated("none", "first") as isolation:
+def test_none_leaves_everything_until_a_reset_looks(fresh_clone: Clone) -> None:
+    truth = fingerprint(fresh_clone.url)
+    with fresh_clone.isolated("none", "first") as isolation:
         isolation.execute("INSERT INTO parent (name) VALUES ('left')")
         isolation.execute("DELETE FROM city")
-    with clone.isolated("none", "second") as isolation:
+    with fresh_clone.isolated("none", "second") as isolation:
         assert isolation.execute("SELECT count(*) FROM parent").fetchone() == (1,)
-    with clone.isolated("truncate", "third"):
+    with fresh_clone.isolated("truncate", "third"):
         pass
-    assert fingerprint(clone.url) == truth
+    assert fingerprint(fresh_clone.url) == truth
 
 
-def test_resets_of_all_kinds_one_after_the_other(clone: Clone) -> None:
-    truth = fingerprint(clone.url, sequences=False)
+def test_resets_of_all_kinds_one_after_the_other(fresh_clone: Clone) -> None:
+    truth = fingerprint(fresh_clone.url, sequences=False)
     order = "rollback truncate rollback clone truncate drop rollback clone drop truncate rollback"
     for reset in order.split():
-        with clone.isolated(reset, reset) as isolation:
+        with fresh_clone.isolated(reset, reset) as isolation:
             assert isolation.execute("SELECT count(*) FROM parent").fetchone() == (0,), reset
             assert isolation.execute("SELECT count(*) FROM city").fetchone() == (6,), reset
             isolation.execute("INSERT INTO parent (name) VALUES ('a')")
             isolation.execute("DELETE FROM city WHERE id = 1")
-    found = fingerprint(clone.url, sequences=False)
+    found = fingerprint(fresh_clone.url, sequences=False)
     assert {k for k in truth if found[k] != truth[k]} <= {"comments", "large objects"}
 
 
@@ -153,9 +148,9 @@ def test_a_name_that_no_table_has_is_refused_at_the_start(
         pass
 
 
-def test_coming_back_to_a_snapshot_any_number_of_times(clone: Clone) -> None:
-    truth = fingerprint(clone.url)
-    with clone.isolated("truncate", "snapshots") as isolation:
+def test_coming_back_to_a_snapshot_any_number_of_times(fresh_clone: Clone) -> None:
+    truth = fingerprint(fresh_clone.url)
+    with fresh_clone.isolated("truncate", "snapshots") as isolation:
         isolation.execute("INSERT INTO parent (name) VALUES ('one')")
         isolation.execute("CREATE TABLE brand_new (v int)")
         isolation.snapshot("one")
@@ -172,23 +167,23 @@ def test_coming_back_to_a_snapshot_any_number_of_times(clone: Clone) -> None:
                 ("one",),
                 ("two",),
             ]
-    assert fingerprint(clone.url) == truth
-    with clone.isolated("truncate", "another test") as isolation:
+    assert fingerprint(fresh_clone.url) == truth
+    with fresh_clone.isolated("truncate", "another test") as isolation:
         isolation.restore("one")
         assert isolation.execute("SELECT name FROM parent").fetchall() == [("one",)]
-    assert fingerprint(clone.url) == truth
+    assert fingerprint(fresh_clone.url) == truth
 
 
-def test_a_reset_after_a_restore_needs_no_fresh_clone(clone: Clone) -> None:
+def test_a_reset_after_a_restore_needs_no_fresh_clone(fresh_clone: Clone) -> None:
     """What is known of the template holds for every copy."""
-    truth = fingerprint(clone.url)
-    with clone.isolated("truncate", "snapshots") as isolation:
+    truth = fingerprint(fresh_clone.url)
+    with fresh_clone.isolated("truncate", "snapshots") as isolation:
         isolation.execute("UPDATE country SET name = name || '!'")
         isolation.snapshot("changed")
         isolation.restore("changed")
-        before = identity(clone)
-    assert identity(clone) == before
-    assert fingerprint(clone.url) == truth
+        before = identity(fresh_clone)
+    assert identity(fresh_clone) == before
+    assert fingerprint(fresh_clone.url) == truth
 
 
 def test_snapshots_die_with_the_clone(server: Server, settings: Settings, tmp_path: Path) -> None:
@@ -206,51 +201,51 @@ def test_snapshots_die_with_the_clone(server: Server, settings: Settings, tmp_pa
     ) == [(1,)]
 
 
-def test_a_snapshot_that_cannot_be_says_why(clone: Clone) -> None:
-    with clone.isolated("truncate") as isolation:
+def test_a_snapshot_that_cannot_be_says_why(fresh_clone: Clone) -> None:
+    with fresh_clone.isolated("truncate") as isolation:
         with pytest.raises(TemplateError, match="'never'"):
             isolation.restore("never")
         with (
-            psycopg.connect(clone.url, application_name="somebody"),
+            psycopg.connect(fresh_clone.url, application_name="somebody"),
             pytest.raises(ResetBlocked, match="connected") as caught,
         ):
             isolation.snapshot("now")
         assert "somebody" in caught.value.detail
-    clone.handle = None
-    with clone.isolated("rollback") as isolation:
+    fresh_clone.handle = None
+    with fresh_clone.isolated("rollback") as isolation:
         with pytest.raises(SandboxLimit, match="snapshot"):
             isolation.snapshot("inside")
         with pytest.raises(SandboxLimit, match="restore"):
             isolation.restore("inside")
 
 
-def test_an_audit_inside_a_layer_leaves_the_sequences_alone(clone: Clone) -> None:
+def test_an_audit_inside_a_layer_leaves_the_sequences_alone(fresh_clone: Clone) -> None:
     """The layer's rows have numbers that must not be given again."""
 
     def escape() -> None:
-        with clone.isolated("rollback", "test") as isolation:
-            with clone.connect("elsewhere", autocommit=True) as elsewhere:
+        with fresh_clone.isolated("rollback", "test") as isolation:
+            with fresh_clone.connect("elsewhere", autocommit=True) as elsewhere:
                 elsewhere.execute("INSERT INTO parent (name) VALUES ('escaped')")
             isolation.execute("INSERT INTO parent (name) VALUES ('test')")
             assert isolation.execute(
                 "SELECT count(*) FROM parent WHERE name = 'layer'"
             ).fetchone() == (1,)
 
-    with clone.layer("class") as layer:
+    with fresh_clone.layer("class") as layer:
         layer.execute("INSERT INTO parent (name) VALUES ('layer')")
         for _ in range(3):
             with pytest.warns(UserWarning, match="outside its sandbox"):
                 escape()
-    with clone.isolated("truncate", "next") as isolation:
+    with fresh_clone.isolated("truncate", "next") as isolation:
         assert isolation.execute(
             "INSERT INTO parent (name) VALUES ('first') RETURNING id"
         ).fetchone() == (1,)
 
 
-def test_a_reset_that_there_is_not_is_refused_by_name(clone: Clone) -> None:
+def test_a_reset_that_there_is_not_is_refused_by_name(fresh_clone: Clone) -> None:
     with (
         pytest.raises(SettingsError, match="'rolback' is no reset") as caught,
-        clone.isolated("rolback", "test"),
+        fresh_clone.isolated("rolback", "test"),
     ):
         pass
     assert "rollback" in caught.value.hint

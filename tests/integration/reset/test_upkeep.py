@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from dbclone.clone.clone import Clone
-from dbclone.server.server import Server
-from dbclone.settings import Settings
-
-from ..shop import cloned
 
 RESETS = 1200
 PROBE = "SELECT * FROM parent p JOIN child c ON c.parent = p.id WHERE p.name = 'n7' ORDER BY c.id"
-
-
-@pytest.fixture
-def clone(server: Server, settings: Settings, tmp_path: Path) -> Iterator[Clone]:
-    with cloned(server, settings, tmp_path) as made:
-        yield made
 
 
 def looked_at(clone: Clone, reset: str) -> tuple[str, dict[str, int]]:
@@ -37,13 +24,13 @@ def looked_at(clone: Clone, reset: str) -> tuple[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("reset", ["truncate", "rollback"])
-def test_the_last_of_many_resets_leaves_what_the_first_did(clone: Clone, reset: str) -> None:
+def test_the_last_of_many_resets_leaves_what_the_first_did(fresh_clone: Clone, reset: str) -> None:
     """Each test writes new rows, changes a seed and adds to it; autovacuum is off on the private
     server."""
-    plan, pages = looked_at(clone, reset)
-    kept = clone.connect(autocommit=True)
+    plan, pages = looked_at(fresh_clone, reset)
+    kept = fresh_clone.connect(autocommit=True)
     for _ in range(RESETS):
-        with clone.isolated(reset, "writer") as found:
+        with fresh_clone.isolated(reset, "writer") as found:
             isolation = found if reset == "rollback" else kept
             isolation.execute(
                 "INSERT INTO parent (name) SELECT 'n' || g FROM generate_series(1, 20) AS g"
@@ -52,7 +39,7 @@ def test_the_last_of_many_resets_leaves_what_the_first_did(clone: Clone, reset: 
             isolation.execute("UPDATE country SET name = name || '!' WHERE code = 'de'")
             isolation.execute("INSERT INTO country VALUES ('es', 'España')")
     kept.close()
-    again, after = looked_at(clone, reset)
+    again, after = looked_at(fresh_clone, reset)
     assert again == plan
     # 24,000 rows would be 130 pages of each table; those of up to a hundred tests wait for the next
     # look.

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
 from dbclone.sandbox.savepoints import Savepoints
-from dbclone.server.server import Server
-from dbclone.settings import Settings
 
-from ..twice import INSERT, table, twice
+from ..twice import INSERT, Both, table
 
-Both = Callable[[Callable[[Isolation], Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def clone(
-    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clone]:
-    with table(server, settings, tmp_path_factory.mktemp("guards")) as made:
-        yield made
-
-
-@pytest.fixture
-def both(clone: Clone) -> Both:
-    return lambda program: twice(clone, program)
+pytestmark = pytest.mark.clone_of(make=table)
 
 
 @pytest.mark.parametrize("piped", [False, True])

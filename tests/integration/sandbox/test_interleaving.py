@@ -9,9 +9,9 @@ import pytest
 from dbclone.errors import SandboxLimit
 from dbclone.sandbox.session import Session
 
-from .test_sandbox import Count, connection, count, insert, session, url
+from .test_sandbox import Count, connection, count, insert
 
-__all__ = ["connection", "count", "session", "url"]
+__all__ = ["connection", "count"]
 
 
 def test_blocks_that_only_read_may_interleave(session: Session, count: Count) -> None:

@@ -3,19 +3,15 @@ refused, or said in the README."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 
 from dbclone.clone.clone import Clone
-from dbclone.server.server import Server
-from dbclone.settings import Settings
 
 from ...oracle import fingerprint
-from ..shop import cloned
 
 Connect = Callable[[], "psycopg.Connection[Any]"]
 BROKEN = (
@@ -26,12 +22,6 @@ COUNT = "SELECT count(*) FROM ring_b"
 READ = "SELECT count(*) FROM parent"
 WRITE = "INSERT INTO parent (name) VALUES ('x')"
 LATE = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"
-
-
-@pytest.fixture
-def clone(server: Server, settings: Settings, tmp_path: Path) -> Iterator[Clone]:
-    with cloned(server, settings, tmp_path) as made:
-        yield made
 
 
 def seen(connection: psycopg.Connection[Any], program: tuple[str, ...]) -> list[Any]:
@@ -84,11 +74,11 @@ def both(clone: Clone, program: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
     ],
 )
 def test_a_deferred_constraint_fails_where_it_would_for_real(
-    clone: Clone, program: tuple[str, ...]
+    fresh_clone: Clone, program: tuple[str, ...]
 ) -> None:
     """D4: at the application's own COMMIT, so that the failure is this test's and not lost in the
     rollback."""
-    real, sandboxed = both(clone, program)
+    real, sandboxed = both(fresh_clone, program)
     assert sandboxed == real
     violated = (
         program not in (("BEGIN", BROKEN), ("BEGIN", BROKEN, "ROLLBACK", COUNT))
@@ -117,20 +107,20 @@ def test_a_deferred_constraint_fails_where_it_would_for_real(
     ],
 )
 def test_the_modes_of_a_transaction_are_taken_or_explained(
-    clone: Clone, program: tuple[str, ...]
+    fresh_clone: Clone, program: tuple[str, ...]
 ) -> None:
     """D11: an isolation level is accepted as the first statement, and later refused with the
     server's own error."""
-    real, sandboxed = both(clone, program)
+    real, sandboxed = both(fresh_clone, program)
     assert sandboxed == real
 
 
-def test_time_stands_still_in_a_rollback_and_nowhere_else(clone: Clone) -> None:
+def test_time_stands_still_in_a_rollback_and_nowhere_else(fresh_clone: Clone) -> None:
     """D6: as the README says: now() is the beginning of the outer transaction, clock_timestamp()
     moves on."""
     question = "SELECT now(), clock_timestamp() FROM pg_sleep(0.001)"
     for reset, still in (("rollback", True), ("truncate", False)):
-        with clone.isolated(reset, "test") as isolation:
+        with fresh_clone.isolated(reset, "test") as isolation:
             (first,), (second,) = (isolation.execute(question).fetchall() for _ in range(2))
             assert (first[0] == second[0]) == still
             assert first[1] < second[1]

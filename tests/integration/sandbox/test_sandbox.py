@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -15,7 +14,6 @@ from psycopg.pq import TransactionStatus
 from dbclone.errors import SandboxLimit
 from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import SandboxConnection, Session
-from dbclone.server.server import Server
 
 Count = Callable[[], int]
 IDLE, INTRANS, INERROR = (
@@ -23,34 +21,6 @@ IDLE, INTRANS, INERROR = (
     TransactionStatus.INTRANS,
     TransactionStatus.INERROR,
 )
-
-
-@pytest.fixture(scope="module")
-def url(server: Server) -> Iterator[str]:
-    name = f"sandbox_{uuid.uuid4().hex[:8]}"
-    server.connection.execute(
-        psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name))
-    )
-    found = server.database(name).url
-    with psycopg.connect(found, autocommit=True) as connection:
-        connection.execute("CREATE TABLE t (a int UNIQUE)")
-    yield found
-    server.connection.execute(
-        psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name))
-    )
-
-
-@pytest.fixture
-def session(url: str) -> Iterator[Session]:
-    """A sandbox in which one level is open; afterwards the table must be empty for everybody."""
-    with psycopg.connect(url, autocommit=True) as real:
-        found = Session(real)
-        level = Level(found)
-        level.enter()
-        yield found
-        assert level.leave().spoiled == ""
-        with psycopg.connect(url) as outside:
-            assert outside.execute("SELECT count(*) FROM t").fetchone() == (0,)
 
 
 @pytest.fixture

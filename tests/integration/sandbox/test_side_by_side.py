@@ -4,20 +4,16 @@ refused; never otherwise."""
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
-from psycopg import sql
 
 from dbclone.errors import SandboxLimit
 from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import Session
-from dbclone.server.server import Server
-from dbclone.sql.analysis import analyze
 
 Step = tuple[int, str]
 OPERATIONS = [
@@ -38,30 +34,9 @@ PROGRAMS = strategies.lists(
 
 
 @pytest.fixture(scope="module")
-def url(server: Server) -> Iterator[str]:
-    name = f"beside_{uuid.uuid4().hex[:8]}"
-    server.connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    found = server.database(name).url
-    with psycopg.connect(found, autocommit=True) as connection:
-        connection.execute("CREATE TABLE t (a int)")
-    yield found
-    server.connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-@pytest.fixture(scope="module")
 def real(url: str) -> Iterator[list[psycopg.Connection[Any]]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(psycopg.connect(url, autocommit=True)) for _ in range(4)]
-
-
-@pytest.fixture
-def session(url: str) -> Iterator[Session]:
-    with psycopg.connect(url, autocommit=True) as connection:
-        found = Session(connection)
-        level = Level(found)
-        level.enter()
-        yield found
-        level.leave()
 
 
 def rows(connection: psycopg.Connection[Any]) -> list[Any]:
@@ -167,27 +142,3 @@ def test_a_wider_fixtures_transaction_that_only_read_may_end_inside_a_test(
     wider.commit()
     level.leave()
     assert rows(wider) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "reads"),
-    [
-        ("SELECT 1", True),
-        ("  (select count(*) from t) union values (1)", True),
-        ('WITH a AS (SELECT 1) SELECT "x y" FROM a WHERE b IN (1, 2)', True),
-        ("SELECT CAST(%(a)s AS VARCHAR(10)), pg_catalog.version()", True),
-        ("show search_path", True),
-        ("WITH a AS (DELETE FROM t RETURNING a) SELECT * FROM a", False),
-        ("SELECT a INTO b FROM t", False),
-        ("SELECT a FROM t FOR UPDATE", False),
-        ("SELECT place_order()", False),
-        ("SELECT 1; DROP TABLE t", False),
-        ("EXPLAIN ANALYZE DELETE FROM t", False),
-        ("INSERT INTO t VALUES (1)", False),
-        ("COPY t FROM STDIN", False),
-        ("", True),
-        (None, False),
-    ],
-)
-def test_what_is_known_to_read_only(text: str | None, reads: bool) -> None:
-    assert analyze(text).reads_only(frozenset({"place_order"})) is reads

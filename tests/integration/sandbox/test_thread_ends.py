@@ -15,10 +15,10 @@ from dbclone import SandboxLimit
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
 
-from ..twice import TIMEOUT
-from .test_threads import INSERT, Connection, both, clone, run, values
+from ..twice import TIMEOUT, table
+from .test_threads import INSERT, Connection, database, run, values
 
-__all__ = ["both", "clone"]  # fixtures
+pytestmark = pytest.mark.clone_of(make=table, handle=database)
 
 
 @pytest.mark.parametrize("left", ["statement", "copy", "stream", "pipeline"])

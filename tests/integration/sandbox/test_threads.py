@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,13 +21,13 @@ from werkzeug.serving import make_server
 from dbclone import SandboxLimit
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
-from dbclone.server.server import Server
-from dbclone.settings import Settings
 
-from ..twice import refused, table, twice
+from ..twice import refused, table
 
 INSERT = "INSERT INTO t VALUES (%s)"
 database = peewee.PostgresqlDatabase(None, prefer_psycopg3=True)
+
+pytestmark = pytest.mark.clone_of(make=table, handle=database)
 Connection = psycopg.Connection[Any]
 
 
@@ -38,19 +38,6 @@ class T(peewee.Model):  # type: ignore[misc]
     class Meta:
         database = database
         table_name = "t"
-
-
-@pytest.fixture(scope="module")
-def clone(
-    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clone]:
-    with table(server, settings, tmp_path_factory.mktemp("threads"), database) as made:
-        yield made
-
-
-@pytest.fixture
-def both(clone: Clone) -> Callable[[Callable[[Isolation], Any]], Any]:
-    return lambda program: twice(clone, program)
 
 
 def run(what: Callable[[], Any]) -> Any:

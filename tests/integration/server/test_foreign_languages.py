@@ -17,7 +17,7 @@ from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from ...oracle import fingerprint
-from ..shop import cloned, identity
+from ...shop import cloned, identity
 
 LANGUAGE = "de_DE.UTF-8"
 

@@ -79,7 +79,7 @@ def limit(server: Server, role: Dsn, name: str, value: str) -> None:
 
 
 @pytest.fixture
-def clone(
+def hurried_clone(
     server: Server, hurried: Dsn, project: Project, options: dict[str, str]
 ) -> Iterator[Clone]:
     project.configure(schema="schema.sql", bind=None)
@@ -107,12 +107,12 @@ def sessions(server: Server) -> set[int]:
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate", "clone"])
 def test_what_a_role_says_of_idle_sessions_ends_none_of_ours(
-    server: Server, clone: Clone, reset: str
+    server: Server, hurried_clone: Clone, reset: str
 ) -> None:
     """The lease, the control session, the sandbox, the warm pool, and the connection of the test's
     fixture."""
     for number in range(2):
-        with clone.isolated(reset, "test") as isolation:
+        with hurried_clone.isolated(reset, "test") as isolation:
             assert isolation.execute("SELECT count(*) FROM item").fetchone() == (1,)
             isolation.execute("INSERT INTO item VALUES (2)")
             if number:
@@ -122,9 +122,9 @@ def test_what_a_role_says_of_idle_sessions_ends_none_of_ours(
                 assert isolation.execute("SELECT count(*) FROM item").fetchone() == (2,)
     ours = sessions(server)
     assert told_to_end(server, ours) == ours
-    assert clone.server.leases.holds(clone.name)
-    assert clone.name not in {d.name for d, _ in prune(server)}
-    assert not clone.report.notes
+    assert hurried_clone.server.leases.holds(hurried_clone.name)
+    assert hurried_clone.name not in {d.name for d, _ in prune(server)}
+    assert not hurried_clone.report.notes
 
 
 @pytest.mark.parametrize("where", ["database", "server"])
@@ -163,21 +163,21 @@ def test_what_a_database_or_the_server_says_ends_none_of_ours_either(
 
 
 def test_a_sandbox_begins_as_the_application_s_own_session_would_but_for_its_end(
-    clone: Clone, monkeypatch: pytest.MonkeyPatch
+    hurried_clone: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What limits statements is the application's, and libpq's own variables count; RESET does not
     bring the end back."""
     monkeypatch.setenv(
         "PGOPTIONS", "-c statement_timeout=77s -c idle_in_transaction_session_timeout=1"
     )
-    with clone.isolated("rollback", "test") as isolation:
+    with hurried_clone.isolated("rollback", "test") as isolation:
         isolation.execute("RESET ALL")
         for name, value in {
             "statement_timeout": "77s",
             "idle_in_transaction_session_timeout": "0",
         }.items():
             assert isolation.execute(f"SHOW {name}").fetchone() == (value,)
-        if clone.server.facts.major >= 17:
+        if hurried_clone.server.facts.major >= 17:
             assert isolation.execute("SHOW transaction_timeout").fetchone() == ("0",)
 
 

@@ -23,7 +23,7 @@ from dbclone.template.template import Template
 
 from ...conftest import Project
 from ...faults.stops import ended
-from ..shop import cloned
+from ...shop import cloned
 
 Run = Callable[[str], object]
 SUITE = """

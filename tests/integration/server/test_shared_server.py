@@ -26,7 +26,7 @@ from dbclone.template.template import Template
 
 from ...conftest import Project
 from ...faults.stops import until
-from ..shop import cloned
+from ...shop import cloned
 
 HOUSE = Path(dbclone.__file__).parent
 SCHEMA = "CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'customer-c4n4ry');"

@@ -14,20 +14,15 @@ from dbclone.process import project
 from dbclone.pytest_plugin.state import mentions_dbclone
 from dbclone.settings import load
 
-from ...conftest import Project
-from ...integration.server.private.test_privacy import STRANGER, only_root
-from ...private import public_folder
+from ...private import STRANGER, only_root, shared_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files have other owners there")
 
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder that every user may write in, as /tmp is."""
-    with public_folder() as folder:
-        (folder / "all").mkdir()
-        (folder / "all").chmod(0o1777)
-        yield folder / "all"
+    with shared_folder() as found:
+        yield found
 
 
 def table(folder: Path, name: str = "ours", owner: int = -1, mode: int = 0o644) -> Path:
@@ -138,28 +133,3 @@ def test_group_and_owner_of_ours_are_trusted(tmp_path: Path) -> None:
     os.chown(path, -1, os.getegid())
     assert read(tmp_path / "mine") == "ours"
     assert project.problem(path, tmp_path / "mine") == ""
-
-
-@only_root
-def test_a_run_in_a_strangers_shared_folder_runs_no_command_of_theirs(
-    shared: Path, project: Project, tmp_path: Path
-) -> None:
-    for name in ("git", "ini"):
-        ran = tmp_path / f"ran-{name}"
-        (shared / "pyproject.toml").write_text(
-            f'[tool.dbclone]\nschema = "touch {ran}"\ninputs = []\nautouse = true\n'
-        )
-        os.chown(shared / "pyproject.toml", STRANGER, STRANGER)
-        victim = shared / f"victim-{name}"
-        victim.mkdir()
-        (victim / ".git").mkdir() if name == "git" else (victim / "pytest.ini").write_text(
-            "[pytest]\n"
-        )
-        (victim / "test_v.py").write_text("def test_x(): pass\n")
-        project.folder = victim
-        for key in [key for key in project.environ if key.startswith("DBCLONE_")]:
-            del project.environ[key]
-        done = project.pytest("-q")
-        assert "1 passed" in done.stdout
-        assert "dbclone" not in done.stdout
-        assert not ran.exists()

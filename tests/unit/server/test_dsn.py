@@ -3,12 +3,9 @@ password."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import assume, given
@@ -18,35 +15,13 @@ from psycopg.conninfo import conninfo_to_dict
 from dbclone.errors import SettingsError
 from dbclone.server.dsn import Dsn, bound_environment, child_environment, mask_any, parse
 
+from ...spellings import SPELLINGS
+
 TEXT = st.text(
     st.characters(min_codepoint=33, max_codepoint=0x2FFF, blacklist_categories=("Cs", "Cc")),
     min_size=1,
     max_size=20,
 )
-
-
-def _percent(letter: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in letter.encode())
-
-
-SPELLINGS: dict[str, Callable[[str], str]] = {
-    "as it is": str,
-    "as a URL": lambda s: quote(s, safe=""),
-    "as our own URL": lambda s: quote(s, safe="*"),
-    "as half a URL": lambda s: quote(s, safe="!$&'()*+,;="),
-    "as a URL in small letters": lambda s: "".join(
-        c if c.isalnum() and c.isascii() else _percent(c).lower() for c in s
-    ),
-    "as a URL in which all is encoded": lambda s: "".join(map(_percent, s)),
-    "as a form": quote_plus,
-    "as a URL in a URL": lambda s: quote(quote(s, safe=""), safe=""),
-    "as a URL in an .ini file": lambda s: quote(s, safe="").replace("%", "%%"),
-    "as SQL": lambda s: s.replace("'", "''"),
-    "as libpq": lambda s: s.replace("\\", "\\\\").replace("'", "\\'"),
-    "as JSON": lambda s: json.dumps(s)[1:-1],
-    "as Python": lambda s: repr(s)[1:-1],
-    "as Python in ASCII": lambda s: ascii(s)[1:-1],
-}
 
 
 @given(user=TEXT, password=TEXT, dbname=TEXT, options=TEXT)

@@ -150,3 +150,27 @@ def test_the_same_text_is_looked_at_once() -> None:
     assert analyze("SELECT 12345") is analyze("SELECT 12345")
     long = "SELECT 1" + " " * 20_000
     assert analyze(long) is analyze(long)
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("SELECT 1", True),
+        ("  (select count(*) from t) union values (1)", True),
+        ('WITH a AS (SELECT 1) SELECT "x y" FROM a WHERE b IN (1, 2)', True),
+        ("SELECT CAST(%(a)s AS VARCHAR(10)), pg_catalog.version()", True),
+        ("show search_path", True),
+        ("WITH a AS (DELETE FROM t RETURNING a) SELECT * FROM a", False),
+        ("SELECT a INTO b FROM t", False),
+        ("SELECT a FROM t FOR UPDATE", False),
+        ("SELECT place_order()", False),
+        ("SELECT 1; DROP TABLE t", False),
+        ("EXPLAIN ANALYZE DELETE FROM t", False),
+        ("INSERT INTO t VALUES (1)", False),
+        ("COPY t FROM STDIN", False),
+        ("", True),
+        (None, False),
+    ],
+)
+def test_what_is_known_to_read_only(text: str | None, reads: bool) -> None:
+    assert analyze(text).reads_only(frozenset({"place_order"})) is reads

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,24 +11,10 @@ from sqlalchemy import Engine, create_engine
 
 from dbclone.adapters import handles
 from dbclone.clone.clone import Clone
-from dbclone.server.server import Server
-from dbclone.settings import Settings
-from dbclone.template.template import Template
 
 from ....developer import application_url
-from .programs import Base
 
 Bind = Callable[[Any], Any]
-
-
-@pytest.fixture(scope="module")
-def clone(server: Server, settings: Settings) -> Iterator[Clone]:
-    own = replace(settings, name=f"alchemy{uuid.uuid4().hex[:6]}")
-    server.settings, before = own, server.settings
-    parts, handle = handles.load(own, Base.metadata)
-    with Template.ensure(server, parts, handle).clone("main") as made:
-        yield made
-    server.settings = before
 
 
 @pytest.fixture

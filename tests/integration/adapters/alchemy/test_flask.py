@@ -24,6 +24,8 @@ from ....developer import application_url
 from .conftest import Bind, engine
 from .programs import Base
 
+pytestmark = pytest.mark.clone_of(schema=Base.metadata)
+
 RESETS = pytest.mark.parametrize("reset", ["rollback", "truncate", "clone"])
 
 

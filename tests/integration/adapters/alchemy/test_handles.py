@@ -25,7 +25,9 @@ from dbclone.errors import SandboxLimit, SettingsError
 
 from ....developer import SHOP, application_url
 from .conftest import Bind, engine
-from .programs import PEOPLE, Person, core, names, orm
+from .programs import PEOPLE, Base, Person, core, names, orm
+
+pytestmark = pytest.mark.clone_of(schema=Base.metadata)
 
 RESETS = pytest.mark.parametrize("reset", ["rollback", "truncate", "clone"])
 

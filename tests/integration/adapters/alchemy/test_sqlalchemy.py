@@ -16,7 +16,9 @@ from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
 
 from .conftest import Bind, engine
-from .programs import PEOPLE, PROGRAMS, Person, Seen, core, names, orm, scoped
+from .programs import PEOPLE, PROGRAMS, Base, Person, Seen, core, names, orm, scoped
+
+pytestmark = pytest.mark.clone_of(schema=Base.metadata)
 
 
 def run(program: Callable[[Engine], Seen], found: Engine, clone: Clone, reset: str) -> Seen:

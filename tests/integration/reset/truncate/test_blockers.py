@@ -21,7 +21,7 @@ from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from ....oracle import fingerprint
-from ...shop import cloned
+from ....shop import cloned
 
 WRITE = "INSERT INTO parent (name) VALUES ('leaked')"
 LOCK = "LOCK TABLE child IN ACCESS EXCLUSIVE MODE"
@@ -34,7 +34,9 @@ def on_leak(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def clone(server: Server, settings: Settings, tmp_path: Path, on_leak: str) -> Iterator[Clone]:
+def impatient_clone(
+    server: Server, settings: Settings, tmp_path: Path, on_leak: str
+) -> Iterator[Clone]:
     with cloned(server, settings, tmp_path, lock_timeout=0.3, on_leak=on_leak) as made:
         yield made
 
@@ -53,24 +55,24 @@ def leak(clone: Clone, test: str, *statements: str) -> psycopg.Connection[tuple[
     [(WRITE,), (WRITE, LOCK), (LOCK,), (WRITE, ROW), ("SELECT nextval('free')", WRITE)],
 )
 def test_a_session_left_in_a_transaction(
-    clone: Clone, on_leak: str, statements: tuple[str, ...]
+    impatient_clone: Clone, on_leak: str, statements: tuple[str, ...]
 ) -> None:
     """C1: it stops the reset with an error that names it and its test, or is ended; the next test
     starts clean anyway."""
-    truth = fingerprint(clone.url)
+    truth = fingerprint(impatient_clone.url)
     leaked = []
 
     def test() -> None:
-        with clone.isolated("truncate", "tests/test_a.py::test_leaks") as isolation:
+        with impatient_clone.isolated("truncate", "tests/test_a.py::test_leaks") as isolation:
             isolation.execute("UPDATE country SET name = name || '!' WHERE code <> 'de'")
             isolation.execute("INSERT INTO audit (what) VALUES ('x')")
-            leaked.append(leak(clone, "tests/test_a.py::test_leaks", *statements))
+            leaked.append(leak(impatient_clone, "tests/test_a.py::test_leaks", *statements))
 
     if on_leak == "fail":
         with pytest.raises(ResetBlocked) as caught:
             test()
         error = caught.value
-        assert clone.name in error.message
+        assert impatient_clone.name in error.message
         assert "0.3 s" in error.message
         assert str(leaked[0].info.backend_pid) in error.message
         for part in (
@@ -85,68 +87,68 @@ def test_a_session_left_in_a_transaction(
         test()
         assert any(
             "tests/test_a.py::test_leaks" in note and "ended a session" in note
-            for note in clone.report.notes
+            for note in impatient_clone.report.notes
         )
-    assert fingerprint(clone.url) == truth
-    with clone.isolated("truncate", "next") as isolation:
+    assert fingerprint(impatient_clone.url) == truth
+    with impatient_clone.isolated("truncate", "next") as isolation:
         assert isolation.execute("SELECT count(*) FROM parent").fetchall() == [(0,)]
     with pytest.raises(psycopg.Error):
         leaked[0].execute("SELECT 1")
     leaked[0].close()
 
 
-def test_a_session_that_only_read_is_in_nobodys_way(clone: Clone) -> None:
-    with clone.isolated("truncate", "reader"):
-        reader = leak(clone, "reader", "SELECT count(*) FROM parent")
-        with psycopg.connect(clone.url) as writer:
+def test_a_session_that_only_read_is_in_nobodys_way(impatient_clone: Clone) -> None:
+    with impatient_clone.isolated("truncate", "reader"):
+        reader = leak(impatient_clone, "reader", "SELECT count(*) FROM parent")
+        with psycopg.connect(impatient_clone.url) as writer:
             writer.execute(WRITE)
     assert reader.execute("SELECT count(*) FROM parent").fetchone() == (0,)
     reader.close()
 
 
-def test_a_writer_that_ends_in_time_is_waited_for(clone: Clone) -> None:
+def test_a_writer_that_ends_in_time_is_waited_for(impatient_clone: Clone) -> None:
     """A background thread that commits after the test is over (C17): what it wrote is gone for the
     next test."""
-    truth = fingerprint(clone.url)
-    clone.server.settings = replace(clone.server.settings, lock_timeout=20)
+    truth = fingerprint(impatient_clone.url)
+    impatient_clone.server.settings = replace(impatient_clone.server.settings, lock_timeout=20)
     began, over = threading.Event(), threading.Event()
 
     def work() -> None:
-        with psycopg.connect(clone.url) as connection:
+        with psycopg.connect(impatient_clone.url) as connection:
             connection.execute(WRITE)
             began.set()
             over.wait(10)
 
     thread = threading.Thread(target=work)
-    with clone.isolated("truncate", "background"):
+    with impatient_clone.isolated("truncate", "background"):
         thread.start()
         assert began.wait(10)
         threading.Timer(0.2, over.set).start()
     thread.join()
-    assert fingerprint(clone.url) == truth
+    assert fingerprint(impatient_clone.url) == truth
 
 
-def test_a_prepared_transaction_is_rolled_back(clone: Clone) -> None:
-    truth = fingerprint(clone.url)
-    with clone.isolated("truncate", "two phases"):
-        with psycopg.connect(clone.url, autocommit=True) as connection:
+def test_a_prepared_transaction_is_rolled_back(impatient_clone: Clone) -> None:
+    truth = fingerprint(impatient_clone.url)
+    with impatient_clone.isolated("truncate", "two phases"):
+        with psycopg.connect(impatient_clone.url, autocommit=True) as connection:
             connection.execute("BEGIN")
             connection.execute(WRITE)
             connection.execute(LOCK)
             connection.execute("PREPARE TRANSACTION 'forgotten'")
-    assert fingerprint(clone.url) == truth
-    assert clone.server.fetch("SELECT count(*) FROM pg_prepared_xacts") == [(0,)]
+    assert fingerprint(impatient_clone.url) == truth
+    assert impatient_clone.server.fetch("SELECT count(*) FROM pg_prepared_xacts") == [(0,)]
 
 
-def test_a_reset_that_deadlocks_is_tried_again(clone: Clone) -> None:
+def test_a_reset_that_deadlocks_is_tried_again(impatient_clone: Clone) -> None:
     """A thread that writes all the time, in the order that is the wrong one for the reset (C3)."""
-    truth = fingerprint(clone.url)
+    truth = fingerprint(impatient_clone.url)
     stop = threading.Event()
 
     def work() -> None:
         with (
             contextlib.suppress(psycopg.OperationalError),
-            psycopg.connect(clone.url, autocommit=True) as connection,
+            psycopg.connect(impatient_clone.url, autocommit=True) as connection,
         ):
             while not stop.is_set():
                 with contextlib.suppress(
@@ -158,13 +160,13 @@ def test_a_reset_that_deadlocks_is_tried_again(clone: Clone) -> None:
                     )
 
     thread = threading.Thread(target=work)
-    with contextlib.suppress(ResetBlocked), clone.isolated("truncate", "busy"):
+    with contextlib.suppress(ResetBlocked), impatient_clone.isolated("truncate", "busy"):
         thread.start()
     stop.set()
     thread.join()
-    with clone.isolated("truncate", "after"):
+    with impatient_clone.isolated("truncate", "after"):
         pass
-    assert fingerprint(clone.url) == truth
+    assert fingerprint(impatient_clone.url) == truth
 
 
 def test_where_rights_do_not_suffice_the_clone_is_replaced(

@@ -12,7 +12,7 @@ from psycopg import sql
 from dbclone.server.server import Server
 from dbclone.settings import Settings
 
-from ...shop import cloned
+from ....shop import cloned
 
 SCHEMA = """
 CREATE EXTENSION postgres_fdw;

@@ -19,7 +19,7 @@ from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from ....oracle import fingerprint
-from ...shop import cloned, identity
+from ....shop import identity
 
 PUT_BACK = [
     "INSERT INTO owner VALUES (1)",
@@ -134,23 +134,15 @@ REPLACED = [
 
 
 @pytest.fixture(scope="module", params=["superuser", "plain role"])
-def clone(
-    request: pytest.FixtureRequest,
-    server: Server,
-    settings: Settings,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Clone]:
-    folder = tmp_path_factory.mktemp("shop")
+def cloning_server(
+    request: pytest.FixtureRequest, server: Server, settings: Settings
+) -> Iterator[Server]:
     if request.param == "superuser":
-        with cloned(server, settings, folder) as made:
-            yield made
+        yield server
         return
     server.connection.execute("CREATE ROLE put_back LOGIN CREATEDB")
-    with (
-        Server.open(replace(settings), Dsn(server.dsn.params).replace(user="put_back")) as plain,
-        cloned(plain, settings, folder) as made,
-    ):
-        yield made
+    with Server.open(replace(settings), Dsn(server.dsn.params).replace(user="put_back")) as plain:
+        yield plain
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from dbclone.server.server import Server
 from dbclone.settings import Settings
 
 from ....oracle import fingerprint
-from ...shop import cloned
+from ....shop import cloned
 
 REMOTE = "CREATE TABLE far (k int, v text); INSERT INTO far SELECT 100 + g, 'sentinel' FROM generate_series(1, 10) AS g"
 LOCAL = """

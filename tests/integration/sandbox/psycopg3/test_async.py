@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
@@ -15,25 +15,17 @@ from psycopg.pq import TransactionStatus
 
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
-from dbclone.server.server import Server
-from dbclone.settings import Settings
 
 from ...twice import arefused, table, twice
+
+pytestmark = pytest.mark.clone_of(make=table)
 
 Program = Callable[[Isolation], Awaitable[Any]]
 INSERT = "INSERT INTO t VALUES (%s)"
 
 
-@pytest.fixture(scope="module")
-def clone(
-    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clone]:
-    with table(server, settings, tmp_path_factory.mktemp("async")) as made:
-        yield made
-
-
 @pytest.fixture
-def both(clone: Clone) -> Callable[[Program], Any]:
+def both_async(clone: Clone) -> Callable[[Program], Any]:
     """Run a coroutine function twice, each time in an event loop of its own."""
     return lambda program: twice(clone, lambda db: asyncio.run(_bounded(program(db))))
 
@@ -47,7 +39,7 @@ async def values(connection: psycopg.AsyncConnection[Any]) -> list[int]:
     return [a for (a,) in await cursor.fetchall()]
 
 
-def test_commit_rollback_and_close(both: Callable[[Program], Any]) -> None:
+def test_commit_rollback_and_close(both_async: Callable[[Program], Any]) -> None:
     async def program(db: Isolation) -> Any:
         first, second = await db.aconnect(), await db.aconnect(autocommit=True)
         seen: list[Any] = []
@@ -68,10 +60,12 @@ def test_commit_rollback_and_close(both: Callable[[Program], Any]) -> None:
             await third.execute(INSERT, [4])
         return [*seen, third.closed, await values(second)]
 
-    assert both(program)[1:3] == [TransactionStatus.IDLE, [1]]
+    assert both_async(program)[1:3] == [TransactionStatus.IDLE, [1]]
 
 
-def test_transaction_blocks_nested_named_forced_and_failing(both: Callable[[Program], Any]) -> None:
+def test_transaction_blocks_nested_named_forced_and_failing(
+    both_async: Callable[[Program], Any],
+) -> None:
     async def program(db: Isolation) -> Any:
         connection = await db.aconnect(autocommit=True)
         async with connection.transaction() as outer:
@@ -99,10 +93,10 @@ def test_transaction_blocks_nested_named_forced_and_failing(both: Callable[[Prog
                 raise ZeroDivisionError
         return [*seen, outer.status, await values(connection)]
 
-    assert both(program)[-1] == [1]
+    assert both_async(program)[-1] == [1]
 
 
-def test_errors_outside_and_inside_a_block(both: Callable[[Program], Any]) -> None:
+def test_errors_outside_and_inside_a_block(both_async: Callable[[Program], Any]) -> None:
     """D3."""
 
     async def program(db: Isolation) -> Any:
@@ -124,10 +118,10 @@ def test_errors_outside_and_inside_a_block(both: Callable[[Program], Any]) -> No
         await inside.commit()
         return [*seen, inside.info.transaction_status, await values(inside)]
 
-    assert both(program)[-1] == [1, 2]
+    assert both_async(program)[-1] == [1, 2]
 
 
-def test_every_way_to_send_a_statement(both: Callable[[Program], Any]) -> None:
+def test_every_way_to_send_a_statement(both_async: Callable[[Program], Any]) -> None:
     async def program(db: Isolation) -> Any:
         connection = await db.aconnect(autocommit=True)
         seen: list[Any] = []
@@ -156,10 +150,10 @@ def test_every_way_to_send_a_statement(both: Callable[[Program], Any]) -> None:
         await connection.rollback()
         return [*seen, await values(connection)]
 
-    assert both(program)[-1] == [1, 2, 4, 6, 7, 8]
+    assert both_async(program)[-1] == [1, 2, 4, 6, 7, 8]
 
 
-def test_tasks_that_work_at_the_same_time(both: Callable[[Program], Any]) -> None:
+def test_tasks_that_work_at_the_same_time(both_async: Callable[[Program], Any]) -> None:
     """D14."""
 
     async def program(db: Isolation) -> Any:
@@ -177,10 +171,10 @@ def test_tasks_that_work_at_the_same_time(both: Callable[[Program], Any]) -> Non
             "SELECT count(*) FROM t"
         ).fetchone()
 
-    assert both(program) == ([5] * 8, (40,))
+    assert both_async(program) == ([5] * 8, (40,))
 
 
-def test_a_statement_that_is_cancelled_harms_nobody(both: Callable[[Program], Any]) -> None:
+def test_a_statement_that_is_cancelled_harms_nobody(both_async: Callable[[Program], Any]) -> None:
     async def program(db: Isolation) -> Any:
         connection, other = await db.aconnect(autocommit=True), await db.aconnect(autocommit=True)
         await other.execute(INSERT, [1])
@@ -189,11 +183,11 @@ def test_a_statement_that_is_cancelled_harms_nobody(both: Callable[[Program], An
         await connection.execute(INSERT, [2])
         return await values(other)
 
-    assert both(program) == [1, 2]
+    assert both_async(program) == [1, 2]
 
 
 def test_the_test_looks_while_a_task_is_in_the_middle_of_a_statement(
-    both: Callable[[Program], Any],
+    both_async: Callable[[Program], Any],
 ) -> None:
     """The thread that the event loop needs waits for the session: it finishes the task's statement
     itself."""
@@ -216,10 +210,10 @@ def test_the_test_looks_while_a_task_is_in_the_middle_of_a_statement(
             )
         return seen, [len(rows) for rows in found], await values(connection)
 
-    assert both(program) == ([(3,)], [1, 1], [4])
+    assert both_async(program) == ([(3,)], [1, 1], [4])
 
 
-def test_threads_and_tasks_take_turns(both: Callable[[Program], Any]) -> None:
+def test_threads_and_tasks_take_turns(both_async: Callable[[Program], Any]) -> None:
     async def program(db: Isolation) -> Any:
         def work(start: int) -> int:
             with db.connect(autocommit=True) as connection:
@@ -245,7 +239,7 @@ def test_threads_and_tasks_take_turns(both: Callable[[Program], Any]) -> None:
         )
         return counts, db.execute("SELECT count(*) FROM t").fetchone()
 
-    assert both(program) == ([50, 50, 50, 50], (200,))
+    assert both_async(program) == ([50, 50, 50, 50], (200,))
 
 
 def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(clone: Clone) -> None:
@@ -261,7 +255,7 @@ def test_a_connection_kept_for_later_fails_rather_than_writing_for_real(clone: C
             asyncio.run(_bounded(kept[-1].execute("INSERT INTO t VALUES (1)")))
 
 
-def test_an_event_loop_in_another_thread(both: Callable[[Program], Any]) -> None:
+def test_an_event_loop_in_another_thread(both_async: Callable[[Program], Any]) -> None:
     """D14: What a live asynchronous server is, while the test itself is synchronous."""
 
     async def program(db: Isolation) -> Any:
@@ -289,4 +283,4 @@ def test_an_event_loop_in_another_thread(both: Callable[[Program], Any]) -> None
             thread.join(30)
             loop.close()
 
-    assert both(program) == [(1,), (2,), (3,), (4,), (5,)]
+    assert both_async(program) == [(1,), (2,), (3,), (4,), (5,)]

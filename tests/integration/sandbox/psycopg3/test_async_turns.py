@@ -14,10 +14,12 @@ from dbclone import SandboxLimit
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
 
-from ...twice import TIMEOUT
-from .test_async import INSERT, Program, _bounded, both, clone
+from ...twice import TIMEOUT, table
+from .test_async import INSERT, Program, _bounded, both_async
 
-__all__ = ["both", "clone"]  # fixtures
+pytestmark = pytest.mark.clone_of(make=table)
+
+__all__ = ["both_async"]  # fixtures
 
 
 def sandboxed(clone: Clone, program: Program) -> float:
@@ -88,7 +90,7 @@ def test_who_holds_the_session_too_long_is_an_error_in_time(
     assert sandboxed(clone, program) < 30
 
 
-def test_a_task_waits_for_the_transaction_of_another(both: Callable[[Program], Any]) -> None:
+def test_a_task_waits_for_the_transaction_of_another(both_async: Callable[[Program], Any]) -> None:
     async def program(db: Isolation) -> Any:
         first, second = await db.aconnect(), await db.aconnect()
         await first.execute(INSERT, [1])
@@ -104,7 +106,7 @@ def test_a_task_waits_for_the_transaction_of_another(both: Callable[[Program], A
         await task
         return sorted(db.execute("SELECT a FROM t").fetchall())
 
-    assert both(program) == [(1,), (2,), (3,)]
+    assert both_async(program) == [(1,), (2,), (3,)]
 
 
 def test_a_limit_in_a_block_is_not_logged_away(clone: Clone) -> None:

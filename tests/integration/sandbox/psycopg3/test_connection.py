@@ -4,7 +4,6 @@ errors."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -13,26 +12,12 @@ import pytest
 from dbclone import SandboxLimit
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
-from dbclone.server.server import Server
-from dbclone.settings import Settings
 
-from ...twice import INSERT, refused, table, twice, values
+from ...twice import INSERT, Both, refused, table, values
+
+pytestmark = pytest.mark.clone_of(make=table)
 
 SERIES = "SELECT generate_series(1, 5)"
-Both = Callable[[Callable[[Isolation], Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def clone(
-    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clone]:
-    with table(server, settings, tmp_path_factory.mktemp("psycopg")) as made:
-        yield made
-
-
-@pytest.fixture
-def both(clone: Clone) -> Both:
-    return lambda program: twice(clone, program)
 
 
 @pytest.mark.parametrize("withhold", [False, True])

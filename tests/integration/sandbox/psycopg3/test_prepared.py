@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -10,25 +9,10 @@ import pytest
 
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
-from dbclone.server.server import Server
-from dbclone.settings import Settings
 
-from ...twice import INSERT, table, twice, values
+from ...twice import INSERT, Both, table, values
 
-Both = Callable[[Callable[[Isolation], Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def clone(
-    server: Server, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clone]:
-    with table(server, settings, tmp_path_factory.mktemp("prepared")) as made:
-        yield made
-
-
-@pytest.fixture
-def both(clone: Clone) -> Both:
-    return lambda program: twice(clone, program)
+pytestmark = pytest.mark.clone_of(make=table)
 
 
 def test_prepared_statements_across_rollbacks(both: Both) -> None:

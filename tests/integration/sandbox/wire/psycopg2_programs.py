@@ -13,7 +13,6 @@ from typing import Any
 import psycopg
 import psycopg2.extensions as extensions
 
-from dbclone.reset.rollback import Level
 from dbclone.sandbox.session import Session
 from dbclone.sandbox.wire.psycopg2 import Connector
 from dbclone.server.server import Server
@@ -36,20 +35,6 @@ def database(server: Server) -> str:
     with psycopg.connect(found, autocommit=True) as connection:
         connection.execute(SCHEMA)
     return found
-
-
-@contextlib.contextmanager
-def sandbox(url: str) -> Iterator[Session]:
-    """Yield a sandbox in which one level is open; afterwards the table must be empty for everybody."""
-    with psycopg.connect(url, autocommit=True) as real:
-        session = Session(real)
-        level = Level(session)
-        level.enter()
-        yield session
-        if not real.closed:
-            assert level.leave().spoiled == ""
-        with psycopg.connect(url) as outside:
-            assert outside.execute("SELECT count(*) FROM t").fetchone() == (0,)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import select
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -15,26 +14,8 @@ from psycopg2 import extensions, extras, pool
 
 from dbclone.sandbox.session import Session
 from dbclone.sandbox.wire.psycopg2 import Connector
-from dbclone.server.server import Server
 
-from .psycopg2_programs import Connect, connecting, count, database, insert, sandbox
-
-
-@pytest.fixture(scope="module")
-def url(server: Server) -> str:
-    return database(server)
-
-
-@pytest.fixture
-def session(url: str) -> Iterator[Session]:
-    with sandbox(url) as found:
-        yield found
-
-
-@pytest.fixture
-def connect(session: Session, url: str) -> Iterator[Connect]:
-    with connecting(session, url) as found:
-        yield found
+from .psycopg2_programs import Connect, count, insert
 
 
 def test_a_running_statement_can_be_cancelled(connect: Connect) -> None:

@@ -8,7 +8,7 @@ import pickle
 import posix
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,11 @@ from .psycopg2_programs import (
     TRANSACTIONS,
     Connect,
     Told,
-    connecting,
     count,
     database,
     insert,
     rows,
-    sandbox,
 )
-
-
-@pytest.fixture(scope="module")
-def url(server: Server) -> str:
-    return database(server)
-
-
-@pytest.fixture
-def session(url: str) -> Iterator[Session]:
-    with sandbox(url) as found:
-        yield found
-
-
-@pytest.fixture
-def connect(session: Session, url: str) -> Iterator[Connect]:
-    with connecting(session, url) as found:
-        yield found
 
 
 @pytest.mark.parametrize(

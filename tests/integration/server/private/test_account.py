@@ -21,8 +21,7 @@ from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
 from ....conftest import Project
-from ....private import own_server, public_folder
-from .test_privacy import only_root
+from ....private import only_root, own_server, public_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no private server there")
 

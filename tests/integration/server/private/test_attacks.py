@@ -24,8 +24,7 @@ from dbclone.server.private.server import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
-from ....private import own_server, public_folder
-from .test_privacy import STRANGER, only_root
+from ....private import STRANGER, only_root, own_server, public_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no private server there")
 

@@ -26,8 +26,7 @@ from dbclone.server.server import Server
 from dbclone.settings import load
 
 from ....conftest import Project
-from ....private import clear, own_server, public_folder
-from .test_privacy import STRANGER, only_root
+from ....private import STRANGER, clear, only_root, own_server, public_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no private server there")
 LONG_AGO = time.time() - 40 * 86400

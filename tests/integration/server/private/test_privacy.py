@@ -21,10 +21,16 @@ from dbclone.server.private.server import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings
 
-from ....private import Other, Start, others, own_server, public_folder, settings_of
-
-STRANGER = 65534  # nobody
-only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+from ....private import (
+    STRANGER,
+    Other,
+    Start,
+    only_root,
+    others,
+    own_server,
+    public_folder,
+    settings_of,
+)
 
 
 @pytest.fixture
