@@ -7,13 +7,14 @@ same tests run on another version of PostgreSQL.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import psycopg
 import pytest
 
 from dbclone.adapters import handles
+from dbclone.clone.clone import Clone
 from dbclone.databases.prune import prune
 from dbclone.server.dsn import Dsn
 from dbclone.server.private.server import Embedded
@@ -32,6 +34,7 @@ from dbclone.template.template import Template
 
 from . import developer
 from .private import clear
+from .shop import cloned
 
 pytest_plugins = ["pytester"]
 
@@ -92,35 +95,7 @@ _BINARIES = os.environ.get("TEST_BINARIES", "")
 
 # Run once, on the embedded server: they are about no server, so that another version of it would
 # find nothing more.
-collect_ignore = (
-    [
-        *(
-            "test_benchmarks.py",
-            "test_benchmarks_report.py",
-            "test_benchmarks_suites.py",
-            "test_binaries.py",
-            "test_dsn.py",
-        ),
-        *(
-            "test_errors.py",
-            "test_floors.py",
-            "test_frozen_clocks.py",
-            "test_peers.py",
-            "test_plan.py",
-            "test_promises.py",
-        ),
-        *(
-            "test_reach.py",
-            "test_readme.py",
-            "test_report.py",
-            "test_settings.py",
-            "test_statements.py",
-        ),
-        "acceptance/test_unasked.py",
-    ]
-    if _BINARIES
-    else []
-)
+collect_ignore = ["unit", "meta", "integration/benchmarks"] if _BINARIES else []
 
 
 @pytest.fixture(scope="session")
@@ -245,6 +220,12 @@ class Project:
         lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
         self.write(pyproject="[tool.dbclone]\n" + "\n".join(lines) + "\n")
 
+    def sql(self, text: str) -> Project:
+        """Give the project one SQL file as its schema, and no handle; return the project."""
+        self.configure(schema="schema.sql", bind=None)
+        (self.folder / "schema.sql").write_text(text)
+        return self
+
     def run(
         self, *command: str, timeout: float = 120, **environ: str
     ) -> subprocess.CompletedProcess[str]:
@@ -322,3 +303,74 @@ def project(tmp_path: Path, server: Server, options: dict[str, str]) -> Iterator
     found.write(models=MODELS)
     with developer.files(tmp_path):
         yield found
+
+
+#: What the fixture `shop` gives: opens the server, with further settings.
+Open = Callable[..., Server]
+
+
+@pytest.fixture
+def shop_project(project: Project) -> Project:
+    """The project of `shop`, whose schema is one SQL file. Modules in which it has another override
+    this."""
+    return project.sql("CREATE TABLE item (id int);")
+
+
+@pytest.fixture
+def shop_options(options: dict[str, str]) -> dict[str, str]:
+    """Settings that lead `shop` to its server. Modules in which it is another override this."""
+    return options
+
+
+@pytest.fixture
+def shop(shop_project: Project, shop_options: dict[str, str]) -> Iterator[Open]:
+    """A function that opens the server with the settings of a project, and further settings."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **more: stack.enter_context(
+            Server.open(load(shop_project.folder, {**shop_options, **more}, {}))
+        )
+
+
+@pytest.fixture
+def project_server(shop: Open) -> Server:
+    """The server as the project of `shop` sees it."""
+    return shop()
+
+
+def _clone_of(
+    request: pytest.FixtureRequest, server: Server, settings: Settings, folder: Path
+) -> contextlib.AbstractContextManager[Clone]:
+    mark = request.node.get_closest_marker("clone_of")
+    said: dict[str, Any] = dict(mark.kwargs) if mark else {}
+    made: contextlib.AbstractContextManager[Clone] = said.pop("make", cloned)(
+        server, settings, folder, **said
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def cloning_server(server: Server) -> Server:
+    """The server as who makes `clone` sees it. Modules that try other roles override this."""
+    return server
+
+
+@pytest.fixture(scope="module")
+def clone(
+    request: pytest.FixtureRequest,
+    cloning_server: Server,
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Clone]:
+    """A clone that the tests of a module share: of the schema of `shop.py`, or of what the module's
+    mark `clone_of` says."""
+    with _clone_of(request, cloning_server, settings, tmp_path_factory.mktemp("clone")) as made:
+        yield made
+
+
+@pytest.fixture
+def fresh_clone(
+    request: pytest.FixtureRequest, server: Server, settings: Settings, tmp_path: Path
+) -> Iterator[Clone]:
+    """As `clone`, of one test alone, which may spoil it."""
+    with _clone_of(request, server, settings, tmp_path) as made:
+        yield made

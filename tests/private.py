@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dbclone.server.private.server import Embedded
 from dbclone.settings import Settings, load
 
 from . import developer
+
+STRANGER = 65534  # nobody
+only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 
 PROGRAM = """
 import json, sys
@@ -119,6 +124,15 @@ def public_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def shared_folder() -> Iterator[Path]:
+    """A folder that every user may write in, as /tmp is."""
+    with public_folder() as folder:
+        (folder / "all").mkdir()
+        (folder / "all").chmod(0o1777)
+        yield folder / "all"
 
 
 @contextlib.contextmanager

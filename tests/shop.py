@@ -68,24 +68,27 @@ def cloned(
     server: Server,
     settings: Settings,
     folder: Path,
-    schema: str = SCHEMA,
+    schema: Any = SCHEMA,
     by_callable: bool = False,
     **options: Any,
 ) -> Iterator[Clone]:
-    """Yield a clone of a template built from SQL, in a project of its own; `options` are settings;
-    `by_callable`, it is no file, because it has what a file may not have."""
+    """Yield a clone of a template, in a project of its own; `options` are settings. The schema is
+    SQL, or models or metadata; `by_callable`, SQL is in no file, because it has what a file may not
+    have."""
 
     def build(url: str) -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(schema.encode())
 
-    (folder / "schema.sql").write_text(schema)
-    own = replace(
-        settings, name=f"shop{uuid.uuid4().hex[:6]}", root=folder, schema=("schema.sql",), **options
-    )
+    own = replace(settings, name=f"shop{uuid.uuid4().hex[:6]}", root=folder, **options)
+    given = schema
+    if isinstance(schema, str):
+        (folder / "schema.sql").write_text(schema)
+        own = replace(own, schema=("schema.sql",))
+        given = build if by_callable else None
     server.settings, before = own, server.settings
     try:
-        parts, handle = handles.load(own, build if by_callable else None)
+        parts, handle = handles.load(own, given)
         with Template.ensure(server, parts, handle).clone("main") as clone:
             yield clone
     finally:

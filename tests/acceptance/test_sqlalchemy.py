@@ -7,7 +7,7 @@ import pytest
 from dbclone.server.server import Server
 
 from ..conftest import Project
-from ..test_readme import blocks
+from ..readme import blocks
 
 MODELS = """
 import os

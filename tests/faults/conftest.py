@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dbclone.server.server import Server
-from dbclone.settings import load
 
 from ..conftest import Project
 from .aftermath import Foreign, foreign, reference, write
 from .nursery import Nursery, Start, children
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in this folder."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("faults")
 
 
 @pytest.fixture(scope="session")
@@ -36,16 +44,14 @@ def others(server: Server) -> Iterator[Foreign]:
 
 
 @pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
-    """The server as a project sees it whose schema is one SQL file."""
+def shop_project(project: Project) -> Project:
     write(project)
-    with Server.open(load(project.folder, options, {})) as opened:
-        yield opened
+    return project
 
 
 @pytest.fixture
 def start(
-    nursery: Nursery, project: Project, shop: Server, options: dict[str, str]
+    nursery: Nursery, project: Project, project_server: Server, options: dict[str, str]
 ) -> Iterator[Start]:
     """What starts a child process that works on the same server, and ends it with the test."""
     with children(nursery, project.folder, options) as starter:

@@ -33,7 +33,7 @@ def own(project: Project, options: dict[str, str]) -> Iterator[Settings]:
 
 def test_a_builder_whose_lock_was_taken_away_publishes_nothing(
     project: Project,
-    shop: Server,
+    project_server: Server,
     options: dict[str, str],
     truth: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -41,15 +41,19 @@ def test_a_builder_whose_lock_was_taken_away_publishes_nothing(
     """A7: the session that holds the lock is ended while the schema runs over another. Somebody
     else builds and publishes meanwhile; the first one notices at its next step, not after its own
     rename."""
-    elsewhere = {**options, "cache_dir": str(project.folder / "elsewhere"), "url": shop.dsn.url}
+    elsewhere = {
+        **options,
+        "cache_dir": str(project.folder / "elsewhere"),
+        "url": project_server.dsn.url,
+    }
     published: list[int] = []
     with Server.open(load(project.folder, options, {})) as robbed:
 
         def rob() -> None:
             monkeypatch.undo()
             pid = robbed.connection.info.backend_pid
-            shop.fetch("SELECT pg_terminate_backend(%s)", [pid])
-            ended(shop, pid)
+            project_server.fetch("SELECT pg_terminate_backend(%s)", [pid])
+            ended(project_server, pid)
             with Server.open(load(project.folder, elsewhere, {})) as other:
                 published.append(ensure(other).database.oid)
 
@@ -58,9 +62,9 @@ def test_a_builder_whose_lock_was_taken_away_publishes_nothing(
             ServerError, match="was lost while the template was looked for or built"
         ):
             ensure(robbed)
-    found = ensure(shop)
+    found = ensure(project_server)
     assert (found.built, [found.database.oid]) == (False, published)
-    all_well(project, shop, truth)
+    all_well(project, project_server, truth)
 
 
 FORKS = """
@@ -78,7 +82,7 @@ def make(url):
 
 
 def test_a_lock_is_free_when_its_holder_dies_although_a_process_that_it_forked_lives_on(
-    project: Project, shop: Server, start: Start
+    project: Project, project_server: Server, start: Start
 ) -> None:
     """E16: whoever forks without exec inherits files and sockets, which must not keep the dead
     one's locks."""

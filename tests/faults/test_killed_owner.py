@@ -43,11 +43,16 @@ def other_run(server: Server) -> Server:
 
 @pytest.mark.parametrize("reset", LIVES)
 def test_owners_killed_at_every_step_leave_what_is_found_again_and_the_same_owner_can_come_back(
-    reset: str, project: Project, shop: Server, start: Start, truth: dict[str, str], others: Foreign
+    reset: str,
+    project: Project,
+    project_server: Server,
+    start: Start,
+    truth: dict[str, str],
+    others: Foreign,
 ) -> None:
     """B1, E3, E11, promise 8: the same run and worker again, as when a worker is restarted; and
     prune after all of them."""
-    ensure(shop)
+    ensure(project_server)
     dead = {
         step: start("live", {step: "die"}, owner="gw0", run=step, reset=reset)
         for step in LIVES[reset]
@@ -55,20 +60,25 @@ def test_owners_killed_at_every_step_leave_what_is_found_again_and_the_same_owne
     for step, child in dead.items():
         child.reaches(step)
         child.kill()
-    nobody_holds(project, shop)
+    nobody_holds(project, project_server)
     # Killed before there was a database, or after it had dropped its only one, an owner leaves
     # none.
     fewest = len([step for step in dead if step not in ("leased", "dropped")])
-    assert len(project.clones(shop)) >= fewest
-    all_well(project, shop, truth, others, [("gw0", step) for step in dead])
+    assert len(project.clones(project_server)) >= fewest
+    all_well(project, project_server, truth, others, [("gw0", step) for step in dead])
 
 
 @pytest.mark.parametrize("reset", LIVES)
 def test_owners_interrupted_at_every_step_take_their_databases_with_them(
-    reset: str, project: Project, shop: Server, start: Start, truth: dict[str, str], others: Foreign
+    reset: str,
+    project: Project,
+    project_server: Server,
+    start: Start,
+    truth: dict[str, str],
+    others: Foreign,
 ) -> None:
     """E10: Ctrl-C is an exception like any other: whoever is interrupted cleans up and ends."""
-    ensure(shop)
+    ensure(project_server)
     # Between a call that returns a clone and who gets it, there is nobody to drop it but prune; the
     # drop itself is last of all.
     steps = [step for step in LIVES[reset] if step not in ("cloned", "dropping", "dropped")]
@@ -79,27 +89,27 @@ def test_owners_interrupted_at_every_step_take_their_databases_with_them(
     for step, child in interrupted.items():
         child.reaches(step)
         assert "KeyboardInterrupt" in child.end()
-    nobody_holds(project, shop)
-    assert project.clones(shop) == []
-    all_well(project, shop, truth, others, [])
+    nobody_holds(project, project_server)
+    assert project.clones(project_server) == []
+    all_well(project, project_server, truth, others, [])
 
 
 @pytest.mark.parametrize("step", ["created", "filling", "filled", "closed", "sealed"])
 def test_a_builder_that_is_interrupted_leaves_nothing(
-    step: str, project: Project, shop: Server, start: Start
+    step: str, project: Project, project_server: Server, start: Start
 ) -> None:
     """E10."""
     child = start("ensure", {step: "interrupt"})
     child.reaches(step)
     assert "KeyboardInterrupt" in child.end()
-    assert project.databases(shop) == []
+    assert project.databases(project_server) == []
 
 
 @pytest.mark.parametrize("step", ["dropping", "unsealed", "dropped"])
 def test_a_prune_that_is_killed_leaves_a_template_or_none(
     step: str,
     project: Project,
-    shop: Server,
+    project_server: Server,
     start: Start,
     truth: dict[str, str],
     others: Foreign,
@@ -110,45 +120,53 @@ def test_a_prune_that_is_killed_leaves_a_template_or_none(
     with Server.open(load(project.folder, options, {})) as other:
         older = ensure(other).name
     (project.folder / "schema.sql").write_text("CREATE TABLE newer ();")
-    newer = ensure(shop).name
+    newer = ensure(project_server).name
     until(
         lambda: (
-            older in [database.name for database, _ in prune(other_run(shop), newer, dry_run=True)]
+            older
+            in [
+                database.name
+                for database, _ in prune(other_run(project_server), newer, dry_run=True)
+            ]
         )
     )
     child = start("prune", {step: "die"}, {"retain_templates": "1"}, current=newer)
     child.reaches(step)
     child.kill()
-    assert project.databases(shop) == sorted([newer, *([] if step == "dropped" else [older])])
-    nobody_holds(project, shop)
+    assert project.databases(project_server) == sorted(
+        [newer, *([] if step == "dropped" else [older])]
+    )
+    nobody_holds(project, project_server)
     write(project)
-    found = ensure(shop)
+    found = ensure(project_server)
     assert (found.name, found.built) == (older, step != "dropping")
-    shop.leases.release(newer, shared=True)
-    prune(other_run(shop), older)
-    all_well(project, shop, truth, others)
+    project_server.leases.release(newer, shared=True)
+    prune(other_run(project_server), older)
+    all_well(project, project_server, truth, others)
 
 
 def test_a_drop_goes_on_without_the_owner_who_was_killed_while_it_waited(
-    project: Project, shop: Server, start: Start, truth: dict[str, str], others: Foreign
+    project: Project, project_server: Server, start: Start, truth: dict[str, str], others: Foreign
 ) -> None:
     """E3: DROP DATABASE is stopped for certain by a lock on the catalogue that it has to write to."""
-    ensure(shop)
-    url = shop.dsn.replace(options="-c client_connection_check_interval=0").url
+    ensure(project_server)
+    url = project_server.dsn.replace(options="-c client_connection_check_interval=0").url
     child = start(
         "live", {"in the test": "wait"}, {"url": url}, owner="gw0", run="r", reset="rollback"
     )
     child.reaches("in the test")
-    (name,) = project.clones(shop)
+    (name,) = project.clones(project_server)
     waiting = "SELECT FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%%' AND query ~ %s AND wait_event_type = 'Lock'"
-    with psycopg.connect(**shop.dsn.kwargs) as blocker:  # type: ignore[arg-type]
+    with psycopg.connect(**project_server.dsn.kwargs) as blocker:  # type: ignore[arg-type]
         blocker.execute("LOCK TABLE pg_database IN SHARE MODE")
         child.go()
-        until(lambda: bool(shop.fetch(waiting, [name])))
+        until(lambda: bool(project_server.fetch(waiting, [name])))
         child.kill()
-        assert project.clones(shop) == [name]
-        prune(shop)
-        assert project.clones(shop) == [name], "its lease is held until the server has finished"
+        assert project.clones(project_server) == [name]
+        prune(project_server)
+        assert project.clones(project_server) == [name], (
+            "its lease is held until the server has finished"
+        )
         blocker.rollback()
-    until(lambda: project.clones(shop) == [])
-    all_well(project, shop, truth, others, [("gw0", "r")])
+    until(lambda: project.clones(project_server) == [])
+    all_well(project, project_server, truth, others, [("gw0", "r")])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 
 from dbclone.server.server import Server
-from dbclone.settings import load
 
 from ..conftest import Project
 from .aftermath import Foreign
@@ -39,11 +37,9 @@ def make(url):
 
 
 @pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
-    """The server as a project sees it whose schema notes each of its builds in builds.txt."""
-    prepared(project, 100)
-    with Server.open(load(project.folder, options, {})) as opened:
-        yield opened
+def shop_project(project: Project) -> Project:
+    """Its schema notes each of its builds in builds.txt."""
+    return prepared(project, 100)
 
 
 def prepared(project: Project, rows: int) -> Project:
@@ -77,13 +73,13 @@ def together(crowd: dict[str, Child]) -> list[dict[str, Any]]:
 
 
 def test_sixty_four_processes_on_two_machines_build_once_and_have_clones_of_their_own(
-    project: Project, shop: Server, start: Start, others: Foreign, tmp_path: Path
+    project: Project, project_server: Server, start: Start, others: Foreign, tmp_path: Path
 ) -> None:
     """A3, A5, B4, E5: all of them are cold, half have their lock files elsewhere, and each prunes
     while all others work."""
     machines: list[dict[str, str]] = [
         {},
-        {"url": shop.dsn.url, "cache_dir": str(tmp_path / "elsewhere")},
+        {"url": project_server.dsn.url, "cache_dir": str(tmp_path / "elsewhere")},
     ]
     crowd = {
         f"r gw{n}": start(
@@ -102,12 +98,12 @@ def test_sixty_four_processes_on_two_machines_build_once_and_have_clones_of_thei
     assert [result["built"] for result in results].count(True) == 1
     assert builds(project) == 1
     assert {state[0] for result in results for state, _ in result["found"]} == {100}
-    assert project.databases(shop) == [results[0]["name"]]
+    assert project.databases(project_server) == [results[0]["name"]]
     others.untouched()
 
 
 def test_projects_checkouts_and_runs_on_one_server_never_meet(
-    project: Project, shop: Server, start: Start, others: Foreign, tmp_path: Path
+    project: Project, project_server: Server, start: Start, others: Foreign, tmp_path: Path
 ) -> None:
     """E7, E5, promise 17: two runs of a checkout, another checkout of the same project with another
     fingerprint, another project; their workers have the same names."""
@@ -133,7 +129,7 @@ def test_projects_checkouts_and_runs_on_one_server_never_meet(
         assert {state[0] for state, _ in result["found"]} == {rows}
     assert sorted(Counter(result["name"] for result in results).values()) == [6, 6, 12]
     assert [builds(place) for place in (project, checkout, another)] == [1, 1, 1]
-    assert project.clones(shop) == another.clones(shop) == []
-    assert len(project.databases(shop)) == 2
-    assert len(another.databases(shop)) == 1
+    assert project.clones(project_server) == another.clones(project_server) == []
+    assert len(project.databases(project_server)) == 2
+    assert len(another.databases(project_server)) == 1
     others.untouched()

@@ -22,10 +22,9 @@ from dbclone.clone.clone import Clone
 from dbclone.errors import BuildFailed, Error, SandboxLimit, ServerError
 from dbclone.server.private.server import Embedded
 from dbclone.server.server import Server
-from dbclone.settings import load
 from dbclone.template.template import Template
 
-from ..conftest import Project
+from ..conftest import Open, Project
 from ..oracle import differences, fingerprint
 from ..private import own_server
 from .aftermath import all_well, ensure, nobody_holds, write
@@ -96,17 +95,15 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 @pytest.fixture
-def shop(project: Project, place: Place) -> Iterator[Callable[..., Server]]:
-    """A function that opens the server that can be lost, with the settings of a project whose
-    schema is one SQL file."""
+def shop_project(project: Project) -> Project:
     write(project)
-    with contextlib.ExitStack() as stack:
-        yield lambda **more: stack.enter_context(
-            Server.open(load(project.folder, {**place.options, **more}, {}))
-        )
+    return project
 
 
-Shop = Callable[..., Server]
+@pytest.fixture
+def shop_options(place: Place) -> dict[str, str]:
+    """They lead to the server that can be lost."""
+    return place.options
 
 
 def lasting(server: Server) -> Template:
@@ -124,7 +121,7 @@ def test_a_build_whose_server_is_lost_fails_in_our_words_and_the_next_one_works(
     step: str,
     project: Project,
     place: Place,
-    shop: Shop,
+    shop: Open,
     truth: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -154,7 +151,7 @@ def test_a_clone_whose_server_is_lost_is_made_all_the_same(
     step: str,
     project: Project,
     place: Place,
-    shop: Shop,
+    shop: Open,
     truth: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -218,7 +215,7 @@ def test_a_reset_whose_server_is_lost_is_replaced_by_a_fresh_clone(
     step: str,
     project: Project,
     place: Place,
-    shop: Shop,
+    shop: Open,
     truth: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -233,7 +230,7 @@ def test_a_reset_whose_server_is_lost_is_replaced_by_a_fresh_clone(
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate", "clone", "drop"])
 def test_a_test_whose_server_is_lost_sees_the_cause_and_the_next_one_the_template(
-    reset: str, project: Project, place: Place, shop: Shop, truth: dict[str, str]
+    reset: str, project: Project, place: Place, shop: Open, truth: dict[str, str]
 ) -> None:
     """D12, B3."""
     with survived(project, shop(), reset, truth) as clone:
@@ -246,7 +243,7 @@ def test_a_test_whose_server_is_lost_sees_the_cause_and_the_next_one_the_templat
 
 @pytest.mark.parametrize("reset", ["rollback", "truncate", "clone", "drop"])
 def test_a_server_that_was_lost_between_two_tests_harms_neither(
-    reset: str, project: Project, place: Place, shop: Shop, truth: dict[str, str]
+    reset: str, project: Project, place: Place, shop: Open, truth: dict[str, str]
 ) -> None:
     """D12."""
     with survived(project, shop(), reset, truth) as clone:
@@ -257,7 +254,7 @@ def test_a_server_that_was_lost_between_two_tests_harms_neither(
 
 @pytest.mark.parametrize("during", [True, False])
 def test_the_data_of_a_class_that_were_lost_are_never_silently_missing(
-    during: bool, project: Project, place: Place, shop: Shop, truth: dict[str, str]
+    during: bool, project: Project, place: Place, shop: Open, truth: dict[str, str]
 ) -> None:
     """D12: its other tests are told, and the next class finds the template."""
     with lasting(shop()).clone("gw0", "r") as clone:
@@ -278,7 +275,7 @@ def test_the_data_of_a_class_that_were_lost_are_never_silently_missing(
 def test_a_snapshot_whose_server_is_lost_is_an_error_and_the_next_test_finds_the_template(
     project: Project,
     place: Place,
-    shop: Shop,
+    shop: Open,
     truth: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -298,7 +295,7 @@ def test_a_snapshot_whose_server_is_lost_is_an_error_and_the_next_test_finds_the
 
 
 def test_a_connection_that_is_cut_while_nobody_needs_it_is_found_at_the_end(
-    project: Project, place: Place, shop: Shop, truth: dict[str, str]
+    project: Project, place: Place, shop: Open, truth: dict[str, str]
 ) -> None:
     """E3: only the administrative one, which a rollback never uses; its clone is dropped all the
     same."""

@@ -68,7 +68,7 @@ def test_a_build_that_is_cut_off_at_a_statement_fails_and_the_next_one_works(
     project: Project,
     proxy: Proxy,
     through: Through,
-    shop: Server,
+    project_server: Server,
     truth: dict[str, str],
     others: Foreign,
 ) -> None:
@@ -78,8 +78,8 @@ def test_a_build_that_is_cut_off_at_a_statement_fails_and_the_next_one_works(
     with pytest.raises((ServerError, BuildFailed), match="connection"):
         ensure(server)
     assert proxy.cuts == 1
-    nobody_holds(project, shop)
-    all_well(project, shop, truth, others)
+    nobody_holds(project, project_server)
+    all_well(project, project_server, truth, others)
 
 
 @pytest.mark.parametrize("forward", [False, True])
@@ -90,7 +90,7 @@ def test_a_clone_that_is_cut_off_at_a_statement_is_made_over_another_connection(
     project: Project,
     proxy: Proxy,
     through: Through,
-    shop: Server,
+    project_server: Server,
     truth: dict[str, str],
     others: Foreign,
 ) -> None:
@@ -100,8 +100,8 @@ def test_a_clone_that_is_cut_off_at_a_statement_is_made_over_another_connection(
     with template.clone("gw0", "r") as clone:
         assert proxy.cuts == 1
         assert differences(truth, fingerprint(clone.url)) == ""
-    nobody_holds(project, shop)
-    all_well(project, shop, truth, others)
+    nobody_holds(project, project_server)
+    all_well(project, project_server, truth, others)
 
 
 @pytest.mark.parametrize("times", [2, 100])
@@ -110,7 +110,7 @@ def test_a_network_that_breaks_every_time_is_an_error_in_the_end(
     project: Project,
     proxy: Proxy,
     through: Through,
-    shop: Server,
+    project_server: Server,
     truth: dict[str, str],
 ) -> None:
     """B3: once more and no more."""
@@ -120,8 +120,8 @@ def test_a_network_that_breaks_every_time_is_an_error_in_the_end(
         template.clone("gw0", "r")
     assert proxy.cuts == 2
     proxy.trap(b"")
-    nobody_holds(project, shop)
-    all_well(project, shop, truth)
+    nobody_holds(project, project_server)
+    all_well(project, project_server, truth)
 
 
 def test_a_server_that_never_answers_is_named_in_bounded_time(
@@ -145,7 +145,7 @@ def test_a_server_that_stays_away_is_waited_for_once_and_then_every_test_fails_a
     project: Project,
     proxy: Proxy,
     through: Through,
-    shop: Server,
+    project_server: Server,
     truth: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -172,8 +172,8 @@ def test_a_server_that_stays_away_is_waited_for_once_and_then_every_test_fails_a
         proxy.closed = False
         with clone.isolated("rollback", "a test"):
             assert differences(truth, fingerprint(clone.url)) == ""
-    nobody_holds(project, shop)
-    all_well(project, shop, truth)
+    nobody_holds(project, project_server)
+    all_well(project, project_server, truth)
 
 
 @contextlib.contextmanager
@@ -202,18 +202,18 @@ def creating(server: Server, template: Template) -> Iterator[tuple[int, list[Any
 
 
 def test_a_create_database_that_is_cancelled_is_a_clean_error_and_leaves_nothing(
-    project: Project, shop: Server, options: dict[str, str], truth: dict[str, str]
+    project: Project, project_server: Server, options: dict[str, str], truth: dict[str, str]
 ) -> None:
     """B2."""
     with Server.open(load(project.folder, options, {})) as own:
         template = ensure(own)
-        with creating(shop, template) as (pid, came):
-            shop.fetch("SELECT pg_cancel_backend(%s)", [pid])
+        with creating(project_server, template) as (pid, came):
+            project_server.fetch("SELECT pg_cancel_backend(%s)", [pid])
             until(lambda: bool(came))
         (error,) = came
         assert isinstance(error, ServerError)
         assert "was told to cancel a statement while a clone was made" in error.message
-        assert project.clones(shop) == []
+        assert project.clones(project_server) == []
         all_well(project, own, truth)
 
 

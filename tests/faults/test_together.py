@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from dbclone.adapters import handles
 from dbclone.databases import copying
 from dbclone.databases.prune import prune
 from dbclone.server.server import Server
-from dbclone.settings import load
 from dbclone.template.template import Template
 
 from ..conftest import Project
@@ -30,12 +28,11 @@ def make(url):
 
 
 @pytest.fixture
-def shop(project: Project, options: dict[str, str]) -> Iterator[Server]:
-    """The server as a project sees it whose schema notes each of its builds in builds.txt."""
+def shop_project(project: Project) -> Project:
+    """Its schema notes each of its builds in builds.txt."""
     project.configure(schema="built:make", bind=None)
     project.write(built=BUILT)
-    with Server.open(load(project.folder, options, {})) as opened:
-        yield opened
+    return project
 
 
 def builds(project: Project) -> list[int]:
@@ -51,10 +48,10 @@ def locks(cache: Path) -> list[Path]:
 
 
 def test_two_machines_with_nothing_in_common_but_the_server_build_once(
-    project: Project, shop: Server, start: Start, tmp_path: Path
+    project: Project, project_server: Server, start: Start, tmp_path: Path
 ) -> None:
     """A5: no file is shared, so only the lock in the server excludes."""
-    url = shop.dsn.url
+    url = project_server.dsn.url
     first = start("ensure", {"filled": "wait"}, {"url": url, "cache_dir": str(tmp_path / "one")})
     first.reaches("filled")
     second = start("ensure", {"waiting": "wait"}, {"url": url, "cache_dir": str(tmp_path / "two")})
@@ -88,19 +85,19 @@ def test_a_lock_file_that_is_deleted_while_it_is_held_does_not_let_a_second_buil
 
 
 def test_the_rename_decides_even_if_no_lock_excludes_anybody(
-    project: Project, shop: Server, start: Start
+    project: Project, project_server: Server, start: Start
 ) -> None:
     """A4, A6: both build all of it, one publishes, the other uses that and drops its own."""
     both = [start("ensure", {"sealed": "wait"}, unlocked=True) for _ in range(2)]
     for child in both:
         child.reaches("sealed")
-    assert len(project.databases(shop)) == 2
+    assert len(project.databases(project_server)) == 2
     for child in both:
         child.go()
     first, second = (child.result() for child in both)
     assert (first["name"], first["oid"]) == (second["name"], second["oid"])
     assert sorted(builds(project)) == sorted(child.pid for child in both)
-    assert project.databases(shop) == [first["name"]]
+    assert project.databases(project_server) == [first["name"]]
 
 
 def test_who_waits_too_long_is_told_who_builds(project: Project, start: Start) -> None:
@@ -120,15 +117,16 @@ def test_who_waits_too_long_is_told_who_builds(project: Project, start: Start) -
 
 
 def test_eight_processes_that_race_for_three_warm_clones_get_each_of_them_once(
-    project: Project, shop: Server, start: Start
+    project: Project, project_server: Server, start: Start
 ) -> None:
     """Claiming is a rename: three get a warm clone, five make their own, all have a database each."""
-    template = Template.ensure(shop, handles.load(shop.settings)[0])
-    assert copying.warm(shop, template.database, 3) == 3
+    template = Template.ensure(project_server, handles.load(project_server.settings)[0])
+    assert copying.warm(project_server, template.database, 3) == 3
     warm = {
         oid
-        for (oid,) in shop.fetch(
-            "SELECT oid::int8 FROM pg_database WHERE datname = ANY(%s)", [project.clones(shop)]
+        for (oid,) in project_server.fetch(
+            "SELECT oid::int8 FROM pg_database WHERE datname = ANY(%s)",
+            [project.clones(project_server)],
         )
     }
     crowd = [
@@ -141,6 +139,8 @@ def test_eight_processes_that_race_for_three_warm_clones_get_each_of_them_once(
     made = [child.result() for child in crowd]
     assert len({clone["oid"] for clone in made}) == 8
     assert {clone["oid"] for clone in made} > warm
-    assert sorted(clone["name"] for clone in made) == project.clones(shop)
-    prune(shop, template.name)
-    assert sorted(clone["name"] for clone in made) == project.clones(shop), "all of them are alive"
+    assert sorted(clone["name"] for clone in made) == project.clones(project_server)
+    prune(project_server, template.name)
+    assert sorted(clone["name"] for clone in made) == project.clones(project_server), (
+        "all of them are alive"
+    )
