@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.adapters.handles import bound
+from dbclone.adapters.handles import bound_to
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
 from dbclone.schema.sources import SqlFiles
@@ -46,7 +46,7 @@ def table(
     server.settings, before = own, server.settings
     try:
         with Template.ensure(server, SqlFiles(own, ("schema.sql",)), None).clone("main") as made:
-            with bound(handle, made.url):
+            with bound_to(handle, made.url):
                 made.handle = handle
                 yield made
                 made.handle = None

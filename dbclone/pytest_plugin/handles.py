@@ -176,7 +176,7 @@ class Guard:
         if hooks.used[0]:
             from ..adapters import handles as adapters
 
-            self._aside.callback(adapters.aside(self._settings))
+            self._aside.callback(adapters.put_aside(self._settings))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
