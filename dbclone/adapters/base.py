@@ -11,7 +11,10 @@ of the library:
     acme = "acme_dbclone:AcmeAdapter"
 
 The module is imported when an object whose class, or a base of it, comes from that package is first
-looked up. Light on purpose: an adapter's author imports this and nothing else of ours.
+looked up. It should call `hooks.door` for each method that gets a target its connections: there the
+handle is followed when the application puts something else behind it, and a test that uses it
+without isolation is told so. An author needs this module, `hooks.door`, and from `dbclone.errors`
+what they raise; all of them are light.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import SettingsError
 from .base import Adapter, Target
 
-__all__ = ["GROUP", "OWN", "adapter_of", "known", "target_of"]
+__all__ = ["GROUP", "OWN", "adapter_of", "known", "prepare", "target_of"]
 GROUP = "dbclone.adapters"  # of entry points
 #: What our own distribution declares in that group (a test holds the two equal). It is known here
 #: because reading the metadata of all distributions takes milliseconds (4 to 6, and 75 where nobody
@@ -40,6 +40,13 @@ def adapter_of(thing: Any) -> Adapter | None:
     return _adapter_of_type(thing if isinstance(thing, type) else type(thing))
 
 
+def prepare(thing: Any) -> None:
+    """Import the adapter of a thing whose library none of ours knows, if there is one, so that its
+    doors are there before the thing is used. Ours come when they are needed."""
+    if not any(package in OWN for package in _packages(type(thing))):
+        adapter_of(thing)
+
+
 def known(handle: Any) -> Adapter:
     """Return the adapter of what has been found to have one."""
     adapter = adapter_of(handle)
@@ -52,9 +59,14 @@ def target_of(thing: Any) -> Target:
     return known(thing).target(thing)
 
 
+def _packages(kind: type) -> list[str]:
+    """Return the top-level packages that a class and its bases come from."""
+    return [base.__module__.partition(".")[0] for base in kind.__mro__]
+
+
 @lru_cache(maxsize=64)
 def _adapter_of_type(kind: type) -> Adapter | None:
-    packages = [base.__module__.partition(".")[0] for base in kind.__mro__]
+    packages = _packages(kind)
     for package in packages:
         if package in OWN:
             return _made(OWN[package])
