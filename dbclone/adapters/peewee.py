@@ -27,6 +27,23 @@ from .base import Adapter, Place, Target
 
 __all__ = ["PeeweeAdapter", "PeeweeTarget", "with_test_db"]
 
+#: The private names of peewee that are used here, which a test holds against the installed version:
+#: it has no public place where connections come from, and none that tells the DDL of a model.
+PRIVATE = {
+    "peewee.PostgresqlDatabase": (
+        "_adapter",
+        "_connect",
+        "_encoding",
+        "_isolation_level",
+        "_state",
+    ),
+    "peewee._ConnectionState": ("closed", "conn", "ctx", "reset", "transactions"),
+    "peewee.Model": ("_meta", "_schema"),
+    "peewee.SchemaManager": ("_create_foreign_key", "_create_indexes", "_create_table"),
+    "peewee.Psycopg3Adapter": ("connect", "txn_status"),
+    "playhouse.pool.PooledDatabase": ("_connections", "_in_use"),
+}
+
 
 def models_of(thing: Any) -> list[type[peewee.Model]]:
     """Return the models that a list, module, base class or model means, in dependency order."""

@@ -35,6 +35,17 @@ from .base import Adapter, Place, Target
 __all__ = ["PoolAdapter", "PoolTarget"]
 hooks.fit("psycopg_pool")
 _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname", "service")
+#: The private names of psycopg_pool that are used here, which a test holds against the installed
+#: version: a pool has no public place where its connections come from.
+PRIVATE = {
+    **dict.fromkeys(("psycopg_pool.ConnectionPool", "psycopg_pool.AsyncConnectionPool"), (
+        "_add_to_pool", "_closed", "_configure", "_connect", "_growing", "_lock", "_nconns", "_open",
+        "_opened", "_pool", "_pool_full_event", "_reset", "_reset_connection", "_sched_runner",
+        "_start_initial_tasks", "_tasks", "_waiting", "_workers",
+    )),
+    "psycopg.Connection": ("_pool",),
+    "threading.Condition": ("_waiters",),
+}  # fmt: skip
 _STEP = 0.0002  # seconds between two looks at the workers
 
 

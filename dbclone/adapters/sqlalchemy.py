@@ -28,6 +28,19 @@ from .sqlalchemy_schema import MetadataSchema, metadata_of
 
 __all__ = ["EngineTarget", "SQLAlchemyAdapter"]
 hooks.fit("sqlalchemy")
+#: The private names of SQLAlchemy and Flask-SQLAlchemy that are used here, in `sqlalchemy_schema` and
+#: in `hooks`, which a test holds against the installed version.
+PRIVATE = {
+    "sqlalchemy.pool.Pool": ("_creator",),
+    "sqlalchemy.Dialect": ("_has_events",),
+    "sqlalchemy.engine.base.OptionEngine": ("_proxied",),
+    "sqlalchemy.MetaData": ("_sequences",),
+    "sqlalchemy.orm.session": ("_sessions",),
+    "sqlalchemy.orm.SessionTransaction": ("_connections",),
+    "sqlalchemy.ext.asyncio.AsyncSession": ("_proxied", "_retrieve_proxy_for_target"),
+    "flask_sqlalchemy.SQLAlchemy": ("_app_engines", "_make_engine"),
+    "psycopg.Connection": ("_closed",),
+}
 _PLACE = ("host", "port", "user", "password", "dbname")
 TARGET = (
     *_PLACE,

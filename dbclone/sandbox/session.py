@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 from psycopg import pq, sql
-from psycopg._adapters_map import AdaptersMap
+from psycopg.adapt import AdaptersMap
 from psycopg.abc import AdaptContext
 from psycopg.rows import tuple_row
 
