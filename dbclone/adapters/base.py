@@ -39,16 +39,20 @@ class Adapter(abc.ABC):
     arguments; it remembers nothing."""
 
     @abc.abstractmethod
+    def target(self, thing: Any) -> Target:
+        """Return a new Target for one of the things that `targets` returns."""
+
     def schema(self, settings: Settings, spec: str, thing: Any) -> Schema:
         """Return the schema that `thing` describes: models, metadata, a module of them.
 
-        `spec` is what the settings call it. Raises `settings.error("schema", …)` where it describes
-        none.
+        `spec` is what the settings call it. Raises `settings.error("schema", …)`, a SettingsError,
+        where it describes none, as by itself a handle does not.
         """
-
-    @abc.abstractmethod
-    def target(self, thing: Any) -> Target:
-        """Return a new Target for one of the things that `targets` returns."""
+        raise settings.error(
+            "schema",
+            f"{spec} is {type(thing).__name__!r}, which is not a schema",
+            "Name SQL files or a command as the schema, and the handle in bind.",
+        )
 
     def handle(self, thing: Any) -> Any:
         """Return the handle that the models in `thing` use, or None if they name none."""

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import SettingsError
 from .base import Adapter, Target
 
-__all__ = ["GROUP", "OWN", "adapter_of", "known", "prepare", "target_of"]
+__all__ = ["GROUP", "OWN", "adapter_of", "prepare", "require_adapter", "target_of"]
 GROUP = "dbclone.adapters"  # of entry points
 #: What our own distribution declares in that group (a test holds the two equal). It is known here
 #: because reading the metadata of all distributions takes milliseconds (4 to 6, and 75 where nobody
@@ -47,7 +47,7 @@ def prepare(thing: Any) -> None:
         adapter_of(thing)
 
 
-def known(handle: Any) -> Adapter:
+def require_adapter(handle: Any) -> Adapter:
     """Return the adapter of what has been found to have one."""
     adapter = adapter_of(handle)
     assert adapter is not None, f"{type(handle).__name__} has no adapter"
@@ -56,7 +56,7 @@ def known(handle: Any) -> Adapter:
 
 def target_of(thing: Any) -> Target:
     """Return a new Target for what an adapter has called one."""
-    return known(thing).target(thing)
+    return require_adapter(thing).target(thing)
 
 
 def _packages(kind: type) -> list[str]:

@@ -23,10 +23,10 @@ from . import hooks
 from .base import Target
 from .discovery import target_of
 
-__all__ = ["Handle", "Lead", "imported", "is_led", "leads", "look", "present"]
+__all__ = ["Handle", "Lead", "find_imported", "is_led", "leads", "look", "present"]
 
 
-def imported(spec: str) -> Any:
+def find_imported(spec: str) -> Any:
     """Return what `module:attribute`, or a module's name, means at present, without importing
     anything; None if nothing."""
     module, _, path = spec.partition(":")

@@ -21,13 +21,13 @@ from ..schema.sources import Command, Function, Schema, SqlFiles, Steps
 from ..server.dsn import parse
 from ..settings import Settings
 from .base import Place, Target
-from .discovery import adapter_of, known, target_of
-from .following import Handle, Lead, imported, is_led, leads, look, present
+from .discovery import adapter_of, require_adapter, target_of
+from .following import Handle, Lead, find_imported, is_led, leads, look, present
 from .migrations.source import Migrations, tool
 
 __all__ = [
-    "adapter_of", "belongs", "bound_to", "close", "connection_parameters", "is_led", "load", "login",
-    "look", "named", "present", "put_aside", "sandboxed", "unsupported_reason",
+    "adapter_of", "belongs", "bound_to", "close", "connection_parameters", "is_led", "load",
+    "login", "look", "named_handles", "present", "put_aside", "sandboxed", "unsupported_reason",
 ]  # fmt: skip
 _OBJECT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
@@ -131,7 +131,7 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
                 f"{type(handle).__name__!r} is not a database handle that dbclone knows",
                 "Name a peewee database, a SQLAlchemy engine or a pool of psycopg_pool.",
             )
-        return schema_of(parts), Handle(lambda: _handle(imported(spec)), handle, models)
+        return schema_of(parts), Handle(lambda: _handle(find_imported(spec)), handle, models)
     handle = next((h for t in things for h in [adapter_of(t).handle(t)] if h is not None), None)  # type: ignore[union-attr]
     return schema_of(parts), handle if handle is None else Handle(lambda: None, handle, models)
 
@@ -146,14 +146,14 @@ def _handle(thing: Any) -> Any:
     return thing if thing is not None and adapter_of(thing) is not None else None
 
 
-def named(settings: Settings) -> list[tuple[str, Any]]:
+def named_handles(settings: Settings) -> list[tuple[str, Any]]:
     """Return the handles that the settings name, each with that name, as far as their modules have
     been imported already."""
     if settings.bind:
-        found = [(settings.bind, _handle(imported(settings.bind)))]
+        found = [(settings.bind, _handle(find_imported(settings.bind)))]
     else:
         things = [
-            (spec, imported(spec))
+            (spec, find_imported(spec))
             for spec in settings.schema
             if _OBJECT.match(spec) or _DOTTED.match(spec)
         ]
@@ -168,7 +168,7 @@ def named(settings: Settings) -> list[tuple[str, Any]]:
 def belongs(settings: Settings, thing: Any) -> str:
     """Return the name of the handle that a target stands behind, or of which it shares the
     database; empty if there is none."""
-    for name, handle in named(settings):
+    for name, handle in named_handles(settings):
         with contextlib.suppress(SettingsError):
             for found in _things(handle):
                 if found is thing or (
@@ -183,7 +183,7 @@ def put_aside(settings: Settings) -> Callable[[], None]:
     """Put aside what the application has open on the handles that the settings name, so that
     whoever goes on has to connect first; return what gives it back."""
     stack = contextlib.ExitStack()
-    for _, handle in named(settings):
+    for _, handle in named_handles(settings):
         with contextlib.suppress(SettingsError):
             for thing in _things(handle):
                 if (give_back := target_of(thing).put_aside()) is not None:
@@ -197,10 +197,12 @@ def _things(handle: Any) -> list[Any]:
     thing = present(handle)
     if thing is None:
         return []
-    return known(thing).targets(thing, handle.models if isinstance(handle, Handle) else ())
+    return require_adapter(thing).targets(
+        thing, handle.models if isinstance(handle, Handle) else ()
+    )
 
 
-def _led(handle: Any) -> Iterator[Any]:
+def _led_things(handle: Any) -> Iterator[Any]:
     """Yield what is led to the clone for a handle, also what is not behind it any more."""
     for lead in leads():
         if lead.name == "bound" and lead.handle is handle:
@@ -237,7 +239,7 @@ def bound_to(handle: Any, url: str) -> Iterator[None]:
         lambda target: target.strayed(),
     )
     thing = present(handle)
-    adapter = known(thing) if thing is not None else None
+    adapter = require_adapter(thing) if thing is not None else None
     with contextlib.ExitStack() as stack:
         if adapter is not None:
             stack.enter_context(adapter.fill(thing, url))
@@ -264,15 +266,15 @@ def sandboxed(handle: Any, session: Session) -> Iterator[None]:
         handle,
         lambda: [
             *_things(handle),
-            *(thing for thing in _led(handle) if target_of(thing).has_connection()),
+            *(thing for thing in _led_things(handle) if target_of(thing).has_connection()),
         ],
-        lambda thing: any(thing is found for found in _led(handle)),
+        lambda thing: any(thing is found for found in _led_things(handle)),
         lambda target: target.sandbox(session),
         lambda target: target.unsandbox(),
         lambda target: target.escaped(),
     )
     thing = present(handle)
-    adapter = known(thing) if thing is not None else None
+    adapter = require_adapter(thing) if thing is not None else None
     with (
         lead.held(),
         adapter.watch(thing, lead.take) if adapter is not None else contextlib.nullcontext(),
@@ -282,7 +284,7 @@ def sandboxed(handle: Any, session: Session) -> Iterator[None]:
 
 def close(handle: Any) -> None:
     """Close the connections of the application's handle, if there is one."""
-    for thing in {id(thing): thing for thing in (*_things(handle), *_led(handle))}.values():
+    for thing in {id(thing): thing for thing in (*_things(handle), *_led_things(handle))}.values():
         target_of(thing).close()
 
 

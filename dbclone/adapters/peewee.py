@@ -425,7 +425,9 @@ class PeeweeTarget(Target):
         self._sandboxed = now
         try:
             now.leading.enter_context(
-                _led(database, session) if psycopg3 else _led_psycopg2(database, session)
+                _opening_psycopg3(database, session)
+                if psycopg3
+                else _opening_psycopg2(database, session)
             )
             if before is None and not now.state.values["closed"]:
                 database.connect()
@@ -496,7 +498,7 @@ def _door(database: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _led(database: Any, session: Session) -> Iterator[None]:
+def _opening_psycopg3(database: Any, session: Session) -> Iterator[None]:
     """Have peewee open its psycopg connections in the sandbox."""
     door = _door(database)
     patches: dict[str, Any] = {"_connect": lambda: session.connect(autocommit=True)}
@@ -515,7 +517,7 @@ def _led(database: Any, session: Session) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
+def _opening_psycopg2(database: Any, session: Session) -> Iterator[None]:
     """Have peewee open its psycopg2 connections as it always does, of a class that leads into the
     sandbox."""
     from ..sandbox.wire.psycopg2 import Connector
@@ -532,7 +534,7 @@ def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _usable(given: Any) -> Iterator[Any]:
+def _isolated_database(given: Any) -> Iterator[Any]:
     """Yield a Database that leads into the isolation `given`: the application's own, or one made
     for the block."""
     database = _database(given.handle) if given.handle is not None else None
@@ -572,7 +574,7 @@ def with_test_db(models: Iterable[type[peewee.Model]]) -> Callable[[F], F]:
                     " hands no fixtures to it.",
                     "Run it with pytest, or pass dbclone=… (what Clone.isolated() yields).",
                 )
-            with _usable(given) as database, database.bind_ctx(wanted):
+            with _isolated_database(given) as database, database.bind_ctx(wanted):
                 yield
 
         if inspect.iscoroutinefunction(function):

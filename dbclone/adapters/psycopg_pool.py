@@ -26,9 +26,7 @@ from ..errors import SandboxLimit, SettingsError
 from ..process.clock import monotonic
 from ..sandbox.psycopg3.connection import Sandboxed
 from ..sandbox.session import Session
-from ..schema.sources import Schema
 from ..server.dsn import parse
-from ..settings import Settings
 from . import hooks
 from .base import Adapter, Place, Target
 
@@ -39,8 +37,8 @@ _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname",
 #: version: a pool has no public place where its connections come from.
 PRIVATE = {
     **dict.fromkeys(("psycopg_pool.ConnectionPool", "psycopg_pool.AsyncConnectionPool"), (
-        "_add_to_pool", "_closed", "_configure", "_connect", "_growing", "_lock", "_nconns", "_open",
-        "_opened", "_pool", "_pool_full_event", "_reset", "_reset_connection", "_sched_runner",
+        "_add_to_pool", "_closed", "_configure", "_connect", "_growing", "_lock", "_nconns",
+        "_open", "_opened", "_pool", "_pool_full_event", "_reset", "_reset_connection", "_sched_runner",
         "_start_initial_tasks", "_tasks", "_waiting", "_workers",
     )),
     "psycopg.Connection": ("_pool",),
@@ -98,7 +96,7 @@ def _settle(pool: Any, timeout: float) -> None:
         time.sleep(_STEP)
 
 
-def unopened(pool: Any) -> dict[str, Any]:
+def unopened_attributes(pool: Any) -> dict[str, Any]:
     """Return the attributes of a pool that has not been opened yet."""
     return {
         "_opened": False,
@@ -147,14 +145,6 @@ async def _nothing() -> None:
 
 class PoolAdapter(Adapter):
     """psycopg_pool: a pool is its own handle, and is what connects."""
-
-    def schema(self, settings: Settings, spec: str, thing: Any) -> Schema:
-        """Refuse: a pool describes no tables."""
-        raise settings.error(
-            "schema",
-            f"{spec} is a pool of connections, which is not a schema",
-            "Name SQL files, and the pool in bind.",
-        )
 
     def handle(self, thing: Any) -> Any:
         """Return the pool itself."""
@@ -301,12 +291,12 @@ class PoolTarget(Target):
         was, tasks = before.attributes, before.tasks
         if not before.opened:
             _stop(pool)
-            was = {**was, **unopened(pool)}
+            was = {**was, **unopened_attributes(pool)}
         elif pool.closed:
             # By the application: its workers have ended, so what comes back is not open either.
             vars(pool).update(was)
             _drop(pool)
-            was = {**was, **unopened(pool)}
+            was = {**was, **unopened_attributes(pool)}
         else:
             tasks += surviving(pause_tasks(pool, 0.05))
         was.update(
@@ -384,7 +374,7 @@ def _stop(pool: Any) -> None:
     if not pool.closed:
         cancel(pool)
         _drop(pool)
-    vars(pool).update(unopened(pool))
+    vars(pool).update(unopened_attributes(pool))
 
 
 def _drop(pool: Any) -> None:

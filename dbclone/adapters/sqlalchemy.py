@@ -28,8 +28,8 @@ from .sqlalchemy_schema import MetadataSchema, metadata_of
 
 __all__ = ["EngineTarget", "SQLAlchemyAdapter"]
 hooks.fit("sqlalchemy")
-#: The private names of SQLAlchemy and Flask-SQLAlchemy that are used here, in `sqlalchemy_schema` and
-#: in `hooks`, which a test holds against the installed version.
+#: The private names of SQLAlchemy and Flask-SQLAlchemy that are used here, in `sqlalchemy_schema`
+#: and in `hooks`, which a test holds against the installed version.
 PRIVATE = {
     "sqlalchemy.pool.Pool": ("_creator",),
     "sqlalchemy.Dialect": ("_has_events",),
@@ -115,7 +115,7 @@ def _sessions_made_by(handle: Any) -> Iterator[Any]:
             yield session
 
 
-def restored(thing: Any, name: str, before: Any) -> None:
+def restore_attribute(thing: Any, name: str, before: Any) -> None:
     """Put an instance attribute back, or take it away where there was none."""
     if before is None:
         vars(thing).pop(name, None)
@@ -123,7 +123,7 @@ def restored(thing: Any, name: str, before: Any) -> None:
         setattr(thing, name, before)
 
 
-def pointed(url: URL, dsn: Dsn) -> URL:
+def url_at(url: URL, dsn: Dsn) -> URL:
     """Return an engine's URL for another place; the driver and all other parameters stay."""
     host, port = dsn.get("host"), dsn.get("port")
     in_netloc = bool(host) and "," not in host + port and not host.startswith(("/", "@"))
@@ -153,7 +153,7 @@ def sessions_of(engine: Engine) -> Iterator[tuple[Any, Any]]:
                 break
 
 
-def idle(engine: Engine) -> None:
+def release_connections(engine: Engine) -> None:
     """Let sessions and the pool give up their connections, whatever state they are in.
 
     An asynchronous engine's can only do so inside an event loop, which has ended when a test has:
@@ -255,13 +255,13 @@ def _leading(engine: Engine, connect: Callable[..., Any], real: bool = False) ->
 
 def _close(engine: Engine) -> None:
     """Close the engine's real connections, wherever they are, and give it a new pool."""
-    idle(engine)
+    release_connections(engine)
     for connection in list(getattr(engine.pool._creator, "real", ())):
         finish(connection)
     engine.pool = engine.pool.recreate()
 
 
-def _asked(engine: Engine) -> dict[str, Any]:
+def _requested_parameters(engine: Engine) -> dict[str, Any]:
     """Return what the dialect would be asked for by the engine's creator, which must be one that
     asks it."""
     asked: dict[str, Any] = {}
@@ -276,7 +276,7 @@ def _asked(engine: Engine) -> dict[str, Any]:
         with contextlib.suppress(Exception):
             engine.pool._creator(None)  # type: ignore[call-arg, arg-type]
     finally:
-        restored(engine.dialect, "connect", before)
+        restore_attribute(engine.dialect, "connect", before)
     return asked
 
 
@@ -343,7 +343,7 @@ class SQLAlchemyAdapter(Adapter):
         try:
             yield
         finally:
-            restored(handle, "_make_engine", before)
+            restore_attribute(handle, "_make_engine", before)
 
 
 class EngineTarget(Target):
@@ -366,7 +366,7 @@ class EngineTarget(Target):
         _close(engine)
         was, dialect = engine.url, engine.dialect
         plain = dialect.connect
-        engine.url = pointed(was, parse(url))
+        engine.url = url_at(was, parse(url))
         arguments, placed = dialect.create_connect_args(engine.url)
 
         def connect(*_: Any, **parameters: Any) -> Any:
@@ -388,7 +388,7 @@ class EngineTarget(Target):
         assert self._pointed is not None
         _close(engine)
         engine.url, method = self._pointed
-        restored(engine.dialect, "connect", method)
+        restore_attribute(engine.dialect, "connect", method)
         if isinstance(engine.pool._creator, _Creator):
             engine.pool._creator = engine.pool._creator.before
 
@@ -429,17 +429,17 @@ class EngineTarget(Target):
     def unsandbox(self) -> None:
         engine = self.thing
         assert self._sandboxed is not None
-        idle(engine)
+        release_connections(engine)
         pool, was = self._sandboxed
         self._sandboxed = None
         pool.dispatch, engine.pool = engine.pool.dispatch, pool
-        restored(engine.dialect, "connect", was)
+        restore_attribute(engine.dialect, "connect", was)
         if was is None and isinstance(pool._creator, _Creator):
             pool._creator = pool._creator.before
 
     def connection_parameters(self) -> dict[str, str]:
         """What the dialect would be asked for."""
-        asked = _asked(self.thing)
+        asked = _requested_parameters(self.thing)
         return {"options": asked["options"]} if asked.get("options") else {}
 
     def login(self) -> tuple[str, str]:
@@ -450,7 +450,7 @@ class EngineTarget(Target):
             getattr(engine.pool._creator, "__module__", "") == "sqlalchemy.engine.create"
             and not engine.dialect._has_events
         )
-        asked = _asked(engine) if plain else {}
+        asked = _requested_parameters(engine) if plain else {}
         user, password = (
             asked.get("user") or engine.url.username,
             asked.get("password") or engine.url.password,

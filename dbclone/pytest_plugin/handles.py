@@ -177,9 +177,9 @@ class Guard:
         also if only somebody else's adapter knows them."""
         if not self._prepared and self._settings.bind:
             from ..adapters.discovery import prepare
-            from ..adapters.following import imported
+            from ..adapters.following import find_imported
 
-            handle = imported(self._settings.bind)
+            handle = find_imported(self._settings.bind)
             self._prepared = handle is not None
             prepare(handle)
 

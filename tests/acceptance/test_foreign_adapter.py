@@ -82,9 +82,6 @@ class SandboxedTarget(AcmeTarget):
 class AcmeAdapter(Adapter):
     kind = SandboxedTarget
 
-    def schema(self, settings, spec, thing):
-        raise settings.error("schema", f"{spec} describes no tables", "Name SQL files.")
-
     def target(self, thing):
         return self.kind(thing)
 
