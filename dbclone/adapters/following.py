@@ -20,11 +20,13 @@ from typing import Any
 
 from ..process.forks import OwnerProcess
 from . import hooks
+from .base import Target
+from .discovery import target_of
 
-__all__ = ["Handle", "Lead", "imported", "is_led", "leads", "look", "present"]
+__all__ = ["Handle", "Lead", "find_imported", "is_led", "leads", "look", "present"]
 
 
-def imported(spec: str) -> Any:
+def find_imported(spec: str) -> Any:
     """Return what `module:attribute`, or a module's name, means at present, without importing
     anything; None if nothing."""
     module, _, path = spec.partition(":")
@@ -68,8 +70,8 @@ class Lead:
     Targets are remembered weakly: a test may make an application of its own, and the next one
     another. Arguments: `name`, of what is done; `handle`, the one that it is done to; `behind`,
     returns the targets; `at`, tells whether a target that is not among them belongs to the handle
-    by where it connects to; `do(target, before)`, returns what `undo(target, before)` is given, and
-    is given that itself if `strayed(target, before)`, because the application has undone it.
+    by where it connects to; `do` and `undo`, what is done; `strayed`, tells whether the application
+    has undone it since, and it has to be done again, to the same object.
     """
 
     def __init__(
@@ -78,13 +80,13 @@ class Lead:
         handle: Any,
         behind: Callable[[], Sequence[Any]],
         at: Callable[[Any], bool],
-        do: Callable[[Any, Any], Any],
-        undo: Callable[[Any, Any], None],
-        strayed: Callable[[Any, Any], bool],
+        do: Callable[[Target], None],
+        undo: Callable[[Target], None],
+        strayed: Callable[[Target], bool],
     ) -> None:
         self.name, self.handle, self.behind, self.at = name, handle, behind, at
         self._do, self._undo, self._strayed = do, undo, strayed
-        self.done: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self.done: weakref.WeakKeyDictionary[Any, Target] = weakref.WeakKeyDictionary()
         self._busy: set[int] = set()
         self._lock = threading.RLock()
         self._over = False
@@ -95,7 +97,7 @@ class Lead:
         if self._over:
             return
         if target in self.done:
-            if not self._strayed(target, self.done[target]) or self._covered(target):
+            if not self._strayed(self.done[target]) or self._covered(target):
                 return
         elif not (any(target is found for found in self.behind()) or (use and self.at(target))):
             return
@@ -115,7 +117,9 @@ class Lead:
             if id(target) not in self._busy:
                 self._busy.add(id(target))
                 try:
-                    self.done[target] = self._do(target, self.done.get(target))
+                    led = self.done.get(target) or target_of(target)
+                    self._do(led)
+                    self.done[target] = led
                 finally:
                     self._busy.discard(id(target))
         return target
@@ -134,8 +138,9 @@ class Lead:
                 self._over = True
                 if not home.forked:
                     with contextlib.ExitStack() as stack:
-                        for target, before in list(self.done.items()):
-                            stack.callback(self._undo, target, before)
+                        done = list(self.done.items())  # with what targets refer to weakly
+                        for _, led in done:
+                            stack.callback(self._undo, led)
 
 
 def leads() -> list[Lead]:

@@ -1,134 +1,36 @@
-"""What dbclone knows of other people's libraries, one file each, none imported unless an object of
-that library turns up.
+"""The application's handle, as the other packages see it: what the settings name, and what can be
+done to whatever stands behind it.
 
-A *handle* is what the settings name; behind it stand *targets*, which connect, and which
-`following` finds. An adapter is a module with these functions:
-
-    schema(settings, spec, thing)  the Schema that `thing` describes (models, metadata, a module of them)
-    handle(thing)                  the database handle that those models use, or None
-    models(thing)                  those models that name the database which they use
-    targets(handle, models)        the targets behind a handle, and behind models, at this moment
-    place(target)                  host, port and name of the database that a target leads to, or None
-    filled(handle, url)            context manager: a handle that leads nowhere yet leads to `url`
-    notified(handle, take)         context manager: `take` is called with targets that the handle makes
-    point(target, url, before)     lead a target to `url`; what it returns, point_back and strayed are given
-    strayed(target, before)        whether the application has led it elsewhere since
-    lend(target, session, before)  let a target take its connections from a sandbox; likewise take_back and escaped
-    refusal(target)                why a target cannot be lent a sandbox (empty: it can)
-    holds(target)                  whether it has a connection that the application can use without asking for one
-    aside(target), back(…)         put such a connection aside for a while
-    closed(target)                 close its connections, because their database is about to be replaced
-    parameters(target)             libpq parameters that the real connection of a sandbox has to have, as the application's do
-    login(target)                  (user, password) that a target which is led nowhere connects with, as far as it says
+Here is which targets are meant and in which order; what is done to one of them is the adapter's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import os
 import re
 import shutil
 import sys
-import types
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import SettingsError
 from ..sandbox.session import Session
 from ..schema.sources import Command, Function, Schema, SqlFiles, Steps
 from ..server.dsn import parse
 from ..settings import Settings
-from .following import Handle, Lead, imported, is_led, leads, look, present
+from .base import Place, Target
+from .discovery import adapter_of, require_adapter, target_of
+from .following import Handle, Lead, find_imported, is_led, leads, look, present
 from .migrations.source import Migrations, tool
 
 __all__ = [
-    "Adapter", "adapter_of", "aside", "belongs", "bound", "closed", "is_led", "lent", "load", "look", "named", "parameters",
-    "present", "refusal", "targets",
+    "adapter_of", "belongs", "bound_to", "close", "connection_parameters", "is_led", "load",
+    "login", "look", "named_handles", "present", "put_aside", "sandboxed", "unsupported_reason",
 ]  # fmt: skip
-_BY_PACKAGE = {
-    "peewee": "peewee",
-    "playhouse": "peewee",
-    "psycopg_pool": "psycopg_pool",
-    "sqlalchemy": "sqlalchemy",
-    "flask_sqlalchemy": "sqlalchemy",
-    "sqlmodel": "sqlalchemy",
-}
-Place = tuple[str, str, str]  # host, port and name of a database
 _OBJECT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
-
-
-class Adapter(Protocol):
-    """The functions of an adapter module, as described above."""
-
-    def schema(self, settings: Settings, spec: str, thing: Any) -> Schema: ...
-
-    def handle(self, thing: Any) -> Any: ...
-
-    def models(self, thing: Any) -> Sequence[Any]: ...
-
-    def targets(self, handle: Any, models: Sequence[Any]) -> list[Any]: ...
-
-    def place(self, target: Any) -> Place | None: ...
-
-    def filled(self, handle: Any, url: str) -> contextlib.AbstractContextManager[None]: ...
-
-    def notified(
-        self, handle: Any, take: Callable[[Any], Any]
-    ) -> contextlib.AbstractContextManager[None]: ...
-
-    def point(self, target: Any, url: str, before: Any) -> Any: ...
-
-    def point_back(self, target: Any, before: Any) -> None: ...
-
-    def strayed(self, target: Any, before: Any) -> bool: ...
-
-    def lend(self, target: Any, session: Session, before: Any) -> Any: ...
-
-    def take_back(self, target: Any, before: Any) -> None: ...
-
-    def escaped(self, target: Any, before: Any) -> bool: ...
-
-    def refusal(self, target: Any) -> str: ...
-
-    def holds(self, target: Any) -> bool: ...
-
-    def aside(self, target: Any) -> Any: ...
-
-    def back(self, target: Any, before: Any) -> None: ...
-
-    def closed(self, target: Any) -> None: ...
-
-    def parameters(self, target: Any) -> dict[str, str]: ...
-
-    def login(self, target: Any) -> tuple[str, str]: ...
-
-
-def adapter_of(thing: Any) -> Adapter | None:
-    """Return the adapter for an object: a model, a handle, a collection or module of models; None
-    if no library is recognised."""
-    if isinstance(thing, (list, tuple, set)):
-        return next((found for item in thing if (found := adapter_of(item)) is not None), None)
-    if isinstance(thing, types.ModuleType):
-        classes = [value for value in vars(thing).values() if isinstance(value, type)]
-        return adapter_of(classes) or adapter_of(
-            [v for v in vars(thing).values() if not isinstance(v, types.ModuleType)]
-        )
-    return _adapter_of(thing if isinstance(thing, type) else type(thing))
-
-
-@lru_cache(maxsize=64)
-def _adapter_of(kind: type) -> Adapter | None:
-    for base in kind.__mro__:
-        name = _BY_PACKAGE.get(base.__module__.partition(".")[0])
-        if name is not None:
-            module: Any = importlib.import_module(f".{name}", __package__)
-            return module  # type: ignore[no-any-return]
-    return None
 
 
 def _is_command(settings: Settings, spec: str) -> bool:
@@ -229,7 +131,7 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
                 f"{type(handle).__name__!r} is not a database handle that dbclone knows",
                 "Name a peewee database, a SQLAlchemy engine or a pool of psycopg_pool.",
             )
-        return schema_of(parts), Handle(lambda: _handle(imported(spec)), handle, models)
+        return schema_of(parts), Handle(lambda: _handle(find_imported(spec)), handle, models)
     handle = next((h for t in things for h in [adapter_of(t).handle(t)] if h is not None), None)  # type: ignore[union-attr]
     return schema_of(parts), handle if handle is None else Handle(lambda: None, handle, models)
 
@@ -244,14 +146,14 @@ def _handle(thing: Any) -> Any:
     return thing if thing is not None and adapter_of(thing) is not None else None
 
 
-def named(settings: Settings) -> list[tuple[str, Any]]:
+def named_handles(settings: Settings) -> list[tuple[str, Any]]:
     """Return the handles that the settings name, each with that name, as far as their modules have
     been imported already."""
     if settings.bind:
-        found = [(settings.bind, _handle(imported(settings.bind)))]
+        found = [(settings.bind, _handle(find_imported(settings.bind)))]
     else:
         things = [
-            (spec, imported(spec))
+            (spec, find_imported(spec))
             for spec in settings.schema
             if _OBJECT.match(spec) or _DOTTED.match(spec)
         ]
@@ -263,151 +165,142 @@ def named(settings: Settings) -> list[tuple[str, Any]]:
     return [(name, handle) for name, handle in found if handle is not None]
 
 
-def belongs(settings: Settings, target: Any) -> str:
+def belongs(settings: Settings, thing: Any) -> str:
     """Return the name of the handle that a target stands behind, or of which it shares the
     database; empty if there is none."""
-    for name, handle in named(settings):
+    for name, handle in named_handles(settings):
         with contextlib.suppress(SettingsError):
-            for found in targets(handle):
-                if found is target or (
-                    (place := _known(target).place(target)) is not None
-                    and place == _known(found).place(found)
+            for found in _things(handle):
+                if found is thing or (
+                    (place := target_of(thing).place()) is not None
+                    and place == target_of(found).place()
                 ):
                     return name
     return ""
 
 
-def aside(settings: Settings) -> Callable[[], None]:
+def put_aside(settings: Settings) -> Callable[[], None]:
     """Put aside what the application has open on the handles that the settings name, so that
     whoever goes on has to connect first; return what gives it back."""
     stack = contextlib.ExitStack()
-    for _, handle in named(settings):
+    for _, handle in named_handles(settings):
         with contextlib.suppress(SettingsError):
-            for target in targets(handle):
-                adapter = _known(target)
-                if (before := adapter.aside(target)) is not None:
-                    stack.callback(adapter.back, target, before)
+            for thing in _things(handle):
+                if (give_back := target_of(thing).put_aside()) is not None:
+                    stack.callback(give_back)
     return stack.close
 
 
-def _known(target: Any) -> Adapter:
-    """Return the adapter of a target."""
-    adapter = adapter_of(target)
-    assert adapter is not None, f"{type(target).__name__} is no target"
-    return adapter
-
-
-def targets(handle: Any) -> list[Any]:
-    """Return the targets behind a handle at this moment. Raises SettingsError if it leads to
-    something that is not PostgreSQL."""
+def _things(handle: Any) -> list[Any]:
+    """Return what connects for a handle at this moment. Raises SettingsError if that is not
+    PostgreSQL."""
     thing = present(handle)
-    return (
-        _known(thing).targets(thing, handle.models if isinstance(handle, Handle) else ())
-        if thing is not None
-        else []
+    if thing is None:
+        return []
+    return require_adapter(thing).targets(
+        thing, handle.models if isinstance(handle, Handle) else ()
     )
 
 
-def _led(handle: Any) -> Iterator[Any]:
-    """Yield the targets that are led to the clone for a handle, also those that are not behind it
-    any more."""
+def _led_things(handle: Any) -> Iterator[Any]:
+    """Yield what is led to the clone for a handle, also what is not behind it any more."""
     for lead in leads():
         if lead.name == "bound" and lead.handle is handle:
             yield from list(lead.done)
 
 
 @contextlib.contextmanager
-def bound(handle: Any, url: str) -> Iterator[None]:
+def bound_to(handle: Any, url: str) -> Iterator[None]:
     """Point the application's handle at a database for the block; do nothing without one.
 
     Host, user and database change, all other parameters stay. What comes to stand behind the handle
     in the block is pointed there too before it connects, and so is what connects to the database
     that the handle led to before. Raises SettingsError.
     """
-    thing = present(handle)
     if handle is None:
         yield
         return
     places: set[Place] = set()
-
-    def point(target: Any, before: Any) -> Any:
-        adapter = _known(target)
-        if (place := adapter.place(target)) not in (None, clone):
-            places.add(place)
-        return adapter.point(target, url, before)
-
     dsn = parse(url)
     clone = dsn.get("host"), dsn.get("port"), dsn.get("dbname")
+
+    def point(target: Target) -> None:
+        if (place := target.place()) not in (None, clone):
+            places.add(place)
+        target.point_at(url)
+
     lead = Lead(
         "bound",
         handle,
-        lambda: targets(handle),
-        lambda target: _known(target).place(target) in places,
+        lambda: _things(handle),
+        lambda thing: target_of(thing).place() in places,
         point,
-        lambda target, before: _known(target).point_back(target, before),
-        lambda target, before: _known(target).strayed(target, before),
+        lambda target: target.point_back(),
+        lambda target: target.strayed(),
     )
+    thing = present(handle)
+    adapter = require_adapter(thing) if thing is not None else None
     with contextlib.ExitStack() as stack:
-        if thing is not None:
-            stack.enter_context(_known(thing).filled(thing, url))
+        if adapter is not None:
+            stack.enter_context(adapter.fill(thing, url))
         stack.enter_context(lead.held())
-        if thing is not None:
-            stack.enter_context(_known(thing).notified(thing, lead.take))
+        if adapter is not None:
+            stack.enter_context(adapter.watch(thing, lead.take))
         yield
 
 
 @contextlib.contextmanager
-def lent(handle: Any, session: Session) -> Iterator[None]:
+def sandboxed(handle: Any, session: Session) -> Iterator[None]:
     """Give the application's handle connections into a sandbox for the block, in every thread; do
     nothing without one.
 
     Its own connections wait aside, and come back afterwards. Raises SandboxLimit if it cannot be
     sandboxed.
     """
-    thing = present(handle)
     if handle is None:
         yield
         return
     look()
     lead = Lead(
-        "lent",
+        "sandboxed",
         handle,
         lambda: [
-            *targets(handle),
-            *(target for target in _led(handle) if _known(target).holds(target)),
+            *_things(handle),
+            *(thing for thing in _led_things(handle) if target_of(thing).has_connection()),
         ],
-        lambda target: any(target is found for found in _led(handle)),
-        lambda target, before: _known(target).lend(target, session, before),
-        lambda target, before: _known(target).take_back(target, before),
-        lambda target, before: _known(target).escaped(target, before),
+        lambda thing: any(thing is found for found in _led_things(handle)),
+        lambda target: target.sandbox(session),
+        lambda target: target.unsandbox(),
+        lambda target: target.escaped(),
     )
+    thing = present(handle)
+    adapter = require_adapter(thing) if thing is not None else None
     with (
         lead.held(),
-        _known(thing).notified(thing, lead.take) if thing is not None else contextlib.nullcontext(),
+        adapter.watch(thing, lead.take) if adapter is not None else contextlib.nullcontext(),
     ):
         yield
 
 
-def closed(handle: Any) -> None:
+def close(handle: Any) -> None:
     """Close the connections of the application's handle, if there is one."""
-    for target in {id(target): target for target in (*targets(handle), *_led(handle))}.values():
-        _known(target).closed(target)
+    for thing in {id(thing): thing for thing in (*_things(handle), *_led_things(handle))}.values():
+        target_of(thing).close()
 
 
-def refusal(handle: Any) -> str:
+def unsupported_reason(handle: Any) -> str:
     """Return why the handle cannot work in a sandbox, or an empty string."""
-    return next(
-        (reason for target in targets(handle) if (reason := _known(target).refusal(target))), ""
-    )
+    reasons = (target_of(thing).unsupported_reason() for thing in _things(handle))
+    return next((reason for reason in reasons if reason), "")
 
 
-def parameters(handle: Any) -> dict[str, str]:
+def connection_parameters(handle: Any) -> dict[str, str]:
     """Return how the application's connections begin: their `options`, such as a search_path, if
     they have any."""
-    return next((_known(target).parameters(target) for target in targets(handle)), {})
+    return next((target_of(thing).connection_parameters() for thing in _things(handle)), {})
 
 
 def login(handle: Any) -> tuple[str, str]:
     """Return (user, password) that the application's handle connects with by itself; empty where it
     does not say. Not to be asked while the handle is bound."""
-    return next((_known(target).login(target) for target in targets(handle)), ("", ""))
+    return next((target_of(thing).login() for thing in _things(handle)), ("", ""))

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-__all__ = ["LIBRARIES", "Watcher", "expected", "fit", "used", "watched", "watchers"]
+__all__ = ["LIBRARIES", "Watcher", "door", "expected", "fit", "used", "watched", "watchers"]
 
 
 class Watcher(Protocol):
@@ -99,6 +99,17 @@ def _psycopg_pool(library: Any) -> None:
     for owner in (library.ConnectionPool, library.AsyncConnectionPool):
         _before(owner, "open")
         _before(owner, "getconn")
+
+
+def door(owner: type, name: str) -> None:
+    """Make a door of the method `name` that `owner` defines, for an adapter of somebody else's
+    library.
+
+    To be called once, when the adapter's module is imported, for each method through which a target
+    (the method's `self`) gets a connection. A coroutine function stays one.
+    """
+    used[0] = True  # somebody may have called the method before
+    _before(owner, name)
 
 
 LIBRARIES: dict[str, Callable[[Any], None]] = {

@@ -23,6 +23,26 @@ from ..schema.sources import Progress, Schema
 from ..server.dsn import parse, redacting
 from ..settings import Settings
 from . import hooks
+from .base import Adapter, Place, Target
+
+__all__ = ["PeeweeAdapter", "PeeweeTarget", "with_test_db"]
+
+#: The private names of peewee that are used here, which a test holds against the installed version:
+#: it has no public place where connections come from, and none that tells the DDL of a model.
+PRIVATE = {
+    "peewee.PostgresqlDatabase": (
+        "_adapter",
+        "_connect",
+        "_encoding",
+        "_isolation_level",
+        "_state",
+    ),
+    "peewee._ConnectionState": ("closed", "conn", "ctx", "reset", "transactions"),
+    "peewee.Model": ("_meta", "_schema"),
+    "peewee.SchemaManager": ("_create_foreign_key", "_create_indexes", "_create_table"),
+    "peewee.Psycopg3Adapter": ("connect", "txn_status"),
+    "playhouse.pool.PooledDatabase": ("_connections", "_in_use"),
+}
 
 
 def models_of(thing: Any) -> list[type[peewee.Model]]:
@@ -138,7 +158,6 @@ class PeeweeSchema:
                 ) from error
 
 
-__all__ = ["with_test_db"]
 _TARGET = (
     "host",
     "hostaddr",
@@ -156,57 +175,72 @@ hooks.fit("playhouse.pwasyncio")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def schema(settings: Settings, spec: str, thing: Any) -> Schema:
-    """Return the schema of peewee models."""
-    strangers = [
-        item
-        for item in (thing if isinstance(thing, (list, tuple, set)) else [])
-        if not (isinstance(item, type) and issubclass(item, peewee.Model))
-    ]
-    if strangers:
-        raise settings.error(
-            "schema", f"{strangers[0]!r} in {spec} is not a peewee model", "List models only."
-        )
-    models = models_of(thing)
-    if not models:
-        raise settings.error(
-            "schema",
-            f"there are no peewee models in {spec}",
-            "Name a list of models, or a module that defines them.",
-        )
-    return PeeweeSchema(tuple(models))
+class PeeweeAdapter(Adapter):
+    """peewee: a Database, Proxy or FlaskDB is a handle, a PostgresqlDatabase is what connects."""
 
+    def schema(self, settings: Settings, spec: str, thing: Any) -> Schema:
+        strangers = [
+            item
+            for item in (thing if isinstance(thing, (list, tuple, set)) else [])
+            if not (isinstance(item, type) and issubclass(item, peewee.Model))
+        ]
+        if strangers:
+            raise settings.error(
+                "schema", f"{strangers[0]!r} in {spec} is not a peewee model", "List models only."
+            )
+        models = models_of(thing)
+        if not models:
+            raise settings.error(
+                "schema",
+                f"there are no peewee models in {spec}",
+                "Name a list of models, or a module that defines them.",
+            )
+        return PeeweeSchema(tuple(models))
 
-def handle(thing: Any) -> Any:
-    """Return the database handle that models use, or None if they have none."""
-    databases = {
-        id(m._meta.database): m._meta.database
-        for m in models_of(thing)
-        if m._meta.database is not None
-    }
-    return next(iter(databases.values()), None)
+    def target(self, thing: Any) -> PeeweeTarget:
+        return PeeweeTarget(thing)
 
+    def handle(self, thing: Any) -> Any:
+        databases = (model._meta.database for model in models_of(thing))
+        return next((database for database in databases if database is not None), None)
 
-def models(thing: Any) -> Sequence[Any]:
-    """Return the models: each names its database, and may be bound to another one."""
-    return models_of(thing)
+    def models(self, thing: Any) -> Sequence[Any]:
+        """Return all: each names its database, and may be bound to another one."""
+        return models_of(thing)
 
+    def targets(self, handle: Any, models: Sequence[Any]) -> list[Any]:
+        """Return the Database behind a handle, and those of models if they are PostgreSQL's."""
+        found = [database for database in [_database(handle)] if database is not None]
+        for model in models:
+            database = model._meta.database
+            while isinstance(database, peewee.Proxy):
+                database = database.obj
+            if isinstance(database, peewee.PostgresqlDatabase) and not any(
+                database is known for known in found
+            ):
+                found.append(database)
+        return found
 
-def targets(handle: Any, models: Sequence[Any]) -> list[Any]:
-    """Return the Database behind a handle, and those of models if they are PostgreSQL's.
-
-    Raises SettingsError if the handle leads to something else.
-    """
-    found = [database for database in [_database(handle)] if database is not None]
-    for model in models:
-        database = model._meta.database
-        while isinstance(database, peewee.Proxy):
-            database = database.obj
-        if isinstance(database, peewee.PostgresqlDatabase) and not any(
-            database is known for known in found
-        ):
-            found.append(database)
-    return found
+    @contextlib.contextmanager
+    def fill(self, handle: Any, url: str) -> Iterator[None]:
+        """Put a Database behind a Proxy or FlaskDB that has none."""
+        if _database(handle) is not None:
+            yield
+            return
+        proxy = handle if isinstance(handle, peewee.Proxy) else handle.database
+        if proxy is None:
+            # A FlaskDB that has not seen its application yet: what it makes then is followed.
+            yield
+            return
+        fresh = open_database(url)
+        while isinstance(proxy.obj, peewee.Proxy):
+            proxy = proxy.obj
+        proxy.initialize(fresh)
+        try:
+            yield
+        finally:
+            if proxy.obj is fresh:
+                proxy.initialize(None)
 
 
 def _database(handle: Any) -> Any:
@@ -225,56 +259,11 @@ def _database(handle: Any) -> Any:
     return handle
 
 
-def place(target: Any) -> tuple[str, str, str] | None:
-    """Return host, port and name of the database that a Database leads to; None if it is deferred."""
-    name = getattr(target, "database", None)
-    if not name or not isinstance(target, peewee.PostgresqlDatabase):
-        return None
-    if "://" in str(name):
-        with contextlib.suppress(Exception):
-            dsn = parse(str(name))
-            return dsn.get("host"), dsn.get("port"), dsn.get("dbname")
-    given = target.connect_params or {}
-    return str(given.get("host") or ""), str(given.get("port") or ""), str(name)
-
-
 def _is_psycopg3(database: Any) -> bool:
     adapter = getattr(database, "_adapter", None)
     if adapter is not None:
         return hasattr(peewee, "Psycopg3Adapter") and isinstance(adapter, peewee.Psycopg3Adapter)
     return any(base.__name__ == "Psycopg3Database" for base in type(database).__mro__)
-
-
-@contextlib.contextmanager
-def filled(handle: Any, url: str) -> Iterator[None]:
-    """Put a Database that leads to `url` behind a Proxy or FlaskDB that has none, until the
-    application puts its own there."""
-    if _database(handle) is not None:
-        yield
-        return
-    proxy, fresh = (
-        handle if isinstance(handle, peewee.Proxy) else handle.database,
-        open_database(url),
-    )
-    if (
-        proxy is None
-    ):  # a FlaskDB that has not seen its application yet: what it makes then is followed
-        yield
-        return
-    while isinstance(proxy.obj, peewee.Proxy):
-        proxy = proxy.obj
-    proxy.initialize(fresh)
-    try:
-        yield
-    finally:
-        if proxy.obj is fresh:
-            proxy.initialize(None)
-
-
-@contextlib.contextmanager
-def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
-    """Do nothing: a Proxy passes a door when it is initialized."""
-    yield
 
 
 @dataclass
@@ -287,63 +276,23 @@ class _Pointed:
     where: dict[str, Any]
 
 
-def point(target: Any, url: str, before: _Pointed | None = None) -> _Pointed:
-    """Lead a Database to `url`; host, user and database change, all other connection parameters
-    stay."""
-    dsn = parse(url)
-    where = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
-    closed(target)
-    was = before.before if before is not None else _attributes(target)
-    kept = {k: v for k, v in (target.connect_params or {}).items() if k not in _TARGET}
-    prefer = (
-        {"prefer_psycopg3": True} if hasattr(target, "_adapter") and _is_psycopg3(target) else {}
-    )
-    same = {
-        name: getattr(target, f"_{name}")
-        for name in ("encoding", "isolation_level")
-        if getattr(target, f"_{name}", None) is not None
-    }
-    # init() updates the dictionary of parameters in place: it must not be the one that comes back.
-    target.connect_params = {}
-    target.init(dsn.get("dbname"), **{**kept, **where, **prefer, **same})
-    return _Pointed(was, dsn.get("dbname"), where)
-
-
-def _attributes(target: Any) -> dict[str, Any]:
+def _attributes(database: Any) -> dict[str, Any]:
     names = ("database", "connect_params", "deferred", "server_version")
-    return {name: getattr(target, name) for name in names if hasattr(target, name)}
+    return {name: getattr(database, name) for name in names if hasattr(database, name)}
 
 
-def point_back(target: Any, before: _Pointed) -> None:
-    """Lead a Database back."""
-    closed(target)
-    for name, value in before.before.items():
-        setattr(target, name, value)
-
-
-def strayed(target: Any, before: _Pointed) -> bool:
-    """Return whether the application has called `init` since."""
-    given = target.connect_params
-    return target.database != before.name or any(
-        given.get(name) != before.where.get(name) for name in _TARGET
-    )
-
-
-def holds(target: Any) -> bool:
-    """Return whether this thread has a connection open, which each statement uses as it is."""
-    return not target.is_closed()
-
-
-def aside(target: Any) -> Any:
-    """Put this thread's connection aside, so that the next statement has to connect."""
-    return None if target.is_closed() else _State(target)
-
-
-def back(target: Any, before: Any) -> None:
-    """Give this thread its connection again."""
-    if before is not None:
-        closed(target) if not target.is_closed() else None
-        before.restore(target)
+def _close(database: Any) -> None:
+    """Close the connections of this thread and of the pool, whatever state they are in."""
+    if database.deferred:
+        return
+    with contextlib.suppress(Exception):
+        if not database.is_closed():
+            while database.transaction_depth():
+                database.pop_transaction()
+            database.close()
+    if hasattr(database, "close_all"):
+        with contextlib.suppress(Exception):
+            database.close_all()
 
 
 class _State:
@@ -366,148 +315,209 @@ class _State:
                 setattr(state, name, value)
 
 
-def closed(target: Any) -> None:
-    """Close the connections of this thread and of the pool, whatever state they are in."""
-    if target.deferred:
-        return
-    with contextlib.suppress(Exception):
-        if not target.is_closed():
-            while target.transaction_depth():
-                target.pop_transaction()
-            target.close()
-    if hasattr(target, "close_all"):
-        with contextlib.suppress(Exception):
-            target.close_all()
-
-
-def parameters(target: Any) -> dict[str, str]:
-    """Return the `options` that the application's connections begin with, if there are any."""
-    found = getattr(target, "connect_params", None) or {}
-    return {"options": found["options"]} if found.get("options") else {}
-
-
-def login(target: Any) -> tuple[str, str]:
-    """Return (user, password) of the Database's parameters, or of the URL that stands in the place
-    of the database's name."""
-    found = dict(getattr(target, "connect_params", None) or {})
-    with contextlib.suppress(SettingsError):
-        name = getattr(target, "database", None)
-        found = {
-            **(
-                parse(name).kwargs
-                if isinstance(name, str) and ("://" in name or "=" in name)
-                else {}
-            ),
-            **found,
-        }
-    return str(found.get("user") or ""), str(found.get("password") or "")
-
-
-def refusal(target: Any) -> str:
-    """Return why this handle cannot be sandboxed: it speaks asyncpg, or psycopg2 where no local
-    sockets can lead it elsewhere."""
-    if any(base.__module__ == "playhouse.pwasyncio" for base in type(target).__mro__):
-        return f"{type(target).__name__} connects with asyncpg, and only psycopg's connections can be sandboxed"
-    if _is_psycopg3(target) or hasattr(socket, "AF_UNIX"):
-        return ""
-    return f"{type(target).__name__} connects with psycopg2, which can be sandboxed only where there are Unix sockets"
-
-
 @dataclass
-class _Lent:
-    """What a Database had before it was lent a sandbox, and what leads it there."""
+class _Before:
+    """What a Database had before it was given a sandbox, and what leads it there."""
 
     state: _State
     pool: dict[str, Any]
-    place: Any
+    door: Any
     psycopg3: bool
     leading: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
-def lend(target: Any, session: Session, before: _Lent | None = None) -> _Lent:
-    """Give a Database sandboxed connections, in every thread; its own connections wait for
-    `take_back`."""
-    if reason := refusal(target):
-        raise SandboxLimit(
-            "this project's peewee handle cannot be isolated by rollback",
-            f"{reason}.",
-            "Write PostgresqlDatabase(…, prefer_psycopg3=True), which peewee 4 knows, or set"
-            ' reset = "truncate".',
+class PeeweeTarget(Target):
+    """A PostgresqlDatabase, or one of its pools."""
+
+    _pointed: _Pointed | None = None
+    _sandboxed: _Before | None = None
+
+    def place(self) -> Place | None:
+        """Return None if the Database is deferred."""
+        database = self.thing
+        name = getattr(database, "database", None)
+        if not name or not isinstance(database, peewee.PostgresqlDatabase):
+            return None
+        if "://" in str(name):
+            with contextlib.suppress(Exception):
+                dsn = parse(str(name))
+                return dsn.get("host"), dsn.get("port"), dsn.get("dbname")
+        given = database.connect_params or {}
+        return str(given.get("host") or ""), str(given.get("port") or ""), str(name)
+
+    def point_at(self, url: str) -> None:
+        database, dsn = self.thing, parse(url)
+        where = {k: (int(v) if k == "port" else v) for k, v in dsn.kwargs.items() if k != "dbname"}
+        _close(database)
+        was = self._pointed.before if self._pointed is not None else _attributes(database)
+        kept = {k: v for k, v in (database.connect_params or {}).items() if k not in _TARGET}
+        prefer = (
+            {"prefer_psycopg3": True}
+            if hasattr(database, "_adapter") and _is_psycopg3(database)
+            else {}
         )
-    if before is None:
-        pool = {
-            name: getattr(target, name)
-            for name in ("_connections", "_in_use")
-            if hasattr(target, name)
+        same = {
+            name: getattr(database, f"_{name}")
+            for name in ("encoding", "isolation_level")
+            if getattr(database, f"_{name}", None) is not None
         }
-        lent, again = _Lent(_State(target), pool, _door(target), _is_psycopg3(target)), False
-        for name, value in pool.items():
-            setattr(target, name, type(value)())
-    else:
+        # init() updates the dictionary in place: it must not be the one that comes back.
+        database.connect_params = {}
+        database.init(dsn.get("dbname"), **{**kept, **where, **prefer, **same})
+        self._pointed = _Pointed(was, dsn.get("dbname"), where)
+
+    def point_back(self) -> None:
+        assert self._pointed is not None
+        _close(self.thing)
+        for name, value in self._pointed.before.items():
+            setattr(self.thing, name, value)
+
+    def strayed(self) -> bool:
+        """By a call of `init`."""
+        assert self._pointed is not None
+        given = self.thing.connect_params
+        return self.thing.database != self._pointed.name or any(
+            given.get(name) != self._pointed.where.get(name) for name in _TARGET
+        )
+
+    def close(self) -> None:
+        _close(self.thing)
+
+    def unsupported_reason(self) -> str:
+        """It speaks asyncpg, or psycopg2 where no local sockets can lead it elsewhere."""
+        kind = type(self.thing)
+        if any(base.__module__ == "playhouse.pwasyncio" for base in kind.__mro__):
+            return (
+                f"{kind.__name__} connects with asyncpg, and only psycopg's connections can be"
+                " sandboxed"
+            )
+        if _is_psycopg3(self.thing) or hasattr(socket, "AF_UNIX"):
+            return ""
+        return (
+            f"{kind.__name__} connects with psycopg2, which can be sandboxed only where there are"
+            " Unix sockets"
+        )
+
+    def sandbox(self, session: Session) -> None:
+        database, before = self.thing, self._sandboxed
+        if reason := self.unsupported_reason():
+            raise SandboxLimit(
+                "this project's peewee handle cannot be isolated by rollback",
+                f"{reason}.",
+                "Write PostgresqlDatabase(…, prefer_psycopg3=True), which peewee 4 knows, or set"
+                ' reset = "truncate".',
+            )
+        psycopg3 = _is_psycopg3(database)
+        if before is None:
+            pool = {
+                name: getattr(database, name)
+                for name in ("_connections", "_in_use")
+                if hasattr(database, name)
+            }
+            now = _Before(_State(database), pool, _door(database), psycopg3)
+            for name, value in pool.items():
+                setattr(database, name, type(value)())
+        else:
+            before.leading.close()
+            now = replace(
+                before, door=_door(database), psycopg3=psycopg3, leading=contextlib.ExitStack()
+            )
+        self._sandboxed = now
+        try:
+            now.leading.enter_context(
+                _opening_psycopg3(database, session)
+                if psycopg3
+                else _opening_psycopg2(database, session)
+            )
+            if before is None and not now.state.values["closed"]:
+                database.connect()
+        except BaseException:
+            self.unsandbox()
+            raise
+
+    def unsandbox(self) -> None:
+        before = self._sandboxed
+        assert before is not None
         before.leading.close()
-        lent = replace(
-            before,
-            place=_door(target),
-            psycopg3=_is_psycopg3(target),
-            leading=contextlib.ExitStack(),
+        for name, value in before.pool.items():
+            setattr(self.thing, name, value)
+        before.state.restore(self.thing)
+
+    def escaped(self) -> bool:
+        """By a call of `init`, so that its connections would be real ones. Those of psycopg2 are
+        still made by the factory among the parameters, which `init` keeps."""
+        before = self._sandboxed
+        assert before is not None
+        return _door(self.thing) is not before.door and (
+            before.psycopg3 or _is_psycopg3(self.thing)
         )
-        again = True
-    try:
-        lent.leading.enter_context(
-            _led(target, session) if _is_psycopg3(target) else _led_psycopg2(target, session)
-        )
-        if not again and not lent.state.values["closed"]:
-            target.connect()
-    except BaseException:
-        take_back(target, lent)
-        raise
-    return lent
+
+    def has_connection(self) -> bool:
+        """Of this thread, which each statement uses as it is."""
+        return not self.thing.is_closed()
+
+    def put_aside(self) -> Callable[[], None] | None:
+        """Of this thread."""
+        database = self.thing
+        if database.is_closed():
+            return None
+        state = _State(database)
+
+        def give_back() -> None:
+            if not database.is_closed():
+                _close(database)
+            state.restore(database)
+
+        return give_back
+
+    def connection_parameters(self) -> dict[str, str]:
+        found = getattr(self.thing, "connect_params", None) or {}
+        return {"options": found["options"]} if found.get("options") else {}
+
+    def login(self) -> tuple[str, str]:
+        """Of the Database's parameters, or of the URL that stands in the place of the database's
+        name."""
+        found = dict(getattr(self.thing, "connect_params", None) or {})
+        with contextlib.suppress(SettingsError):
+            name = getattr(self.thing, "database", None)
+            found = {
+                **(
+                    parse(name).kwargs
+                    if isinstance(name, str) and ("://" in name or "=" in name)
+                    else {}
+                ),
+                **found,
+            }
+        return str(found.get("user") or ""), str(found.get("password") or "")
 
 
-def _door(target: Any) -> Any:
+def _door(database: Any) -> Any:
     """Return what opens a Database's connections: peewee 4 asks an adapter, of which `init` makes a
     new one."""
-    return getattr(target, "_adapter", target)
-
-
-def escaped(target: Any, before: _Lent) -> bool:
-    """Return whether the application has called `init` since, so that its connections would be real
-    ones.
-
-    Those of psycopg2 are still made by the factory among the parameters, which `init` keeps.
-    """
-    return _door(target) is not before.place and (before.psycopg3 or _is_psycopg3(target))
-
-
-def take_back(target: Any, before: _Lent) -> None:
-    """Let a Database make its own connections again, and give it those that it had."""
-    before.leading.close()
-    for name, value in before.pool.items():
-        setattr(target, name, value)
-    before.state.restore(target)
+    return getattr(database, "_adapter", database)
 
 
 @contextlib.contextmanager
-def _led(database: Any, session: Session) -> Iterator[None]:
+def _opening_psycopg3(database: Any, session: Session) -> Iterator[None]:
     """Have peewee open its psycopg connections in the sandbox."""
-    place = _door(database)
+    door = _door(database)
     patches: dict[str, Any] = {"_connect": lambda: session.connect(autocommit=True)}
-    if place is not database:
+    if door is not database:
         patches = {
             "connect": lambda _, **options: session.connect(**options),
             "txn_status": lambda connection: connection.info.transaction_status,
         }
     for name, value in patches.items():
-        setattr(place, name, value)
+        setattr(door, name, value)
     try:
         yield
     finally:
         for name in patches:
-            delattr(place, name)
+            delattr(door, name)
 
 
 @contextlib.contextmanager
-def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
+def _opening_psycopg2(database: Any, session: Session) -> Iterator[None]:
     """Have peewee open its psycopg2 connections as it always does, of a class that leads into the
     sandbox."""
     from ..sandbox.wire.psycopg2 import Connector
@@ -524,7 +534,7 @@ def _led_psycopg2(database: Any, session: Session) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _usable(given: Any) -> Iterator[Any]:
+def _isolated_database(given: Any) -> Iterator[Any]:
     """Yield a Database that leads into the isolation `given`: the application's own, or one made
     for the block."""
     database = _database(given.handle) if given.handle is not None else None
@@ -536,7 +546,7 @@ def _usable(given: Any) -> Iterator[Any]:
         try:
             yield database
         finally:
-            closed(database)
+            _close(database)
 
 
 def with_test_db(models: Iterable[type[peewee.Model]]) -> Callable[[F], F]:
@@ -564,7 +574,7 @@ def with_test_db(models: Iterable[type[peewee.Model]]) -> Callable[[F], F]:
                     " hands no fixtures to it.",
                     "Run it with pytest, or pass dbclone=… (what Clone.isolated() yields).",
                 )
-            with _usable(given) as database, database.bind_ctx(wanted):
+            with _isolated_database(given) as database, database.bind_ctx(wanted):
                 yield
 
         if inspect.iscoroutinefunction(function):

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,12 +26,24 @@ from ..errors import SandboxLimit, SettingsError
 from ..process.clock import monotonic
 from ..sandbox.psycopg3.connection import Sandboxed
 from ..sandbox.session import Session
-from ..schema.sources import Schema
 from ..server.dsn import parse
-from ..settings import Settings
 from . import hooks
+from .base import Adapter, Place, Target
 
-__all__ = ["adding", "cancel", "given", "is_async", "returns", "taken", "unopened"]
+__all__ = ["PoolAdapter", "PoolTarget"]
+hooks.fit("psycopg_pool")
+_TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname", "service")
+#: The private names of psycopg_pool that are used here, which a test holds against the installed
+#: version: a pool has no public place where its connections come from.
+PRIVATE = {
+    **dict.fromkeys(("psycopg_pool.ConnectionPool", "psycopg_pool.AsyncConnectionPool"), (
+        "_add_to_pool", "_closed", "_configure", "_connect", "_growing", "_lock", "_nconns",
+        "_open", "_opened", "_pool", "_pool_full_event", "_reset", "_reset_connection", "_sched_runner",
+        "_start_initial_tasks", "_tasks", "_waiting", "_workers",
+    )),
+    "psycopg.Connection": ("_pool",),
+    "threading.Condition": ("_waiters",),
+}  # fmt: skip
 _STEP = 0.0002  # seconds between two looks at the workers
 
 
@@ -40,7 +52,7 @@ def is_async(pool: Any) -> bool:
     return inspect.iscoroutinefunction(pool.getconn)
 
 
-def taken(pool: Any, timeout: float) -> list[Any]:
+def pause_tasks(pool: Any, timeout: float) -> list[Any]:
     """Take the tasks of an open pool that no worker has begun, and return them when those that have
     been begun are at their end, or after `timeout` seconds."""
     tasks = []
@@ -51,7 +63,7 @@ def taken(pool: Any, timeout: float) -> list[Any]:
     return tasks
 
 
-def returns(tasks: list[Any]) -> list[Any]:
+def surviving(tasks: list[Any]) -> list[Any]:
     """Return those of the tasks at the end of a sandbox that outlive it: real connections that came
     back to the pool."""
     return [
@@ -59,7 +71,7 @@ def returns(tasks: list[Any]) -> list[Any]:
     ]
 
 
-def given(pool: Any, tasks: list[Any]) -> None:
+def resume_tasks(pool: Any, tasks: list[Any]) -> None:
     """Give a pool tasks that were taken from it."""
     for task in tasks:
         with contextlib.suppress(
@@ -84,7 +96,7 @@ def _settle(pool: Any, timeout: float) -> None:
         time.sleep(_STEP)
 
 
-def unopened(pool: Any) -> dict[str, Any]:
+def unopened_attributes(pool: Any) -> dict[str, Any]:
     """Return the attributes of a pool that has not been opened yet."""
     return {
         "_opened": False,
@@ -106,7 +118,7 @@ def cancel(pool: Any) -> None:
             task.cancel()
 
 
-def adding(pool: Any, session: Any = None, aside: Any = None) -> Callable[[Any], Any]:
+def guard_add(pool: Any, session: Any = None, aside: Any = None) -> Callable[[Any], Any]:
     """Return the pool's `_add_to_pool` for connections into the sandbox of `session`, or for real
     ones if it is None.
 
@@ -131,98 +143,15 @@ async def _nothing() -> None:
     pass
 
 
-hooks.fit("psycopg_pool")
-_TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname", "service")
+class PoolAdapter(Adapter):
+    """psycopg_pool: a pool is its own handle, and is what connects."""
 
+    def handle(self, thing: Any) -> Any:
+        """Return the pool itself."""
+        return thing
 
-def schema(settings: Settings, spec: str, thing: Any) -> Schema:
-    """Refuse: a pool describes no tables."""
-    raise settings.error(
-        "schema",
-        f"{spec} is a pool of connections, which is not a schema",
-        "Name SQL files, and the pool in bind.",
-    )
-
-
-def handle(thing: Any) -> Any:
-    """Return the pool itself."""
-    return thing
-
-
-def models(thing: Any) -> Sequence[Any]:
-    """Return none."""
-    return ()
-
-
-def targets(handle: Any, models: Sequence[Any]) -> list[Any]:
-    """Return the pool itself, which connects."""
-    return [handle]
-
-
-def place(target: Any) -> tuple[str, str, str] | None:
-    """Return host, port and name of the database that a pool leads to; None if it is asked for them
-    each time."""
-    found: dict[str, Any] = {}
-    with contextlib.suppress(psycopg.Error):
-        found.update(conninfo_to_dict(target.conninfo) if isinstance(target.conninfo, str) else {})
-    found.update(target.kwargs if isinstance(target.kwargs, dict) else {})
-    if not found.get("dbname"):
-        return None
-    return str(found.get("host") or ""), str(found.get("port") or ""), str(found["dbname"])
-
-
-@contextlib.contextmanager
-def filled(handle: Any, url: str) -> Iterator[None]:
-    """Do nothing: a pool always leads somewhere."""
-    yield
-
-
-@contextlib.contextmanager
-def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
-    """Do nothing: a pool makes no others."""
-    yield
-
-
-def holds(target: Any) -> bool:
-    """Return False: a pool is asked for each connection."""
-    return False
-
-
-def aside(target: Any) -> None:
-    """Do nothing, for that reason."""
-
-
-def back(target: Any, before: Any) -> None:
-    """Do nothing."""
-
-
-def refusal(handle: Any) -> str:
-    """Return why the pool cannot be lent a sandbox: its connections are not psycopg's."""
-    base = handle.connection_class
-    if isinstance(base, type) and issubclass(base, (psycopg.Connection, psycopg.AsyncConnection)):
-        return ""
-    return f"connections of the class {getattr(base, '__name__', base)!r} cannot be sandboxed"
-
-
-def parameters(handle: Any) -> dict[str, str]:
-    """Return the `options` that the pool's connections begin with, if there are any."""
-    kwargs = handle.kwargs if isinstance(handle.kwargs, dict) else {}
-    found = kwargs.get("options") or (
-        conninfo_to_dict(handle.conninfo).get("options")
-        if isinstance(handle.conninfo, str)
-        else None
-    )
-    return {"options": str(found)} if found else {}
-
-
-def login(target: Any) -> tuple[str, str]:
-    """Return (user, password) of the pool's parameters, unless they are asked for anew for each
-    connection."""
-    found: dict[str, Any] = (
-        conninfo_to_dict(target.conninfo) if isinstance(target.conninfo, str) else {}
-    )
-    found |= target.kwargs if isinstance(target.kwargs, dict) else {}
-    return str(found.get("user") or ""), str(found.get("password") or "")
+    def target(self, thing: Any) -> PoolTarget:
+        return PoolTarget(thing)
 
 
 @dataclass
@@ -235,59 +164,168 @@ class _Pointed:
     now: dict[str, Any]
 
 
-def point(target: Any, url: str, before: _Pointed | None = None) -> _Pointed:
-    """Point the pool at `url`; host, user and database change, all other connection parameters
-    stay.
+@dataclass
+class _Before:
+    """What a pool had before it was given a sandbox: its `attributes`, whether it was `opened`, its
+    `tasks`; and what tells that the sandbox is `over`."""
 
-    A pool that is open is opened anew, and afterwards makes its first connection when one is
-    wanted. A `conninfo` that is called for each connection is not called, and its other parameters
-    are lost.
-    """
-    opened = not target.closed
-    if opened and is_async(target) and before is None and not _in_loop():
-        raise SettingsError(
-            "the pool that bind names is open already",
-            "Its connections belong to an event loop, and lead to another database than the"
-            " tests'.",
-            "Make it with open=False, and open it where the application starts.",
-        )
-    kept = {} if callable(target.conninfo) else conninfo_to_dict(target.conninfo or "")
-    kept = {name: value for name, value in kept.items() if name not in _TARGET}
-    now = {
-        "conninfo": make_conninfo("", **{**kept, **parse(url).kwargs}),
-        "kwargs": _without_target(target.kwargs),
-    }
-    if before is None:
-        pointed = _Pointed({"conninfo": target.conninfo, "kwargs": target.kwargs}, opened, now)
-        target._add_to_pool = adding(target)
-    else:
-        pointed = replace(before, now=now)
-    vars(target).update(now)
-    try:
-        if opened and not _is_lent(target):
-            _stop(target)
-            _open(target)
-            if not is_async(target):
-                _wait(target)
-    except BaseException:
+    attributes: dict[str, Any]
+    opened: bool
+    over: threading.Event
+    tasks: list[Any]
+
+
+class PoolTarget(Target):
+    """A ConnectionPool or AsyncConnectionPool."""
+
+    _pointed: _Pointed | None = None
+    _sandboxed: _Before | None = None
+
+    def place(self) -> Place | None:
+        """Return None also if the pool asks for host, port and name each time."""
+        pool = self.thing
+        found: dict[str, Any] = {}
+        with contextlib.suppress(psycopg.Error):
+            found.update(conninfo_to_dict(pool.conninfo) if isinstance(pool.conninfo, str) else {})
+        found.update(pool.kwargs if isinstance(pool.kwargs, dict) else {})
+        if not found.get("dbname"):
+            return None
+        return str(found.get("host") or ""), str(found.get("port") or ""), str(found["dbname"])
+
+    def point_at(self, url: str) -> None:
+        """A pool that is open is opened anew, and afterwards makes its first connection when one is
+        wanted. A `conninfo` that is called for each connection is not called, and its other
+        parameters are lost."""
+        pool, before = self.thing, self._pointed
+        opened = not pool.closed
+        if opened and is_async(pool) and before is None and not _in_loop():
+            raise SettingsError(
+                "the pool that bind names is open already",
+                "Its connections belong to an event loop, and lead to another database than the"
+                " tests'.",
+                "Make it with open=False, and open it where the application starts.",
+            )
+        kept = {} if callable(pool.conninfo) else conninfo_to_dict(pool.conninfo or "")
+        kept = {name: value for name, value in kept.items() if name not in _TARGET}
+        now = {
+            "conninfo": make_conninfo("", **{**kept, **parse(url).kwargs}),
+            "kwargs": _without_target(pool.kwargs),
+        }
         if before is None:
-            point_back(target, pointed)
-        raise
-    return pointed
+            was = {"conninfo": pool.conninfo, "kwargs": pool.kwargs}
+            self._pointed = _Pointed(was, opened, now)
+            pool._add_to_pool = guard_add(pool)
+        else:
+            self._pointed = replace(before, now=now)
+        vars(pool).update(now)
+        try:
+            if opened and not _is_sandboxed(pool):
+                _stop(pool)
+                _open(pool)
+                if not is_async(pool):
+                    _wait(pool)
+        except BaseException:
+            if before is None:
+                self.point_back()
+            raise
 
+    def point_back(self) -> None:
+        """It is opened if it was."""
+        pool, before = self.thing, self._pointed
+        assert before is not None
+        self._pointed = None
+        _stop(pool)
+        vars(pool).update(before.before)
+        vars(pool).pop("_add_to_pool", None)
+        if before.opened and (not is_async(pool) or _in_loop()):
+            _restart(pool)
 
-def point_back(target: Any, before: _Pointed) -> None:
-    """Let the pool lead where it led, opened if it was."""
-    _stop(target)
-    vars(target).update(before.before)
-    vars(target).pop("_add_to_pool", None)
-    if before.opened and (not is_async(target) or _in_loop()):
-        _restart(target)
+    def strayed(self) -> bool:
+        """By other parameters."""
+        assert self._pointed is not None
+        pool = self.thing
+        return any(getattr(pool, name) is not value for name, value in self._pointed.now.items())
 
+    def close(self) -> None:
+        """Also the connections that the pool is about to make."""
+        if self.thing.closed or is_async(self.thing):
+            _drop(self.thing)
+        else:
+            _restart(self.thing)
 
-def strayed(target: Any, before: _Pointed) -> bool:
-    """Return whether the application has given the pool other parameters since."""
-    return any(getattr(target, name) is not value for name, value in before.now.items())
+    def unsupported_reason(self) -> str:
+        """Its connections are not psycopg's."""
+        base = self.thing.connection_class
+        if isinstance(base, type) and issubclass(
+            base, (psycopg.Connection, psycopg.AsyncConnection)
+        ):
+            return ""
+        return f"connections of the class {getattr(base, '__name__', base)!r} cannot be sandboxed"
+
+    def sandbox(self, session: Session) -> None:
+        """Let the pool hand out sandboxed connections; its own wait aside."""
+        pool = self.thing
+        if reason := self.unsupported_reason():
+            raise SandboxLimit(
+                "this project's pool cannot be isolated by rollback",
+                f"{reason[0].upper()}{reason[1:]}.",
+                "Use a connection_class derived from psycopg.Connection or"
+                ' psycopg.AsyncConnection, or set reset = "truncate".',
+            )
+        opened = not pool.closed
+        over, tasks = threading.Event(), pause_tasks(pool, 1.0) if opened else []
+        before = self._sandboxed = _Before(dict(vars(pool)), opened, over, tasks)
+        vars(pool).update(_patches(pool, session, before.attributes["_pool"], over))
+        if opened:
+            pool._pool, pool._waiting, pool._growing = deque(), deque(), False
+            pool._nconns = pool.min_size
+            pool._start_initial_tasks()
+
+    def unsandbox(self) -> None:
+        """Afterwards the pool is as it was, opened or not, whatever the application did to it in
+        the meantime."""
+        pool, before = self.thing, self._sandboxed
+        assert before is not None
+        self._sandboxed = None
+        before.over.set()
+        was, tasks = before.attributes, before.tasks
+        if not before.opened:
+            _stop(pool)
+            was = {**was, **unopened_attributes(pool)}
+        elif pool.closed:
+            # By the application: its workers have ended, so what comes back is not open either.
+            vars(pool).update(was)
+            _drop(pool)
+            was = {**was, **unopened_attributes(pool)}
+        else:
+            tasks += surviving(pause_tasks(pool, 0.05))
+        was.update(
+            {name: getattr(pool, name) for name in ("conninfo", "kwargs")}
+        )  # they may have been led anew
+        for name in set(vars(pool)) - set(was):
+            delattr(pool, name)
+        vars(pool).update(was)
+        if not pool.closed:
+            resume_tasks(pool, tasks)
+
+    def connection_parameters(self) -> dict[str, str]:
+        pool = self.thing
+        kwargs = pool.kwargs if isinstance(pool.kwargs, dict) else {}
+        found = kwargs.get("options") or (
+            conninfo_to_dict(pool.conninfo).get("options")
+            if isinstance(pool.conninfo, str)
+            else None
+        )
+        return {"options": str(found)} if found else {}
+
+    def login(self) -> tuple[str, str]:
+        """Empty also if its parameters are asked for anew for each connection."""
+        pool = self.thing
+        found: dict[str, Any] = (
+            conninfo_to_dict(pool.conninfo) if isinstance(pool.conninfo, str) else {}
+        )
+        found |= pool.kwargs if isinstance(pool.kwargs, dict) else {}
+        return str(found.get("user") or ""), str(found.get("password") or "")
 
 
 def _in_loop() -> bool:
@@ -298,7 +336,7 @@ def _in_loop() -> bool:
     return True
 
 
-def _is_lent(pool: Any) -> bool:
+def _is_sandboxed(pool: Any) -> bool:
     """Return whether the pool hands out connections into a sandbox, wherever its parameters lead."""
     return "putconn" in vars(pool)
 
@@ -336,16 +374,7 @@ def _stop(pool: Any) -> None:
     if not pool.closed:
         cancel(pool)
         _drop(pool)
-    vars(pool).update(unopened(pool))
-
-
-def closed(handle: Any) -> None:
-    """Close the connections that are in the pool, and those that it is about to make; it makes new
-    ones when they are wanted."""
-    if handle.closed or is_async(handle):
-        _drop(handle)
-    else:
-        _restart(handle)
+    vars(pool).update(unopened_attributes(pool))
 
 
 def _drop(pool: Any) -> None:
@@ -369,77 +398,13 @@ def _open(pool: Any) -> None:
         pool._open()
 
 
-@dataclass
-class _Lent:
-    """What a pool had before it was lent a sandbox."""
-
-    before: dict[str, Any]
-    opened: bool
-    over: threading.Event
-    tasks: list[Any]
-
-
-def lend(target: Any, session: Session, before: _Lent | None = None) -> _Lent:
-    """Let the pool hand out sandboxed connections; its own wait aside and come back in `take_back`.
-
-    Afterwards the pool is as it was, opened or not, whatever the application did to it in the
-    meantime.
-    """
-    if reason := refusal(target):
-        raise SandboxLimit(
-            "this project's pool cannot be isolated by rollback",
-            f"{reason[0].upper()}{reason[1:]}.",
-            "Use a connection_class derived from psycopg.Connection or"
-            ' psycopg.AsyncConnection, or set reset = "truncate".',
-        )
-    opened = not target.closed
-    lent = _Lent({}, opened, threading.Event(), taken(target, 1.0) if opened else [])
-    lent.before.update(vars(target))
-    vars(target).update(_patches(target, session, lent.before["_pool"], lent.over))
-    if opened:
-        target._pool, target._waiting, target._growing = deque(), deque(), False
-        target._nconns = target.min_size
-        target._start_initial_tasks()
-    return lent
-
-
-def escaped(target: Any, before: _Lent) -> bool:
-    """Return False: the application has no way to take the pool out of its sandbox."""
-    return False
-
-
-def take_back(target: Any, before: _Lent) -> None:
-    """Let the pool hand out its own connections again."""
-    before.over.set()
-    was, tasks = before.before, before.tasks
-    if not before.opened:
-        _stop(target)
-        was = {**was, **unopened(target)}
-    elif (
-        target.closed
-    ):  # by the application: its workers have ended, so what comes back is not open either
-        vars(target).update(was)
-        _drop(target)
-        was = {**was, **unopened(target)}
-    else:
-        tasks += returns(taken(target, 0.05))
-    was.update(
-        {name: getattr(target, name) for name in ("conninfo", "kwargs")}
-    )  # they may have been led anew
-    for name in set(vars(target)) - set(was):
-        delattr(target, name)
-    vars(target).update(was)
-    if not target.closed:
-        given(target, tasks)
-
-
 def _patches(pool: Any, session: Session, aside: Any, over: threading.Event) -> dict[str, Any]:
     """Return the attributes that make a pool hand out connections into `session`; real ones that
     come back go to `aside`."""
     kind, reset, configure = type(pool), pool._reset, pool._configure
     return {
         "connection_class": session.connection_class(pool.connection_class),
-        "_add_to_pool": adding(pool, session, aside),
+        "_add_to_pool": guard_add(pool, session, aside),
         "_reset_connection": lambda connection: kind._reset_connection(pool, _Returned(connection)),
         "_reset": (lambda returned: reset(returned.connection)) if reset else None,
         "_configure": None,

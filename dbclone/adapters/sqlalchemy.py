@@ -23,8 +23,24 @@ from ..schema.sources import Schema
 from ..server.dsn import Dsn, parse
 from ..settings import Settings
 from . import hooks
+from .base import Adapter, Place, Target
 from .sqlalchemy_schema import MetadataSchema, metadata_of
 
+__all__ = ["EngineTarget", "SQLAlchemyAdapter"]
+hooks.fit("sqlalchemy")
+#: The private names of SQLAlchemy and Flask-SQLAlchemy that are used here, in `sqlalchemy_schema`
+#: and in `hooks`, which a test holds against the installed version.
+PRIVATE = {
+    "sqlalchemy.pool.Pool": ("_creator",),
+    "sqlalchemy.Dialect": ("_has_events",),
+    "sqlalchemy.engine.base.OptionEngine": ("_proxied",),
+    "sqlalchemy.MetaData": ("_sequences",),
+    "sqlalchemy.orm.session": ("_sessions",),
+    "sqlalchemy.orm.SessionTransaction": ("_connections",),
+    "sqlalchemy.ext.asyncio.AsyncSession": ("_proxied", "_retrieve_proxy_for_target"),
+    "flask_sqlalchemy.SQLAlchemy": ("_app_engines", "_make_engine"),
+    "psycopg.Connection": ("_closed",),
+}
 _PLACE = ("host", "port", "user", "password", "dbname")
 TARGET = (
     *_PLACE,
@@ -86,18 +102,6 @@ def engines_of(handle: Any) -> list[Engine]:
     return [engine_of(handle)]
 
 
-def targets(handle: Any, models: Sequence[Any] = ()) -> list[Any]:
-    """Return the engines behind a handle, and those that its own sessions were given instead
-    (`Session(bind=other)`)."""
-    found = engines_of(handle)
-    for session in _sessions_made_by(handle):
-        engine = getattr(session.bind, "engine", session.bind)  # of a Connection
-        engine = getattr(engine, "_proxied", engine)
-        if isinstance(engine, Engine) and not any(engine is known for known in found):
-            found.append(engine_of(engine))
-    return found
-
-
 def _sessions_made_by(handle: Any) -> Iterator[Any]:
     """Yield the sessions that a sessionmaker has made, if the handle is one: each has a class of
     its own for them."""
@@ -111,38 +115,7 @@ def _sessions_made_by(handle: Any) -> Iterator[Any]:
             yield session
 
 
-@contextlib.contextmanager
-def notified(handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
-    """Have `take` called for the block with each engine that Flask-SQLAlchemy makes for an
-    application, as soon as it is made."""
-    if not hasattr(handle, "_app_engines"):
-        yield
-        return
-    before, make = vars(handle).get("_make_engine"), handle._make_engine
-
-    def making(*arguments: Any, **keywords: Any) -> Any:
-        made = make(*arguments, **keywords)
-        key = arguments[0] if arguments else keywords.get("bind_key")
-        return made if key is not None else take(engine_of(made))
-
-    handle._make_engine = making
-    try:
-        yield
-    finally:
-        restored(handle, "_make_engine", before)
-
-
-def place(engine: Engine) -> tuple[str, str, str] | None:
-    """Return host, port and name of the database that an engine's URL leads to; None if it names
-    none."""
-    url = engine.url
-    if engine.dialect.name != "postgresql" or not url.database:
-        return None
-    host, port = url.host or url.query.get("host", ""), url.port or url.query.get("port", "")
-    return str(host), str(port), url.database
-
-
-def restored(thing: Any, name: str, before: Any) -> None:
+def restore_attribute(thing: Any, name: str, before: Any) -> None:
     """Put an instance attribute back, or take it away where there was none."""
     if before is None:
         vars(thing).pop(name, None)
@@ -150,7 +123,7 @@ def restored(thing: Any, name: str, before: Any) -> None:
         setattr(thing, name, before)
 
 
-def pointed(url: URL, dsn: Dsn) -> URL:
+def url_at(url: URL, dsn: Dsn) -> URL:
     """Return an engine's URL for another place; the driver and all other parameters stay."""
     host, port = dsn.get("host"), dsn.get("port")
     in_netloc = bool(host) and "," not in host + port and not host.startswith(("/", "@"))
@@ -180,7 +153,7 @@ def sessions_of(engine: Engine) -> Iterator[tuple[Any, Any]]:
                 break
 
 
-def idle(engine: Engine) -> None:
+def release_connections(engine: Engine) -> None:
     """Let sessions and the pool give up their connections, whatever state they are in.
 
     An asynchronous engine's can only do so inside an event loop, which has ended when a test has:
@@ -223,34 +196,6 @@ def roll_back(session: Any, connection: Any) -> None:
             " or dbclone.",
         )
     session.rollback()
-
-
-__all__ = ["notified", "place", "targets"]
-hooks.fit("sqlalchemy")
-
-
-def schema(settings: Settings, spec: str, thing: Any) -> Schema:
-    """Return the schema of SQLAlchemy metadata."""
-    found = [metadata for metadata in metadata_of(thing) if metadata.tables]
-    if not found:
-        raise settings.error(
-            "schema",
-            f"there are no tables in the SQLAlchemy metadata of {spec}",
-            "Import the modules that define the models where that metadata is defined, or"
-            " name a module that imports them.",
-        )
-    return MetadataSchema(tuple(found))
-
-
-def handle(thing: Any) -> Any:
-    """Return the handle that models use: a Flask-SQLAlchemy extension is its own; metadata knows no
-    engine."""
-    return thing if hasattr(thing, "_app_engines") else None
-
-
-def models(thing: Any) -> Sequence[Any]:
-    """Return none: models do not name their engine."""
-    return ()
 
 
 class _Creator:
@@ -308,85 +253,15 @@ def _leading(engine: Engine, connect: Callable[..., Any], real: bool = False) ->
     return before
 
 
-@contextlib.contextmanager
-def filled(handle: Any, url: str) -> Iterator[None]:
-    """Do nothing: where there is no engine yet, the application makes it, and it is followed."""
-    yield
-
-
 def _close(engine: Engine) -> None:
     """Close the engine's real connections, wherever they are, and give it a new pool."""
-    idle(engine)
+    release_connections(engine)
     for connection in list(getattr(engine.pool._creator, "real", ())):
         finish(connection)
     engine.pool = engine.pool.recreate()
 
 
-def point(engine: Engine, url: str, before: Any = None) -> Any:
-    """Lead an engine to `url`; host, user and database change, all other parameters and the pool's
-    options stay."""
-    _close(engine)
-    was, dialect = engine.url, engine.dialect
-    plain = dialect.connect
-    engine.url = pointed(was, parse(url))
-    arguments, placed = dialect.create_connect_args(engine.url)
-
-    def connect(*_: Any, **parameters: Any) -> Any:
-        return plain(
-            *arguments,
-            **{**{key: value for key, value in parameters.items() if key not in TARGET}, **placed},
-        )
-
-    method = _leading(engine, connect, real=True)
-    if getattr(dialect, "server_version_info", None) is not None and not dialect.is_async:
-        # What it learned of another server or database, such as the number of the type hstore, is
-        # not true here.
-        with engine.connect() as connection:
-            dialect.initialize(connection)
-        _close(engine)
-    return was, method
-
-
-def strayed(engine: Engine, before: Any) -> bool:
-    """Return False: whatever is done to an engine, its dialect's `connect` leads where it is led."""
-    return False
-
-
-escaped = strayed
-
-
-def point_back(engine: Engine, before: Any) -> None:
-    """Lead an engine back."""
-    _close(engine)
-    engine.url = before[0]
-    restored(engine.dialect, "connect", before[1])
-    if isinstance(engine.pool._creator, _Creator):
-        engine.pool._creator = engine.pool._creator.before
-
-
-def closed(engine: Engine) -> None:
-    """Close the connections of an engine."""
-    _close(engine)
-
-
-def holds(engine: Engine) -> bool:
-    """Return False: whoever has no Session or Connection open asks the engine for one."""
-    return False
-
-
-def aside(engine: Engine) -> None:
-    """Roll back what the ORM's sessions have open, so that the next statement asks for a
-    connection."""
-    for session, _ in () if engine.dialect.is_async else sessions_of(engine):
-        with contextlib.suppress(Exception):
-            session.rollback()
-
-
-def back(engine: Engine, before: Any) -> None:
-    """Do nothing: a session goes on with another connection."""
-
-
-def _asked(engine: Engine) -> dict[str, Any]:
+def _requested_parameters(engine: Engine) -> dict[str, Any]:
     """Return what the dialect would be asked for by the engine's creator, which must be one that
     asks it."""
     asked: dict[str, Any] = {}
@@ -401,54 +276,8 @@ def _asked(engine: Engine) -> dict[str, Any]:
         with contextlib.suppress(Exception):
             engine.pool._creator(None)  # type: ignore[call-arg, arg-type]
     finally:
-        restored(engine.dialect, "connect", before)
+        restore_attribute(engine.dialect, "connect", before)
     return asked
-
-
-def parameters(engine: Engine) -> dict[str, str]:
-    """Return the `options` that the application's connections begin with, if there are any: what
-    the dialect would be asked for."""
-    asked = _asked(engine)
-    return {"options": asked["options"]} if asked.get("options") else {}
-
-
-def login(engine: Engine) -> tuple[str, str]:
-    """Return (user, password) of the engine's `connect_args`, or else of its URL. A project's own
-    creator and listeners are not asked: they might connect."""
-    plain = (
-        getattr(engine.pool._creator, "__module__", "") == "sqlalchemy.engine.create"
-        and not engine.dialect._has_events
-    )
-    asked = _asked(engine) if plain else {}
-    user, password = (
-        asked.get("user") or engine.url.username,
-        asked.get("password") or engine.url.password,
-    )
-    return str(user or ""), str(password or "")
-
-
-def refusal(engine: Engine) -> str:
-    """Return why an engine cannot be sandboxed: another driver than psycopg 3."""
-    if engine.dialect.driver != "psycopg":
-        return f"it connects with {engine.dialect.driver}, and only psycopg 3 connections can be sandboxed"
-    return ""
-
-
-def lend(engine: Engine, session: Session, before: Any = None) -> Any:
-    """Give an engine sandboxed connections, in every thread; its own pool waits for `take_back`."""
-    if reason := refusal(engine):
-        raise SandboxLimit(
-            "this project's SQLAlchemy engine cannot be isolated by rollback",
-            f"{reason[0].upper()}{reason[1:]}.",
-            "Create it with a URL that begins with postgresql+psycopg://, or set reset ="
-            ' "truncate".',
-        )
-    for open_session, connection in sessions_of(engine):
-        roll_back(open_session, connection)
-    pool = engine.pool
-    engine.pool = pool.recreate()
-    engine.pool.dispatch = pool.dispatch  # not a copy: what a test listens to stays listened to
-    return pool, _leading(engine, _opening(engine, session))
 
 
 def _opening(engine: Engine, session: Session) -> Callable[..., Any]:
@@ -464,11 +293,166 @@ def _opening(engine: Engine, session: Session) -> Callable[..., Any]:
     return lambda *_, **parameters: dbapi.connect(async_creator_fn=create, **parameters)
 
 
-def take_back(engine: Engine, before: Any) -> None:
-    """Let an engine make its own connections again, and give it its pool."""
-    idle(engine)
-    pool, was = before
-    pool.dispatch, engine.pool = engine.pool.dispatch, pool
-    restored(engine.dialect, "connect", was)
-    if was is None and isinstance(pool._creator, _Creator):
-        pool._creator = pool._creator.before
+class SQLAlchemyAdapter(Adapter):
+    """SQLAlchemy, Flask-SQLAlchemy and SQLModel: whatever leads to an Engine is a handle, and
+    Engines connect."""
+
+    def schema(self, settings: Settings, spec: str, thing: Any) -> Schema:
+        found = [metadata for metadata in metadata_of(thing) if metadata.tables]
+        if not found:
+            raise settings.error(
+                "schema",
+                f"there are no tables in the SQLAlchemy metadata of {spec}",
+                "Import the modules that define the models where that metadata is defined, or"
+                " name a module that imports them.",
+            )
+        return MetadataSchema(tuple(found))
+
+    def target(self, thing: Any) -> EngineTarget:
+        return EngineTarget(thing)
+
+    def handle(self, thing: Any) -> Any:
+        """A Flask-SQLAlchemy extension is its own; metadata knows no engine."""
+        return thing if hasattr(thing, "_app_engines") else None
+
+    def targets(self, handle: Any, models: Sequence[Any] = ()) -> list[Any]:
+        """Return the engines behind a handle, and those that its own sessions were given instead
+        (`Session(bind=other)`)."""
+        found = engines_of(handle)
+        for session in _sessions_made_by(handle):
+            engine = getattr(session.bind, "engine", session.bind)  # of a Connection
+            engine = getattr(engine, "_proxied", engine)
+            if isinstance(engine, Engine) and not any(engine is known for known in found):
+                found.append(engine_of(engine))
+        return found
+
+    @contextlib.contextmanager
+    def watch(self, handle: Any, take: Callable[[Any], Any]) -> Iterator[None]:
+        """Flask-SQLAlchemy makes engines for each application."""
+        if not hasattr(handle, "_app_engines"):
+            yield
+            return
+        before, make = vars(handle).get("_make_engine"), handle._make_engine
+
+        def making(*arguments: Any, **keywords: Any) -> Any:
+            made = make(*arguments, **keywords)
+            key = arguments[0] if arguments else keywords.get("bind_key")
+            return made if key is not None else take(engine_of(made))
+
+        handle._make_engine = making
+        try:
+            yield
+        finally:
+            restore_attribute(handle, "_make_engine", before)
+
+
+class EngineTarget(Target):
+    """An Engine, that of an AsyncEngine included. It never strays or escapes: whatever is done to
+    it, its dialect's `connect` leads where it is led."""
+
+    _pointed: tuple[URL, Any] | None = None
+    _sandboxed: tuple[Any, Any] | None = None
+
+    def place(self) -> Place | None:
+        """Return what its URL says."""
+        url = self.thing.url
+        if self.thing.dialect.name != "postgresql" or not url.database:
+            return None
+        host, port = url.host or url.query.get("host", ""), url.port or url.query.get("port", "")
+        return str(host), str(port), url.database
+
+    def point_at(self, url: str) -> None:
+        engine = self.thing
+        _close(engine)
+        was, dialect = engine.url, engine.dialect
+        plain = dialect.connect
+        engine.url = url_at(was, parse(url))
+        arguments, placed = dialect.create_connect_args(engine.url)
+
+        def connect(*_: Any, **parameters: Any) -> Any:
+            kept = {key: value for key, value in parameters.items() if key not in TARGET}
+            return plain(*arguments, **{**kept, **placed})
+
+        method = _leading(engine, connect, real=True)
+        if self._pointed is None:
+            self._pointed = was, method
+        if getattr(dialect, "server_version_info", None) is not None and not dialect.is_async:
+            # What it learned of another server or database, such as the number of the type hstore,
+            # is not true here.
+            with engine.connect() as connection:
+                dialect.initialize(connection)
+            _close(engine)
+
+    def point_back(self) -> None:
+        engine = self.thing
+        assert self._pointed is not None
+        _close(engine)
+        engine.url, method = self._pointed
+        restore_attribute(engine.dialect, "connect", method)
+        if isinstance(engine.pool._creator, _Creator):
+            engine.pool._creator = engine.pool._creator.before
+
+    def close(self) -> None:
+        _close(self.thing)
+
+    def put_aside(self) -> None:
+        """Roll back what the ORM's sessions have open, so that the next statement asks for a
+        connection; a session goes on with another one."""
+        for session, _ in () if self.thing.dialect.is_async else sessions_of(self.thing):
+            with contextlib.suppress(Exception):
+                session.rollback()
+
+    def unsupported_reason(self) -> str:
+        """Another driver than psycopg 3."""
+        driver = self.thing.dialect.driver
+        if driver != "psycopg":
+            return f"it connects with {driver}, and only psycopg 3 connections can be sandboxed"
+        return ""
+
+    def sandbox(self, session: Session) -> None:
+        """The engine's own pool waits for `unsandbox`."""
+        engine = self.thing
+        if reason := self.unsupported_reason():
+            raise SandboxLimit(
+                "this project's SQLAlchemy engine cannot be isolated by rollback",
+                f"{reason[0].upper()}{reason[1:]}.",
+                "Create it with a URL that begins with postgresql+psycopg://, or set reset ="
+                ' "truncate".',
+            )
+        for open_session, connection in sessions_of(engine):
+            roll_back(open_session, connection)
+        pool = engine.pool
+        engine.pool = pool.recreate()
+        engine.pool.dispatch = pool.dispatch  # not a copy: what a test listens to stays listened to
+        self._sandboxed = pool, _leading(engine, _opening(engine, session))
+
+    def unsandbox(self) -> None:
+        engine = self.thing
+        assert self._sandboxed is not None
+        release_connections(engine)
+        pool, was = self._sandboxed
+        self._sandboxed = None
+        pool.dispatch, engine.pool = engine.pool.dispatch, pool
+        restore_attribute(engine.dialect, "connect", was)
+        if was is None and isinstance(pool._creator, _Creator):
+            pool._creator = pool._creator.before
+
+    def connection_parameters(self) -> dict[str, str]:
+        """What the dialect would be asked for."""
+        asked = _requested_parameters(self.thing)
+        return {"options": asked["options"]} if asked.get("options") else {}
+
+    def login(self) -> tuple[str, str]:
+        """Of the engine's `connect_args`, or else of its URL. A project's own creator and listeners
+        are not asked: they might connect."""
+        engine = self.thing
+        plain = (
+            getattr(engine.pool._creator, "__module__", "") == "sqlalchemy.engine.create"
+            and not engine.dialect._has_events
+        )
+        asked = _requested_parameters(engine) if plain else {}
+        user, password = (
+            asked.get("user") or engine.url.username,
+            asked.get("password") or engine.url.password,
+        )
+        return str(user or ""), str(password or "")

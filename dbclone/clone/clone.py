@@ -249,7 +249,7 @@ class Clone:
         which does not know of this session and its transaction."""
         more: dict[str, Any] = {
             key: value
-            for key, value in handles.parameters(self.handle).items()
+            for key, value in handles.connection_parameters(self.handle).items()
             if not self.dsn.get(key)
         }
         return self._connect(self.app_dsn, autocommit=True, lasts=True, **more)
@@ -284,10 +284,10 @@ class Clone:
             return
         self._binding.close()
         try:
-            with handles.bound(self.handle, self.dsn.url):
+            with handles.bound_to(self.handle, self.dsn.url):
                 schema.build(self.dsn.url, log.info)
         finally:
-            self._binding.enter_context(handles.bound(self.handle, self.url))
+            self._binding.enter_context(handles.bound_to(self.handle, self.url))
 
     def _move(self, reason: str) -> None:
         """Go on under another name: somebody is in the database whom we may not send away. The next
@@ -303,12 +303,12 @@ class Clone:
         self.state.name = self._snapshots.name = self.name
         if self._bound:
             self._binding.close()
-            self._binding.enter_context(handles.bound(self.handle, self.url))
+            self._binding.enter_context(handles.bound_to(self.handle, self.url))
         self.moved(self.app_dsn)
 
     def _put_aside(self) -> None:
         """Leave the database to nobody, so that it can be copied."""
-        handles.closed(self.handle)
+        handles.close(self.handle)
         self.state.disconnect()
 
     @contextlib.contextmanager
@@ -333,7 +333,7 @@ class Clone:
         log.info("replacing clone %s: %s", self.name, reason)
         if not quiet:
             self.report.note(f"clone replaced after {reason}")
-        handles.closed(self.handle)
+        handles.close(self.handle)
         self.state.forget()
         twice(
             self.server, "the clone was replaced", lambda: self._renew(often, gone), self._recover
@@ -416,7 +416,7 @@ class Clone:
     def __enter__(self) -> Clone:
         """Point the application's handle at the clone for the block; at its end the clone is
         dropped."""
-        self._binding.enter_context(handles.bound(self.handle, self.url))
+        self._binding.enter_context(handles.bound_to(self.handle, self.url))
         self._bound = True
         return self
 
@@ -513,7 +513,7 @@ class Clone:
             nowhere
             or self.role is not None
             or test in self.escalated
-            or bool(handles.refusal(self.handle))
+            or bool(handles.unsupported_reason(self.handle))
         )
         return "truncate" if outside and not self.state.layered else "rollback"
 

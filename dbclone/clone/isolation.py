@@ -128,7 +128,7 @@ class Isolation:
         """Let another database handle of the application, already pointed at `url`, take part in
         this isolation for the block."""
         with (
-            handles.lent(handle, self._session)
+            handles.sandboxed(handle, self._session)
             if self._session is not None
             else contextlib.nullcontext()
         ):

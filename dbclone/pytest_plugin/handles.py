@@ -38,6 +38,7 @@ class Guard:
             False  # it asks for nothing of ours; it is not isolated, whatever its fixtures ask for
         )
         self._fixtures: list[Any] = []  # that are being set up
+        self._prepared = False  # whether the library of what bind names has been looked at
         self._closing = False  # whether the end of what belongs to the test alone will be told
         self.clone: Clone | None = None  # of this process, when it has been made
         self._place = "a plugin or a conftest.py"  # where we are outside tests
@@ -161,6 +162,7 @@ class Guard:
         names = set(getattr(item, "fixturenames", ()))
         direct = getattr(getattr(item, "_fixtureinfo", None), "initialnames", ())
         self._item, self._fixtures, self._closing = item, [], False
+        self._prepare()
         out = self._opted_out()
         self._bare = not (out or names & {*ISOLATING, *BINDING})
         self._alone = not (out or names & set(ISOLATING) or set(direct) & set(BINDING))
@@ -170,13 +172,24 @@ class Guard:
             yield
         self._item, self._said = None, None
 
+    def _prepare(self) -> None:
+        """Have the doors of the library of the handle that `bind` names, as soon as that is there:
+        also if only somebody else's adapter knows them."""
+        if not self._prepared and self._settings.bind:
+            from ..adapters.discovery import prepare
+            from ..adapters.following import find_imported
+
+            handle = find_imported(self._settings.bind)
+            self._prepared = handle is not None
+            prepare(handle)
+
     def _put_aside(self) -> None:
         """Put aside, until the test has ended, what is open on the handle, so that whoever uses it
         now has to connect first."""
         if hooks.used[0]:
             from ..adapters import handles as adapters
 
-            self._aside.callback(adapters.aside(self._settings))
+            self._aside.callback(adapters.put_aside(self._settings))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:

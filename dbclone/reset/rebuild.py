@@ -92,7 +92,7 @@ class Rebuild(Committing):
         """Drop everything."""
         started = monotonic()
         try:
-            handles.closed(self.host.handle)
+            handles.close(self.host.handle)
             self.host.state.forget()
             return Outcome(self.name, monotonic() - started, self._empty())
         except (psycopg.Error, ServerError) as error:

@@ -196,7 +196,7 @@ class Rollback(Strategy):
                 stack.callback(session.disconnect)
                 state.lending = stack
                 try:
-                    stack.enter_context(handles.lent(self.host.handle, session))
+                    stack.enter_context(handles.sandboxed(self.host.handle, session))
                 except BaseException:
                     state.lending = None
                     self._level.leave()

@@ -16,8 +16,8 @@ from typing import Any
 
 import psycopg
 from psycopg import pq, sql
-from psycopg._adapters_map import AdaptersMap
 from psycopg.abc import AdaptContext
+from psycopg.adapt import AdaptersMap
 from psycopg.rows import tuple_row
 
 from ..sql.analysis import WRITERS, analyze

@@ -288,7 +288,7 @@ class Builder:
     def _fill(self, name: str) -> None:
         dsn = self.server.database(name)
         try:
-            with handles.bound(self.handle, dsn.url):
+            with handles.bound_to(self.handle, dsn.url):
                 boundary.on(self.server, self.schema).build(dsn.url, self.progress)
             with contextlib.closing(self.server.connect(name, "build")) as connection:
                 emptiness.check(connection, self.schema)

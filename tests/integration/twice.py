@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dbclone.adapters.handles import bound
+from dbclone.adapters.handles import bound_to
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
 from dbclone.server.server import Server
@@ -35,7 +35,7 @@ def table(
     """A clone with one table, t (a int UNIQUE, b text), to which `handle` is bound; nothing must be
     left in it in the end."""
     with cloned(server, settings, folder, SCHEMA, **{"lock_timeout": TIMEOUT, **changes}) as made:
-        with bound(handle, made.url):
+        with bound_to(handle, made.url):
             made.handle = handle
             yield made
             made.handle = None

@@ -3,8 +3,8 @@ other.
 
 A project names its database in an ini file, in settings, in code, in a `.env` file that overrides
 the environment. What counts is where connections are opened. What a tool migrates is led:
-SQLAlchemy's engines (adapters/sqlalchemy_migrations.py), Django's `default`
-(adapters/django_migrations.py). Beneath, nothing passes the drivers psycopg, psycopg2 and asyncpg
+SQLAlchemy's engines (`sqlalchemy`), Django's `default`
+(`django`). Beneath, nothing passes the drivers psycopg, psycopg2 and asyncpg
 but what leads to the database being built; everything else is refused by name before it connects.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import URL, Engine, event, make_url
 
 from ...server.dsn import Dsn
-from ..sqlalchemy import TARGET, pointed
+from ..sqlalchemy import TARGET, url_at
 from .guard import Guard, texts
 
 #: Parameters that say how a connection is proved and ciphered: those of the database that a project names are not the build's.
@@ -41,7 +41,7 @@ def lead(guard: Guard) -> None:
             hint = f'The first one is for "{first[0][0]}", and a template holds one database. Let env.py migrate that alone.'
             raise guard.refusal("a second engine", wanted, hint)
         own_arguments, own = dialect.create_connect_args(
-            pointed(URL.create(f"postgresql+{dialect.driver}"), guard.dsn)
+            url_at(URL.create(f"postgresql+{dialect.driver}"), guard.dsn)
         )
         arguments[:] = own_arguments
         for key in [
@@ -70,4 +70,4 @@ def url(dsn: Dsn, *named: Callable[[], Any]) -> str:
                 break
         except Exception:
             continue
-    return pointed(wanted, dsn).render_as_string(hide_password=False)
+    return url_at(wanted, dsn).render_as_string(hide_password=False)

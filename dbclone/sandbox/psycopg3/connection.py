@@ -299,7 +299,7 @@ class Sandboxed(_Base):
         self._refuse_busy()
         text = self._upcoming
         if not self._session.stack.ready(self._owner):
-            if not self._autocommit and not self._session.stack.in_block(self._owner):
+            if not self.autocommit and not self._session.stack.in_block(self._owner):
                 yield from self._send(
                     self._translate("BEGIN", Control("begin", modes=self._modes()))
                 )
@@ -318,11 +318,9 @@ class Sandboxed(_Base):
 
     def _modes(self) -> str:
         level = (
-            self._isolation_level.name.replace("_", " ")
-            if self._isolation_level is not None
-            else ""
+            self.isolation_level.name.replace("_", " ") if self.isolation_level is not None else ""
         )
-        return level + {None: "", True: " READ ONLY", False: " READ WRITE"}[self._read_only]
+        return level + {None: "", True: " READ ONLY", False: " READ WRITE"}[self.read_only]
 
     def _before_statement(self, text: str | None) -> Gen:
         session, known = self._session, text

@@ -55,7 +55,7 @@ class _Statements(_Base):
     """What is mixed into the application's cursor class: SQL text that controls transactions is
     translated."""
 
-    _conn: Any
+    connection: Any
     _plain = False  # the statement is known not to control transactions
     _tags: dict[
         int, str
@@ -67,7 +67,7 @@ class _Statements(_Base):
 
     def _start_query(self, query: Any = None) -> Gen:
         self._tags = {}
-        connection = self._conn
+        connection = self.connection
         text = connection._upcoming = _text(query, connection)
         connection._leading = text is not None and bool(analyze(text).controls)
         self._plain = text is not None and not connection._leading
@@ -83,7 +83,7 @@ class _Statements(_Base):
         if not pieces:
             yield from super()._maybe_prepare_gen(pgq, prepare=prepare, **options)
             return
-        connection = self._conn
+        connection = self.connection
         if connection._pipeline:
             raise SandboxLimit(
                 "transaction control as SQL text inside a pipeline",
@@ -99,7 +99,7 @@ class _Statements(_Base):
                 verb = control.verb if control is not None else ""
                 if verb in ("", "modes", "constraints") and len(pieces) > 1 and not self._inside:
                     yield from exchange(
-                        self._pgconn, connection._translate("BEGIN", Control("begin"))
+                        connection.pgconn, connection._translate("BEGIN", Control("begin"))
                     )
                     implicit = True
                 if control is None:
@@ -111,16 +111,18 @@ class _Statements(_Base):
                     yield from connection._check(control)
                     sent, implicit = self._controlled(text, control, implicit)
                     tags[number] = tag
-                results.append((yield from exchange(self._pgconn, sent))[-1])
+                results.append((yield from exchange(connection.pgconn, sent))[-1])
         except psycopg.Error:
             if implicit and self._inside:
                 yield from exchange(
-                    self._pgconn, connection._translate("ROLLBACK", Control("rollback"))
+                    connection.pgconn, connection._translate("ROLLBACK", Control("rollback"))
                 )
             raise
         if implicit and self._inside:
             yield from connection._check(Control("commit"))
-            yield from exchange(self._pgconn, connection._translate("COMMIT", Control("commit")))
+            yield from exchange(
+                connection.pgconn, connection._translate("COMMIT", Control("commit"))
+            )
         self._set_results(results)
         self._tags = tags
         if "ROLLBACK" in tags.values():
@@ -128,12 +130,12 @@ class _Statements(_Base):
 
     @property
     def _inside(self) -> bool:
-        return bool(self._conn._session.stack.in_block(self._conn._owner))
+        return bool(self.connection._session.stack.in_block(self.connection._owner))
 
     def _controlled(self, text: str, control: Control, implicit: bool) -> tuple[list[bytes], bool]:
         """Return what is sent for a statement that controls transactions, and whether an implicit
         one is still open after it."""
-        connection = self._conn
+        connection = self.connection
         if implicit and self._inside:
             if control.verb == "begin":
                 return connection._translate(text, Control("modes", modes=control.modes)) or [
@@ -150,20 +152,20 @@ class _Statements(_Base):
 class _Portal(_Statements):
     """The same for server-side cursors, which outside a block are gone, as in production."""
 
-    _name: str
-    _withhold: bool
+    name: str
+    withhold: bool
 
     def _declare_gen(self, query: Any, *arguments: Any) -> Gen:
         yield from super()._declare_gen(query, *arguments)  # type: ignore[misc]
-        if not self._withhold:
-            self._conn.portals.add(self._name.encode())
+        if not self.withhold:
+            self.connection.portals.add(self.name.encode())
 
     def _close_gen(self) -> Gen:
-        status = self._conn.status
+        status = self.connection.status
         if status == pq.TransactionStatus.INTRANS or (
-            status == pq.TransactionStatus.IDLE and self._withhold
+            status == pq.TransactionStatus.IDLE and self.withhold
         ):
-            yield from self._conn._before_statement(
+            yield from self.connection._before_statement(
                 "CLOSE"
             )  # psycopg looks at the real status, which a failure may have left
             yield from super()._close_gen()  # type: ignore[misc]

@@ -25,6 +25,9 @@ from ...process.forks import cut
 from .backend import LIMIT
 from .server import PORT, Conversation
 
+#: The private names of psycopg2 that are used here, which a test holds against the installed version.
+PRIVATE = {"psycopg2._psycopg": ("sqlstate_errors",)}
+
 if TYPE_CHECKING:
     from ..session import Session
 

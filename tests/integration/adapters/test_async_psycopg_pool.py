@@ -12,7 +12,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from dbclone import SettingsError
-from dbclone.adapters.handles import bound
+from dbclone.adapters.handles import bound_to
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
 
@@ -119,7 +119,7 @@ def test_an_asynchronous_pool_that_is_open_in_another_loop_is_refused(clone: Clo
         await pool.open()
 
     asyncio.run(program())
-    with pytest.raises(SettingsError, match="open already"), bound(pool, clone.url):
+    with pytest.raises(SettingsError, match="open already"), bound_to(pool, clone.url):
         pass
     assert pool.conninfo == clone.url
 
@@ -129,7 +129,7 @@ def test_an_asynchronous_pool_that_is_open_in_this_loop_is_opened_anew(clone: Cl
         async with psycopg_pool.AsyncConnectionPool(
             ELSEWHERE, open=False, min_size=0, max_size=1
         ) as pool:
-            with bound(pool, clone.url):
+            with bound_to(pool, clone.url):
                 async with pool.connection() as connection:
                     assert connection.info.dbname == clone.name
             assert pool.conninfo == ELSEWHERE

@@ -14,7 +14,7 @@ from playhouse.flask_utils import FlaskDB
 from playhouse.pool import PooledPostgresqlDatabase
 from playhouse.postgres_ext import PostgresqlExtDatabase, ServerSide
 
-from dbclone.adapters.handles import bound
+from dbclone.adapters.handles import bound_to
 from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
 
@@ -95,7 +95,7 @@ def reset(request: pytest.FixtureRequest) -> str:
 def handle(request: pytest.FixtureRequest, clone: Clone) -> Iterator[Any]:
     """Each kind of handle, bound to the clone; afterwards the clone must be as empty as before."""
     made = request.param()
-    with bound(made, clone.url):
+    with bound_to(made, clone.url):
         clone.handle = made
         yield made
         clone.handle = None
@@ -185,7 +185,7 @@ def test_a_second_database_takes_part(clone: Clone) -> None:
     """Two handles of one application, one of them lent for the block: each sees what the other has
     committed."""
     first, second = plain(), plain()
-    with bound(first, clone.url), bound(second, clone.url):
+    with bound_to(first, clone.url), bound_to(second, clone.url):
         clone.handle = first
         with clone.isolated("rollback", "test") as isolation, isolation.lend(second):
             with first.bind_ctx(MODELS):
@@ -204,7 +204,7 @@ def test_peewee_over_asyncpg_is_not_taken_for_another_driver(clone: Clone) -> No
     """D14: what cannot be isolated by rollback is refused by name, and auto means truncate."""
     pwasyncio = pytest.importorskip("playhouse.pwasyncio")
     handle = pwasyncio.AsyncPostgresqlDatabase(None)
-    with bound(handle, clone.url):
+    with bound_to(handle, clone.url):
         clone.handle = handle
         assert clone.choose("auto", "test") == "truncate"
         with (
@@ -279,7 +279,7 @@ def test_parameters_of_the_connection_stay_and_come_back(clone: Clone) -> None:
         options="-c work_mem=7MB",
         prefer_psycopg3=True,
     )
-    with bound(db, clone.url):
+    with bound_to(db, clone.url):
         with db:
             assert db.execute_sql("SHOW work_mem").fetchone() == ("7MB",)
             assert db.execute_sql("SELECT current_database()").fetchone() == (clone.name,)

@@ -13,7 +13,7 @@ import pytest
 from playhouse.pool import PooledPostgresqlDatabase
 from playhouse.postgres_ext import ArrayField, BinaryJSONField, PostgresqlExtDatabase, ServerSide
 
-from dbclone.adapters.handles import bound
+from dbclone.adapters.handles import bound_to
 from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit
 
@@ -169,7 +169,7 @@ def test_a_program_sees_the_same_under_rollback_and_for_real(
         pytest.skip("the types are those of PostgresqlExtDatabase")
     seen: dict[str, list[Any]] = {"truncate": [], "rollback": []}
     db = kind(None)
-    with bound(db, clone.url), db.bind_ctx(MODELS):
+    with bound_to(db, clone.url), db.bind_ctx(MODELS):
         clone.handle = db
         for reset, told in seen.items():
             with clone.isolated(reset, "test") as isolation:
@@ -190,7 +190,7 @@ def test_psycopg2_is_isolated_by_rollback_where_it_can_be(
 ) -> None:
     """Without Unix sockets it is refused with a remedy, and works under auto."""
     db = peewee.PostgresqlDatabase(None)
-    with bound(db, clone.url), db.bind_ctx(MODELS):
+    with bound_to(db, clone.url), db.bind_ctx(MODELS):
         clone.handle = db
         for expected in ("rollback", "truncate"):
             with clone.isolated("auto", "test") as isolation:

@@ -16,7 +16,7 @@ import pytest
 
 from dbclone import SandboxLimit, SettingsError
 from dbclone.adapters import handles
-from dbclone.adapters.handles import bound
+from dbclone.adapters.handles import bound_to
 from dbclone.clone.clone import Clone
 from dbclone.clone.isolation import Isolation
 from dbclone.settings import Settings
@@ -34,7 +34,7 @@ Pool = psycopg_pool.ConnectionPool[Any]
 @contextlib.contextmanager
 def handle(clone: Clone, pool: Any) -> Iterator[Any]:
     """Make `pool` the application's handle for the block."""
-    with bound(pool, clone.url):
+    with bound_to(pool, clone.url):
         clone.handle = pool
         try:
             yield pool
@@ -217,7 +217,7 @@ def test_where_a_pool_leads_comes_back(clone: Clone) -> None:
     given = {"dbname": "other", "host": "elsewhere", "autocommit": True}
     for kwargs in (given, lambda: dict(given)):
         pool: Pool = psycopg_pool.ConnectionPool(ELSEWHERE, open=False, min_size=1, kwargs=kwargs)
-        with bound(pool, clone.url):
+        with bound_to(pool, clone.url):
             pool.open()
             with pool.connection() as connection:
                 assert (connection.info.dbname, connection.autocommit) == (clone.name, True)
@@ -231,9 +231,9 @@ def test_the_adapter_of_pools(clone: Clone, settings: Settings, tmp_path: Path) 
     assert adapter.handle(pool) is pool
     with pytest.raises(SettingsError, match="not a schema"):
         adapter.schema(settings, "app:pool", pool)
-    assert handles.refusal(pool) == ""
+    assert handles.unsupported_reason(pool) == ""
     pool.connection_class = dict
-    assert "'dict'" in handles.refusal(pool)
+    assert "'dict'" in handles.unsupported_reason(pool)
     clone.handle = pool
     assert clone.choose("auto") == "truncate"
     with pytest.raises(SandboxLimit, match="pool"), clone.isolated("rollback", "test"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dbclone.adapters.handles import bound
+from dbclone.adapters.handles import bound_to
 from dbclone.adapters.peewee import with_test_db
 from dbclone.clone.clone import Clone
 from dbclone.errors import SettingsError
@@ -52,7 +52,7 @@ def test_the_decorator_hands_everything_through_and_leaves_an_empty_database(
 ) -> None:
     """The models belong to another database altogether, or to none."""
     db = plain()
-    with bound(db, clone.url):
+    with bound_to(db, clone.url):
         clone.handle = db if with_handle else None
         for _ in range(2):
             with clone.isolated(reset, "test") as isolation:

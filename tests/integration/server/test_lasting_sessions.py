@@ -121,11 +121,11 @@ def test_what_a_role_says_of_idle_sessions_ends_none_of_ours(
             assert isolation.execute("SELECT count(*) FROM item").fetchone() == (1,)
             isolation.execute("INSERT INTO item VALUES (2)")
             if number:
-                ours = sessions(server, clone, isolation.connection)
+                ours = sessions(server, hurried_clone, isolation.connection)
                 assert len(ours) >= 2
                 assert told_to_end(server, ours) == ours
                 assert isolation.execute("SELECT count(*) FROM item").fetchone() == (2,)
-    ours = sessions(server, clone)
+    ours = sessions(server, hurried_clone)
     assert told_to_end(server, ours) == ours
     assert hurried_clone.server.leases.holds(hurried_clone.name)
     assert hurried_clone.name not in {d.name for d, _ in prune(server)}

@@ -24,7 +24,7 @@ def bind(clone: Clone) -> Iterator[Bind]:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
         def bind(handle: Any) -> Any:
-            stack.enter_context(handles.bound(handle, clone.url))
+            stack.enter_context(handles.bound_to(handle, clone.url))
             patch.setattr(clone, "handle", handle)
             return handle
 

@@ -137,7 +137,7 @@ def test_one_application_context_for_the_whole_suite(
 
 def test_the_handle_is_as_before_afterwards(clone: Clone, db: Any) -> None:
     app = make_app(db)
-    with handles.bound(db, clone.url):
+    with handles.bound_to(db, clone.url):
         pass
     assert "_make_engine" not in vars(db)
     with app.app_context():

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 
 from dbclone.adapters import handles
-from dbclone.adapters.handles import bound, refusal
+from dbclone.adapters.handles import bound_to, unsupported_reason
 from dbclone.clone.clone import Clone
 from dbclone.errors import SandboxLimit, SettingsError
 
@@ -66,7 +66,7 @@ def test_parameters_of_the_connection_stay_and_the_url_comes_back(
         json_serializer=lambda value: json.dumps({"wrapped": value}),
     )
     before = found.url
-    with bound(found, clone.url):
+    with bound_to(found, clone.url):
         assert found.url.database == clone.name
         assert found.url.query["connect_timeout"] == "7"
         with create_engine(found.url, poolclass=NullPool).connect() as other:
@@ -174,7 +174,7 @@ def test_an_engine_with_a_creator_or_a_pool_of_its_own_is_led_to_the_clone(
 
     for arguments in ({"creator": creator}, {"pool": QueuePool(creator, pool_size=1)}):
         found = create_engine("postgresql+psycopg://", **arguments)
-        with bound(found, clone.url):
+        with bound_to(found, clone.url):
             clone.handle = found
             with clone.isolated(reset, "test"):
                 assert core(found)[-1] == ["a", "b", "c", "d"]
@@ -188,7 +188,7 @@ def test_what_was_learned_of_another_database_is_learned_again(clone: Clone) -> 
     found = engine()
     found.dialect.server_version_info = (9, 0)
     found.dialect._has_native_hstore = True  # type: ignore[attr-defined]
-    with bound(found, clone.url):
+    with bound_to(found, clone.url):
         assert found.dialect.server_version_info >= (14,)
         assert not found.dialect._has_native_hstore  # type: ignore[attr-defined]
         assert found.pool.checkedin() == 0  # type: ignore[attr-defined]
@@ -208,7 +208,7 @@ def test_a_leaked_connection_is_closed_when_its_clone_is_replaced(bind: Bind, cl
 
 def test_an_engine_is_forgotten_when_the_project_forgets_it(clone: Clone) -> None:
     found = engine()
-    with bound(found, clone.url):
+    with bound_to(found, clone.url):
         names(found)
     reference = weakref.ref(found)
     del found
@@ -290,7 +290,7 @@ def test_an_asynchronous_engine_sandboxed_and_for_real(bind: Bind, clone: Clone)
     ],
 )
 def test_what_is_no_engine_for_postgresql_is_refused(clone: Clone, make: Any, message: str) -> None:
-    with pytest.raises(SettingsError, match=message), bound(make(), clone.url):
+    with pytest.raises(SettingsError, match=message), bound_to(make(), clone.url):
         pass
 
 
@@ -299,4 +299,4 @@ def test_engines_for_postgresql_are_recognised_whatever_they_are_called() -> Non
         pass
 
     assert handles.adapter_of(Own) is handles.adapter_of(engine()) is handles.adapter_of(Person)
-    assert refusal(engine()) == ""
+    assert unsupported_reason(engine()) == ""
