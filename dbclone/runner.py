@@ -114,9 +114,8 @@ def worker(
     """
     parts, handle = handles.load(settings, schema)  # what
     with Server.open(settings) as server:  # where
-        template = Template.ensure(
-            server, parts, handle, progress=progress
-        )  # built once, found again
+        # Built once, found again
+        template = Template.ensure(server, parts, handle, progress=progress)
         with template.clone(owner=name, run=run) as clone:
             _announce(settings, clone)
             yield clone

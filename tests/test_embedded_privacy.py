@@ -97,7 +97,12 @@ def prepare(folder: Path, how: str, settings: Settings) -> None:
     "how", ["a link", "open to the group", pytest.param("a stranger's", marks=only_root)]
 )
 def test_nobody_speaks_to_the_server_in_a_folder_that_somebody_prepared(
-    own: Settings, how: str, which: str, public: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    own: Settings,
+    how: str,
+    which: str,
+    public: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """S14. A program of that somebody may listen there as if it were our server, so not even a
     connection is made. In memory, where anybody may make a folder of that name, the data are on

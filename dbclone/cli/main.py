@@ -314,9 +314,8 @@ def _count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only when what was asked is so."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a name that this terminal cannot print is no reason to fail
+        # A name that this terminal cannot print is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     rest: list[str] = []
     if "--" in words:

@@ -203,9 +203,8 @@ class Clone:
     def _make(self) -> None:
         started = monotonic()
         leftover = ddl.find(self.server, self.name)
-        if (
-            leftover is not None
-        ):  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
+        # Ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
+        if leftover is not None:
             ddl.drop(self.server, leftover, force=True)
         warm = claim_warm_clone(self.server, self.template, self.name, self.mark)
         if not warm:
@@ -484,9 +483,8 @@ class Clone:
         try:
             yield isolation
         finally:
-            if (
-                not self.server.home.forked
-            ):  # else nothing is over in this forked process: all of it is its parent's
+            # Else nothing is over in this forked process: all of it is its parent's
+            if not self.server.home.forked:
                 isolation.close()
                 self._settle(strategy.end(isolation.kept), strategy.task)
 

@@ -131,9 +131,8 @@ def warm(server: Server, template: Database, count: int) -> int:
     ]
     for _ in range(missing := max(0, count - len(waiting))):
         name = spare_name(server.settings.project)
-        server.leases.acquire(
-            name
-        )  # until it is whole, nobody may claim it, nor take it for a leftover
+        # Until it is whole, nobody may claim it, nor take it for a leftover
+        server.leases.acquire(name)
         try:
             copy(server, template.name, name, mark, open_to_all=False)
         finally:
@@ -243,9 +242,8 @@ class HandOver:
             try:
                 _send(server, *commands)
             except psycopg.errors.ObjectInUse:
-                if not (
-                    aside and self._freed(server, last, certainly=True)
-                ):  # somebody has come in since
+                # Somebody has come in since
+                if not (aside and self._freed(server, last, certainly=True)):
                     raise
                 _send(server, *commands)
         except psycopg.errors.DivisionByZero:
@@ -270,9 +268,8 @@ class HandOver:
     ) -> Database | None:
         """Free what has the name of sessions, letting nobody in if there are any or `certainly`;
         return it, if there is one."""
-        made = (
-            last.oid if last is not None else 0
-        )  # that we know better than its mark, which a test may have written over
+        # That we know better than its mark, which a test may have written over
+        made = last.oid if last is not None else 0
         old = verify_owned(server, self.name, made)
         if old is None:
             return None

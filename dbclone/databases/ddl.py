@@ -24,10 +24,8 @@ from . import ownership
 from .naming import NO_LIMIT, Database, Mark, check_name, limit_for
 from .ownership import verify_owned
 
-listed, find = (
-    ownership.listed,
-    ownership.find,
-)  # what there is, for whoever decides what to do about it
+# What there is, for whoever decides what to do about it
+listed, find = ownership.listed, ownership.find
 
 _LEAVING = 1.0  # seconds for a session that we may not end to end by itself, because its client has just closed it
 _MARGIN = 30.0  # seconds by which the server's own limit comes before ours
@@ -277,9 +275,8 @@ def _drop(server: Server, now: Database, force: bool) -> None:
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our
     # connection, DROP works.
-    is_template = now.sealed or (
-        now.mark is not None and now.mark.kind == "template"
-    )  # also one that somebody has opened
+    # Also one that somebody has opened
+    is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
     statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(
@@ -422,9 +419,8 @@ def _set(server: Server, database: str, role: str | None, variable: str, value: 
         # Never applied to our own session: it may be a role, or name what only that database has.
         _run(server, sql.SQL("{} SET {} TO {}").format(where, shown, sql.Literal(value)))
         return
-    with (
-        server.connection.transaction()
-    ):  # a literal would be one element; FROM CURRENT takes the list
+    # A literal would be one element; FROM CURRENT takes the list
+    with server.connection.transaction():
         server.connection.execute("SELECT set_config(%s, %s, true)", [variable, value])
         _run(server, sql.SQL("{} SET {} FROM CURRENT").format(where, shown))
 

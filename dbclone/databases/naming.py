@@ -28,9 +28,8 @@ from ..server.locks import lock_key
 
 FORMAT = 2  # of marks; one of another format is another dbclone's, whose databases are left alone
 KINDS = ("template", "build", "clone", "spare", "scratch", "kept")
-NO_LIMIT = (
-    2**30
-)  # a CONNECTION LIMIT from here on is far above any max_connections (2^18 - 1), so it limits nothing
+# A CONNECTION LIMIT from here on is far above any max_connections (2^18 - 1), so it limits nothing
+NO_LIMIT = 2**30
 _SHAPE = re.compile(r"dbclone_[a-z0-9_]{1,55}\Z")
 _NEVER = ("postgres", "template0", "template1")
 _NAMES = 4  # that a template may have; the first serves unless another version of dbclone has it
@@ -71,9 +70,8 @@ class Mark:
     def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
         """Return a mark for a database that this process is about to make."""
         now = round(wall(), 3)
-        values = {
-            k: encodable(v) if isinstance(v, str) else v for k, v in values.items()
-        }  # or `read` would not believe it
+        # Or `read` would not believe it
+        values = {k: encodable(v) if isinstance(v, str) else v for k, v in values.items()}
         return cls(
             kind,
             project,
@@ -232,9 +230,8 @@ def _slug(text: str, length: int) -> str:
 
 
 def _digest(text: str) -> str:
-    return digest(
-        text.encode(errors="surrogatepass")
-    )  # of any text, also of what os.fsdecode could not decode
+    # Of any text, also of what os.fsdecode could not decode
+    return digest(text.encode(errors="surrogatepass"))
 
 
 def limit_for(name: str, system: str) -> int:

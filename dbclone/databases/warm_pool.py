@@ -42,17 +42,15 @@ class Pool:
         """Arguments: `server`, of the calling thread, which outlives the pool. Nothing is made
         before the first swap."""
         self._server, self._template, self._limit = server, template, max(1, limit)
-        self._maintenance = (
-            server.connection.info.dbname
-        )  # the one database in which all locks meet
+        # The one database in which all locks meet
+        self._maintenance = server.connection.info.dbname
         self._pid = os.getpid()
         self._last: HandOver | None = None
         self._changed = threading.Condition()  # guards all that follows
         self._thread: threading.Thread | None = None
         self._ready: deque[HandOver] = deque()
-        self._used: deque[HandOver] = (
-            deque()
-        )  # whatever still has one of their two names is to be dropped
+        # Whatever still has one of their two names is to be dropped
+        self._used: deque[HandOver] = deque()
         self._wish: tuple[str, Mark] | None = None  # what the next warm clone will be
         self._target = 0
         self._wanted = False  # whether a swap waits
@@ -154,10 +152,8 @@ class Pool:
                 if self._failure is not None:
                     if self._thread is not None or not again:
                         raise self._failure
-                    self._failure, again = (
-                        None,
-                        False,
-                    )  # the thread ended with its session, perhaps of long ago
+                    # The thread ended with its session, perhaps of long ago
+                    self._failure, again = None, False
                 if monotonic() > deadline:
                     raise TemplateError(
                         f'no copy of template "{self._template.name}" was ready within'

@@ -307,10 +307,8 @@ def connections(patient: Patient) -> Check:
         " count(*) FILTER (WHERE usename = current_user)"
         " FROM pg_stat_activity WHERE backend_type = 'client backend' OR backend_type IS NULL"
     )[0]
-    needed, free = (
-        1 + patient.workers * _PER_WORKER,
-        int(allowed) - int(used) + 1,
-    )  # ours will be free again
+    # Ours will be free again
+    needed, free = 1 + patient.workers * _PER_WORKER, int(allowed) - int(used) + 1
     if limit >= 0:
         free = min(free, int(limit) - int(own) + 1)
     text = (

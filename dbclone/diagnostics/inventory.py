@@ -23,10 +23,8 @@ _USER = (
 _SCHEMAS = (
     "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'"
 )
-_SHOWN, _EXAMINED = (
-    3,
-    5_000,
-)  # rows of a table that are shown of those that differ; rows that are compared one by one for it
+# Rows of a table that are shown of those that differ; rows that are compared one by one for it
+_SHOWN, _EXAMINED = 3, 5_000
 # Of each kind of object: its name, and what tells it from another of that name. Columns are called
 # as they are shown.
 _OBJECTS = {

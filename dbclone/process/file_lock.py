@@ -18,9 +18,8 @@ def locked(path: Path, patience: float) -> Iterator[None]:
     lock, deadline = FileLock(path, mode=0o600), monotonic() + patience
     while True:
         try:
-            lock.acquire(
-                blocking=False
-            )  # its own timeout would be measured by a clock that a test may have stopped
+            # Its own timeout would be measured by a clock that a test may have stopped
+            lock.acquire(blocking=False)
             break
         except Timeout:
             if monotonic() > deadline:

@@ -204,9 +204,8 @@ class Guard:
         if self._alone and not self._closing:
             try:
                 self._item.addfinalizer(self._over)
-            except (
-                AssertionError
-            ):  # its module or class could not be set up: nothing belongs to the test alone
+            # Its module or class could not be set up: nothing belongs to the test alone
+            except AssertionError:
                 self._over()
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)

@@ -16,11 +16,8 @@ _OURS = {
     "dbclone_class": "class",
     "dbclone": "function",
 }
-ISOLATING = (
-    "dbclone",
-    "dbclone_class",
-    "dbclone_module",
-)  # fixtures inside which what a test writes is undone
+# Fixtures inside which what a test writes is undone
+ISOLATING = ("dbclone", "dbclone_class", "dbclone_module")
 BINDING = ("dbclone_worker",)  # which lead the handle to the clone, and undo nothing
 
 

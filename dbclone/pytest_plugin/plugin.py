@@ -365,9 +365,8 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
             clone.keep_count = request.config.option.dbclone_keep_failed or clone.keep_count
         yield clone
         with real_files():
-            state.held.push(
-                stack.pop_all()
-            )  # dropped when the session ends: a busy server takes seconds, which are no test's
+            # Dropped when the session ends: a busy server takes seconds, which are no test's
+            state.held.push(stack.pop_all())
 
 
 def _merged(report: Report, other: Report) -> Report:

@@ -119,8 +119,7 @@ class State:
             manager.get_plugin("capturemanager"),
         )
         if reporter is not None and capture is not None:
-            with (
-                capture.global_and_fixture_disabled()
-            ):  # a fixture's output is captured, this is for whoever waits
+            # A fixture's output is captured, this is for whoever waits
+            with capture.global_and_fixture_disabled():
                 reporter.ensure_newline()
                 reporter.write_line(line)

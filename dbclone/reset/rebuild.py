@@ -100,9 +100,8 @@ class Rebuild(Committing):
                 self.name, 0.0, spoiled=f"not everything could be dropped: {failure(error)}"
             )
         except BaseException:
-            self.host.replace(
-                "a reset that failed", quiet=True
-            )  # the next test must not find what this one left
+            # The next test must not find what this one left
+            self.host.replace("a reset that failed", quiet=True)
             raise
 
     def _empty(self) -> int:

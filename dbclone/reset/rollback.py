@@ -76,9 +76,9 @@ class Level:
         spoiled, verdict = "", Verdict.NOTHING
         blocked = session.session_lock.force(session.lock)
         if not blocked:
-            free(
-                session.pgconn
-            )  # what raised in the middle of a statement, such as a limit on the test's time, left it running
+            # What raised in the middle of a statement, such as a limit on the test's time, left it
+            # running
+            free(session.pgconn)
         try:
             commands = [render(command) for command in session.stack.leave_level(self._level)]
             outermost = bool(commands) and not session.stack.levels

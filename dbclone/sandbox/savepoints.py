@@ -310,9 +310,8 @@ class Savepoints:
         self._alone(owner, failed)
         self.foresees = self.foresees and self.entries[-1].used
         commands = [*self._turn(owner, failed), self._push("block", owner)]
-        if (
-            self.deferred
-        ):  # outside blocks all are checked at once, because there each statement commits
+        # Outside blocks all are checked at once, because there each statement commits
+        if self.deferred:
             commands.append(("", self.deferred))
         return commands + self.entries[-1].modes(modes, self.deferred)
 
@@ -445,9 +444,8 @@ class Savepoints:
             self.entries[self._own(owner)].failed = False
             return [*commands, (verb, control.name)]
         name = control.name
-        while any(
-            e.name == name for e in self.entries
-        ):  # it is another connection's, or lies outside this block
+        # It is another connection's, or lies outside this block
+        while any(e.name == name for e in self.entries):
             name += "_"
         return [*commands, (verb, name)]
 
@@ -478,9 +476,8 @@ class Savepoints:
 
     @property
     def level(self) -> str:
-        return next(
-            entry.name for entry in reversed(self.entries) if entry.kind == "level"
-        )  # the innermost
+        # The innermost
+        return next(entry.name for entry in reversed(self.entries) if entry.kind == "level")
 
     @property
     def levels(self) -> int:

@@ -259,9 +259,8 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
         running, may finish `gen`."""
         statement = TransferableWait(gen)
         if not self._session.session_lock.running(self.lock, statement):
-            async with (
-                self.lock
-            ):  # a thread took the turn in the middle of psycopg's own `async with`
+            # A thread took the turn in the middle of psycopg's own `async with`
+            async with self.lock:
                 return await super().wait(gen, *arguments, **options)
         try:
             return await super().wait(statement, *arguments, **options)  # type: ignore[arg-type]

@@ -131,9 +131,8 @@ def _program(words: list[str], root: Path, roles: Roles) -> Iterator[Refusal]:
         elif option == "<" and name == "psql":
             files.append(value)
     for target in targets:
-        if (
-            "$" not in target
-        ):  # which a shell takes from the environment, and that leads to the build
+        # Which a shell takes from the environment, and that leads to the build
+        if "$" not in target:
             yield Refusal(
                 name,
                 f"{name} {mask_any(target)}",

@@ -87,16 +87,8 @@ class _Found(NamedTuple):
     naming: Naming | None
 
 
-_QUIET = (
-    "SET",
-    "RESET",
-    "SELECT",
-    "SHOW",
-    "BEGIN",
-    "COMMIT",
-    "END",
-    "START",
-)  # what a dump does before it connects
+# What a dump does before it connects
+_QUIET = ("SET", "RESET", "SELECT", "SHOW", "BEGIN", "COMMIT", "END", "START")
 _SET_ROLE = ("SET ROLE", "SET SESSION AUTHORIZATION")
 
 
@@ -304,9 +296,8 @@ class _Judge:
         own = names <= self.created
         # psql leaves nothing out.
         leave = "leave" if not self.by_psql else "run" if roles.private else "refuse"
-        harmless = (
-            "run" if one.body or self.by_psql else "leave"
-        )  # what changes nothing as things are
+        # What changes nothing as things are
+        harmless = "run" if one.body or self.by_psql else "leave"
         if one.pairs:
             if roles.private:
                 return "run"

@@ -156,9 +156,8 @@ class SqlFiles:
         from ..server.connection import connect
 
         shown = plan.script.shown
-        mask = (
-            dsn.mask
-        )  # what is shown is masked before it is cut, which could leave half a password
+        # What is shown is masked before it is cut, which could leave half a password
+        mask = dsn.mask
         with connect(
             dsn, autocommit=True, options=f"{libpq_options(dsn)} {session_options.ALONE}".strip()
         ) as connection:

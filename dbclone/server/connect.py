@@ -25,14 +25,10 @@ _LOCKS = (
     60  # seconds that a statement of ours waits for a lock at most, unless somebody says otherwise
 )
 _SILENCE = 60.0  # seconds that the server may say nothing to a question about its databases, locks and sessions
-_ADMINISTRATIVE = (
-    "admin",
-    "pool",
-)  # what sessions are for whose statements are such questions, or CREATE and DROP DATABASE
-_SLOW = (
-    "build",
-    "verify",
-)  # what sessions are for whose statements may take as long as a template is large
+# What sessions are for whose statements are such questions, or CREATE and DROP DATABASE
+_ADMINISTRATIVE = ("admin", "pool")
+# What sessions are for whose statements may take as long as a template is large
+_SLOW = ("build", "verify")
 # A role's or database's own settings must not reach the statements that create and drop databases.
 _OPTIONS = (
     f"-c search_path=pg_catalog -c default_transaction_read_only=off {session_options.ALONE}"

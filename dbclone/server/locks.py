@@ -31,9 +31,8 @@ class Leases:
     """The locks held through one autocommit connection to the maintenance database."""
 
     connection: psycopg.Connection[tuple[Any, ...]]
-    _taken: dict[str, bool] = field(
-        default_factory=dict, repr=False
-    )  # by name, whether it is shared
+    # By name, whether it is shared
+    _taken: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float) -> Iterator[None]:

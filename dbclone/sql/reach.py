@@ -393,11 +393,8 @@ def _head(words: _Words) -> list[Reach]:
         at := next((at for at in (1, 2) if words[at].name == "standard_conforming_strings"), 0)
     ):
         value = words[at + 2].word or _literal(words.symbol(at + 2)).upper()
-        if value not in (
-            "ON",
-            "TRUE",
-            "DEFAULT",
-        ):  # then the server would read the rest of the file otherwise than we do
+        # Then the server would read the rest of the file otherwise than we do
+        if value not in ("ON", "TRUE", "DEFAULT"):
             return [Reach(OUTSIDE, "SET standard_conforming_strings")]
     if words.says(0, "IMPORT", "FOREIGN", "SCHEMA"):
         return [Reach(OUTSIDE, "IMPORT FOREIGN SCHEMA")]
@@ -684,9 +681,8 @@ def naming(text: str) -> Naming | None:
         if words[at].word != "AUTHORIZATION" or words[at + 1].word in ANYONE:
             return None
         role = words[at + 1]
-        return _cutting(
-            text, clause, role, words[at].start, role.start if own else role.stop
-        )  # own: it is the schema's name, too
+        # Own: it is the schema's name, too
+        return _cutting(text, clause, role, words[at].start, role.start if own else role.stop)
     elif verb == "ALTER":
         clause = "OWNER"
         at = next((at for at in words.top(1) if words.says(at, "OWNER", "TO")), -1)

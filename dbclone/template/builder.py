@@ -272,9 +272,8 @@ class Builder:
         )
         ddl.create(self.server, name, "template0", mark, self._options())
         self._fill(name)
-        ddl.close_to_others(
-            self.server, name
-        )  # what a forgotten session has not committed is not in a template either
+        # What a forgotten session has not committed is not in a template either
+        ddl.close_to_others(self.server, name)
         self.server.connection.execute(ddl.opening(name))
 
     def _options(self) -> dict[str, str | bool]:
@@ -361,9 +360,8 @@ class Builder:
         try:
             if not ddl.swap(server, replaced.name, aside, name):
                 return False
-            with contextlib.suppress(
-                psycopg.Error, ServerError
-            ):  # published all the same; what cannot be dropped now is pruned later
+            # Published all the same; what cannot be dropped now is pruned later
+            with contextlib.suppress(psycopg.Error, ServerError):
                 if (old := ddl.find(server, aside)) is not None:
                     ddl.drop(server, old)
             return True

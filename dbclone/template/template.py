@@ -31,11 +31,8 @@ from ..server.server import Server
 from .builder import LACKING, UNLOGGED, Builder, adoptable, flaws, full_manifest
 
 log = logging.getLogger("dbclone")
-_FOUND = (
-    UNLOGGED,
-    LACKING,
-    roles.ROW_SECURITY,
-)  # in a mark's manifest, and no input of the template
+# In a mark's manifest, and no input of the template
+_FOUND = (UNLOGGED, LACKING, roles.ROW_SECURITY)
 
 
 def _silent(text: str) -> None:

@@ -118,9 +118,8 @@ class SchemaCatalog:
         fires = ["R", "A"] if superuser else ["O", "A"]
         with connection.cursor(row_factory=tuple_row) as cursor:
             rows = cursor.execute(_TABLES, {"fires": fires, "superuser": superuser}).fetchall()
-            rows = [
-                row for row in rows if row[5]
-            ]  # a view never populated cannot be read; that it stays so is in the catalogue
+            # A view never populated cannot be read; that it stays so is in the catalogue
+            rows = [row for row in rows if row[5]]
             opaque = {row[0] for row in rows if row[8] or not row[9]}
             filled = _filled(cursor, [row for row in rows if row[4] and row[0] not in opaque])
             tables = [

@@ -125,9 +125,8 @@ def _closure(facts: SchemaCatalog, table: Table) -> dict[int, Table] | None:
         if parent.untruncatable or parent.seeded or parent.view:
             return None
         for child in sorted(c for c, p in facts.references if p == parent.oid and c not in found):
-            if (
-                child not in facts.by_oid
-            ):  # kept, or a partitioned table, which cannot be named without all its parts
+            # Kept, or a partitioned table, which cannot be named without all its parts
+            if child not in facts.by_oid:
                 return None
             found[child] = facts.by_oid[child]
             queue.append(facts.by_oid[child])

@@ -150,9 +150,8 @@ class PutBack:
             moment = self.now()
             if self.witness.unchanged(moment):
                 return outcome
-        self._see_nothing(
-            [table.shown for table in self._blind]
-        )  # before anything is asked in vain
+        # Before anything is asked in vain
+        self._see_nothing([table.shown for table in self._blind])
         guessed = self._guess.commands() if not (self._idle or self._where.layered()) else []
         since = self.witness.since
         results = self._question.send([*guessed, *self._question.commands(since)])
@@ -239,9 +238,8 @@ class PutBack:
             # Only statistics, sizes or files: what was counted is still right, the tables were only
             # analysed anew.
             self._before = replace(self._before, stamps=answer.stamps)
-        self._see_nothing(
-            [table.shown for table in self._blind]
-        )  # again: this is about all that was committed before the answer
+        # Again: this is about all that was committed before the answer
+        self._see_nothing([table.shown for table in self._blind])
 
     def _see_nothing(self, tables: list[str]) -> None:
         """Raise CannotRestore if something was committed and there are tables that are not looked

@@ -20,10 +20,8 @@ from psycopg.rows import tuple_row
 from ..transactions import Since
 from .catalog import Table
 
-ROWS, BYTES = (
-    20_000,
-    8_000_000,
-)  # remembered at most, all tables together; a change in what is larger costs a new clone
+# Remembered at most, all tables together; a change in what is larger costs a new clone
+ROWS, BYTES = 20_000, 8_000_000
 # attidentity 'a' is GENERATED ALWAYS, attgenerated any generated column; dropped columns stay in
 # pg_attribute.
 _COLUMNS = """

@@ -342,9 +342,8 @@ class Sandboxed(_Base):
             commands = session.stack.before_statement(self._owner, session.failed, known)
         yield from self._send([render(command) for command in commands])
         if self.portals and not self._pipeline and not session.stack.in_block(self._owner):
-            yield from close_portals(
-                self
-            )  # of several statements in one string, which were a transaction of their own
+            # Of several statements in one string, which were a transaction of their own
+            yield from close_portals(self)
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:

@@ -163,9 +163,8 @@ class _Portal(_Statements):
         if status == pq.TransactionStatus.INTRANS or (
             status == pq.TransactionStatus.IDLE and self._withhold
         ):
-            yield from self._conn._before_statement(
-                "CLOSE"
-            )  # psycopg looks at the real status, which a failure may have left
+            # psycopg looks at the real status, which a failure may have left
+            yield from self._conn._before_statement("CLOSE")
             yield from super()._close_gen()  # type: ignore[misc]
 
 

@@ -19,9 +19,8 @@ class Prepared(PrepareManager):
         self._number = number
         self._inherited: set[Any] = set()  # what earlier connections have prepared
         self.piped = False  # the connection has had a pipeline
-        self.unproven: set[Any] = (
-            set()
-        )  # what may never have been prepared, because its pipeline had failed before
+        # What may never have been prepared, because its pipeline had failed before
+        self.unproven: set[Any] = set()
 
     def handed_on(self) -> Prepared:
         """Forget what the application had set for the connection that is closed, but not what was

@@ -43,9 +43,8 @@ class Conversation:
         self.folder = (
             f"{parent if len(parent) < _LONGEST else '/tmp'}/dbclone-{secrets.token_hex(8)}"
         )
-        posix.mkdir(
-            self.folder, 0o700
-        )  # not os.mkdir: os is a fake one in a test that uses pyfakefs
+        # Not os.mkdir: os is a fake one in a test that uses pyfakefs
+        posix.mkdir(self.folder, 0o700)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._place)
         self._listener.listen(1)

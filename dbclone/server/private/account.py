@@ -103,9 +103,8 @@ def _cache(settings: Settings) -> Path:
         check_private(path)
         with opened(path) as folder:
             if not os.listdir(folder):
-                with contextlib.suppress(
-                    FileExistsError
-                ):  # somebody who starts beside us was first
+                # Somebody who starts beside us was first
+                with contextlib.suppress(FileExistsError):
                     mark(folder, path, "cache")
             if MARK in os.listdir(folder):
                 return path

@@ -31,11 +31,8 @@ from ...process.clock import wall
 MARK = "dbclone.json"
 _READ = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NOT_A_FOLDER = (
-    errno.ELOOP,
-    errno.ENOTDIR,
-    errno.EMLINK,
-)  # what opening a link or a file as a folder says
+# What opening a link or a file as a folder says
+_NOT_A_FOLDER = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
 
 
 @dataclass(frozen=True)
@@ -199,11 +196,8 @@ def open_own(path: Path | str, folder: int | None = None, shown: Path | None = N
         flags = os.O_WRONLY | os.O_CREAT | _NO_LINK | os.O_NONBLOCK
         file = os.fdopen(os.open(path, flags, 0o600, dir_fd=folder), "wb")
     except OSError as error:
-        if error.errno in (
-            errno.ELOOP,
-            errno.ENXIO,
-            errno.EISDIR,
-        ):  # a link; a pipe that nobody reads
+        # A link; a pipe that nobody reads
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise refusal from None
         raise
     found = os.fstat(file.fileno())
@@ -273,7 +267,9 @@ def private_folder(
     else may have put it there. Raises ServerError.
     """
     try:
-        if sys.platform == "win32":  # where no folder can be opened, and nothing but lock files is kept
+        if (
+            sys.platform == "win32"
+        ):  # where no folder can be opened, and nothing but lock files is kept
             path.mkdir(parents=True, exist_ok=True)
         elif not os.path.lexists(path):
             _make(path, account, kind, facts)

@@ -67,10 +67,8 @@ SELECT a.pid, a.application_name, extract(epoch FROM clock_timestamp() - a.backe
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.classid::int8 = %s AND l.objid::int8 = %s
 """
-_AS_THEY_ARE = (
-    OutOfConnections,
-    ServerError,
-)  # refusals that say all there is to say; that nothing answers is ServerNotFound
+# Refusals that say all there is to say; that nothing answers is ServerNotFound
+_AS_THEY_ARE = (OutOfConnections, ServerError)
 _STANDSTILL = 5000  # milliseconds
 _WHO = """
 SELECT a.pid, a.application_name, a.datname::text, extract(epoch FROM clock_timestamp() - a.backend_start)::int,
@@ -106,9 +104,8 @@ class Embedded:
     started: bool = False
     connection: psycopg.Connection[tuple[Any, ...]] | None = field(default=None, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    _refusal: ServerError | None = field(
-        default=None, repr=False
-    )  # why we could not join the last time
+    # Why we could not join the last time
+    _refusal: ServerError | None = field(default=None, repr=False)
 
     @property
     def dsn(self) -> Dsn:
@@ -171,9 +168,8 @@ class Embedded:
                 except OSError as error:
                     raise unusable(server.lock_path, error) from None
                 server._move(cls.locate(settings))  # whoever has the lock may have gone to disk
-                if server._join(
-                    connect
-                ):  # not one after the other when the lock is free, if there are many of us
+                # Not one after the other when the lock is free, if there are many of us
+                if server._join(connect):
                     return server
                 if patience.is_over(server.cluster):
                     raise ServerError(
@@ -185,9 +181,8 @@ class Embedded:
             try:
                 server._start(settings, connect)
             except OSError as error:
-                name = (
-                    error.filename if isinstance(error.filename, str) else ""
-                )  # which is relative if a descriptor was used
+                # Which is relative if a descriptor was used
+                name = error.filename if isinstance(error.filename, str) else ""
                 raise unusable(server.cluster.folder / name, error) from None
         return server
 
@@ -196,9 +191,8 @@ class Embedded:
 
     def _start(self, settings: Settings, connect: Connect) -> None:
         """Start the server, or join one that somebody else started; the caller holds the file lock."""
-        self._move(
-            Embedded.locate(settings)
-        )  # whoever had the lock before us may have gone to disk
+        # Whoever had the lock before us may have gone to disk
+        self._move(Embedded.locate(settings))
         if self._wait_for_running(settings, connect):
             return
         account = self.cluster.account
