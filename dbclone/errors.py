@@ -131,8 +131,8 @@ class WriteEscaped(ResetError):
 
 
 class NotIsolated(ResetError):
-    """The application's database handle was used where nothing isolates it. It has not been
-    connected."""
+    """The application's database handle was used where nothing isolates it.
+    It has not been connected."""
 
     __module__ = "dbclone"
 

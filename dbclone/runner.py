@@ -152,8 +152,8 @@ def _announce(settings: Settings, clone: Clone) -> None:
 
 def lead(variables: Mapping[str, str]) -> None:
     """Set the variables that lead the application to its database, and take away those that libpq
-    would follow instead: a service's database wins over PGDATABASE, an address over the host in a
-    URL."""
+    would follow instead: a service's database wins over PGDATABASE,
+    an address over the host in a URL."""
     os.environ.pop("PGSERVICE", None)
     if "PGHOST" not in variables and not os.environ.get("PGHOST"):
         os.environ.pop("PGHOSTADDR", None)

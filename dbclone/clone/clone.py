@@ -413,8 +413,8 @@ class Clone:
             ddl.drop(self.server, database, force=True, patience=_GOODBYE)
 
     def __enter__(self) -> Clone:
-        """Point the application's handle at the clone for the block; at its end the clone is
-        dropped."""
+        """Point the application's handle at the clone for the block;
+        at its end the clone is dropped."""
         self._binding.enter_context(handles.bound(self.handle, self.url))
         self._bound = True
         return self

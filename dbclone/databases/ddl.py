@@ -31,8 +31,8 @@ _LEAVING = 1.0  # seconds for a session that we may not end to end by itself, be
 _MARGIN = 30.0  # seconds by which the server's own limit comes before ours
 _PATIENCE = 60.0  # seconds that a DROP may take unless somebody says otherwise
 _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
-# Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in
-# src/bin/pg_dump/dumputils.c).
+# Settings that are lists of identifiers, as pg_dump knows them
+# (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
 _LISTS = (
     "local_preload_libraries",
     "search_path",

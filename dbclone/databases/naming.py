@@ -84,8 +84,8 @@ class Mark:
         )
 
     def bound(self, name: str, oid: int) -> Mark:
-        """Return this mark as that of the database with this name and oid: only so does it prove
-        anything."""
+        """Return this mark as that of the database with this name and oid:
+        only so does it prove anything."""
         return replace(self, name=name, oid=oid)
 
     def text(self) -> str:
@@ -289,8 +289,8 @@ def clone_name(project: str, run: str, owner: str) -> str:
 
 
 def kept_name(project: str, label: str, again: bool = False) -> str:
-    """Return the name under which a clone is kept for `label`: the same each time, or one more with
-    `again`."""
+    """Return the name under which a clone is kept for `label`:
+    the same each time, or one more with `again`."""
     shown = _slug(label.rpartition("::")[2] or label, 20)
     unique = f"{project}{chr(0)}{label}{secrets.token_hex(8) if again else ''}"
     return f"dbclone_{_slug(project, 20)}_k_{shown}_{_digest(unique)[:8]}"

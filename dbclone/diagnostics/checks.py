@@ -67,8 +67,8 @@ def file_system(path: str, mountinfo: str) -> str:
         point = PurePosixPath(
             re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
         )
-        # The longest mount point that leads there; of several at one place the last covers the
-        # others.
+        # The longest mount point that leads there; of several at one place
+        # the last covers the others.
         if folder.is_relative_to(point) and len(point.parts) >= best:
             best, found = len(point.parts), after.split(" ")[0]
     return found

@@ -55,8 +55,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found: `differences`, and `blind`, what it could not compare, each with the
-    reason."""
+    """What `verify` found: `differences`, and `blind`, what it could not compare,
+    each with the reason."""
 
     differences: list[Difference]
     blind: dict[str, str]
@@ -112,8 +112,8 @@ def verify(server: Server, template: Template, progress: Progress) -> Verdict:
         progress("comparing")
         found, was, now = _compared(old, new, show)
         if found:
-            # Once more: what differs between two builds of the same inputs tells nothing of the
-            # inputs.
+            # Once more: what differs between two builds of the same inputs
+            # tells nothing of the inputs.
             again = stack.enter_context(_rebuilt(server, template, progress))
             chance = {difference.key for difference in _compared(new, again, show)[0]}
             found = [Difference(**{**asdict(d), "unsteady": d.key in chance}) for d in found]

@@ -16,8 +16,8 @@ from pathlib import Path
 NAME = "pyproject.toml"
 TABLE = b"tool.dbclone"
 _REPOSITORY = (".git", ".hg")
-# What pytest takes for the root of a project (its documentation, "Rootdir"), and setuptools for a
-# package.
+# What pytest takes for the root of a project (its documentation, "Rootdir"),
+# and setuptools for a package.
 _ROOT = (
     NAME,
     "pytest.ini",

@@ -223,8 +223,8 @@ class Guard:
         yield from self._phase()
 
     def _phase(self) -> Iterator[None]:
-        """Fail a phase in which the handle was refused, although the application has swallowed the
-        error."""
+        """Fail a phase in which the handle was refused,
+        although the application has swallowed the error."""
         self._said = None
         outcome: Any = yield
         if self._said is not None and outcome.excinfo is None:

@@ -76,8 +76,8 @@ class Level:
         spoiled, verdict = "", Verdict.NOTHING
         blocked = session.session_lock.force(session.lock)
         if not blocked:
-            # What raised in the middle of a statement, such as a limit on the test's time, left it
-            # running
+            # What raised in the middle of a statement, such as a limit on the test's time,
+            # left it running
             free(session.pgconn)
         try:
             commands = [render(command) for command in session.stack.leave_level(self._level)]
@@ -132,8 +132,8 @@ class Level:
             session.session_lock.release(session.lock)
 
     def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
-        """Send the commands that undo, and in the same message the question of what was committed
-        meanwhile."""
+        """Send the commands that undo, and in the same message the question of
+        what was committed meanwhile."""
         witness = self._witness
         if witness is None or not commands:
             self._send(

@@ -137,8 +137,8 @@ CHECK = "SET CONSTRAINTS ALL IMMEDIATE"
 
 @dataclass
 class Savepoints:
-    """The stack of savepoints; owners are numbers that the shells give to the application's
-    connections."""
+    """The stack of savepoints; owners are numbers that the shells give to
+    the application's connections."""
 
     entries: list[StackEntry] = field(default_factory=list)
     writers: frozenset[str] = frozenset()  # names of functions that may write
@@ -153,8 +153,8 @@ class Savepoints:
         return self._block(owner) is not None
 
     def has_failed(self, owner: int, failed: bool) -> bool:
-        """Return whether the block of `owner` is aborted; `failed`, whether the real transaction
-        is."""
+        """Return whether the block of `owner` is aborted;
+        `failed`, whether the real transaction is."""
         index = self._block(owner)
         return index is not None and (self.entries[index].failed or (failed and self.last == owner))
 
@@ -293,8 +293,8 @@ class Savepoints:
         return [command, *(self._push("app", owner, name) for name in savepoints)]
 
     def _within_level(self, index: int) -> None:
-        """Raise SandboxLimit if a block would have to be set anew inside a level that began after
-        it."""
+        """Raise SandboxLimit if a block would have to be set anew inside a
+        level that began after it."""
         above = self.entries[index + 1 :]
         move = self.entries[index].covered or any(e.kind in ("block", "done") for e in above)
         if move and any(e.kind == "level" for e in above):

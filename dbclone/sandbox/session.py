@@ -152,8 +152,8 @@ class Session:
         self._stale += sum(prepared.changed() for prepared in self._managers())
 
     def _managers(self) -> list[Prepared]:
-        """Return what is known of prepared statements: by closed connections, open ones, and our
-        own."""
+        """Return what is known of prepared statements: by closed connections, open ones,
+        and our own."""
         open_ones = [connection._prepared for connection in list(self._connections.values())]
         return [*self._left, *open_ones, self._own]
 

@@ -66,8 +66,8 @@ _MINE: Any = None  # the task of a holder that is a thread
 
 
 class _Hold:
-    """Who has the turn, or waits for it: a `turn` in a thread, or in a task of that thread's event
-    loop."""
+    """Who has the turn, or waits for it: a `turn` in a thread,
+    or in a task of that thread's event loop."""
 
     __slots__ = ("entered", "statement", "task", "thread", "turn", "wake")
 

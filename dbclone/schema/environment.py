@@ -49,8 +49,8 @@ _OTHERS = re.compile(
 
 
 def file_variables(root: Path) -> dict[str, str]:
-    """Return the variables that the `.env` files of a folder set; a file that cannot be read sets
-    none."""
+    """Return the variables that the `.env` files of a folder set;
+    a file that cannot be read sets none."""
     found: dict[str, str] = {}
     for name in ENV_FILES:
         with contextlib.suppress(OSError):

@@ -117,8 +117,8 @@ def plans(scripts: Sequence[Script], roles: Roles, here: str = "") -> tuple[list
 
 
 def refusals(script: Script, roles: Roles) -> list[Refusal]:
-    """Return what psql itself may not run of a script: it leaves nothing out, and obeys backslash
-    commands."""
+    """Return what psql itself may not run of a script:
+    it leaves nothing out, and obeys backslash commands."""
     judge = _Judge(roles, frozenset(), "", by_psql=True)
     entries = list(_look(script.text))
     judge.created = frozenset(
@@ -378,8 +378,8 @@ _PSQL_INSTEAD = {
 
 
 def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
-    """Return why something is refused, and what to do instead: never a command that writes
-    elsewhere."""
+    """Return why something is refused, and what to do instead:
+    never a command that writes elsewhere."""
     if by_psql and one.kind in (reaches.DATABASE, reaches.CONNECT):
         return (
             "psql would do that on the whole server, and go where it is told.",

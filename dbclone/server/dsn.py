@@ -262,8 +262,8 @@ def inherited_password(dsn: Dsn) -> str:
 
 
 def with_libpq_defaults(dsn: Dsn) -> Dsn:
-    """Return a copy in which the place that libpq's variables and their service name is said
-    outright."""
+    """Return a copy in which the place that libpq's variables and their
+    service name is said outright."""
     found = {
         key: value
         for key, _, value, _ in _libpq()

@@ -36,8 +36,8 @@ class Leases:
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float) -> Iterator[None]:
-        """Hold the advisory lock `name` for the block; wait up to `timeout` seconds, then raise
-        TimeoutError."""
+        """Hold the advisory lock `name` for the block; wait up to `timeout` seconds,
+        then raise TimeoutError."""
         key, deadline, pause = lock_key(name), monotonic() + timeout, 0.005
         while not self._try_lock(key):
             if monotonic() > deadline:

@@ -181,8 +181,8 @@ class Server:
         return self.dsn.replace(dbname=name)
 
     def connect_again(self) -> Connection:
-        """Return a new administrative connection, because the last one was lost. Raises
-        ServerError."""
+        """Return a new administrative connection, because the last one was lost.
+        Raises ServerError."""
         if self.embedded is not None:
             return self.embedded.rejoin(lambda dsn: enter(dsn, self.settings, "admin"))
         return enter(self.database(self.maintenance), self.settings, "admin")

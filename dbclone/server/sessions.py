@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import tuple_row
 
-# The start of another role's session is hidden from a plain role, which may not end that session
-# either.
+# The start of another role's session is hidden from a plain role,
+# which may not end that session either.
 _END = (
     "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
     " WHERE pid = %s AND datid = %s AND backend_start IS NOT DISTINCT FROM %s"

@@ -30,8 +30,8 @@ _VERBS = (
 _MIGHT_CONTROL = re.compile(
     rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I
 )
-# What can only look. SET and the like are about the session, FETCH about a cursor that was declared
-# before.
+# What can only look. SET and the like are about the session,
+# FETCH about a cursor that was declared before.
 _READS = frozenset(
     (
         "SELECT",
@@ -154,8 +154,8 @@ class Analysis:
     @cached_property
     def controls(self) -> tuple[tuple[str, Control | None], ...]:
         """The single statements with what each does to the transaction; empty if none of them does
-        anything to it. A text without any such word in it, which is the usual case, costs one
-        search."""
+        anything to it. A text without any such word in it, which is the usual case,
+        costs one search."""
         if not _MIGHT_CONTROL.search(self.plain):
             return ()
         pieces = tuple((s.text, control(s.text)) for s in split(self.text or ""))
@@ -179,8 +179,8 @@ class Analysis:
         return frozenset(_WORD.findall(self.plain.lower()))
 
     def reads_only(self, writers: frozenset[str] = frozenset()) -> bool:
-        """Whether it only reads. Arguments: `writers`, names of functions that may write, from
-        `WRITERS`."""
+        """Whether it only reads. Arguments: `writers`, names of functions that may write,
+        from `WRITERS`."""
         return self._reads and (not writers or writers.isdisjoint(self._words))
 
     def leaves_nothing(self, writers: frozenset[str] = frozenset()) -> bool:
@@ -245,8 +245,8 @@ class Analysis:
 
 
 def analyze(text: str | None) -> Analysis:
-    """Return what is known of a query string; the same object for the same text, as far as it is
-    remembered."""
+    """Return what is known of a query string; the same object for the same text,
+    as far as it is remembered."""
     return _remembered(text) if text is None or len(text) <= _LONG else _last(text)
 
 

@@ -166,8 +166,8 @@ def _significant(text: str, most: int = 0) -> list[Token]:
 
 
 class _Words:
-    """The significant tokens of a statement, asked by position; beyond the end there are empty
-    ones."""
+    """The significant tokens of a statement, asked by position;
+    beyond the end there are empty ones."""
 
     _NONE = Token("", "", "", -1, -1)
 
@@ -224,8 +224,8 @@ class _Words:
 
 
 def _literal(text: str) -> str:
-    """Return what a string constant says; of escapes only the doubled quotes and backslashes matter
-    here."""
+    """Return what a string constant says; of escapes only the doubled quotes
+    and backslashes matter here."""
     if not text:
         return ""
     if text.startswith("$"):
@@ -562,8 +562,8 @@ _SETS = re.compile(
     r"\\(?:un)?set\s+(?:ON_ERROR_STOP|ON_ERROR_ROLLBACK|ECHO|ECHO_HIDDEN|QUIET|VERBOSITY|SHOW_CONTEXT|FETCH_COUNT|HISTCONTROL|HISTFILE"
     r"|HISTSIZE|COMP_KEYWORD_CASE|PROMPT[123]|SHOW_ALL_RESULTS)(?:\s|$)"
 )
-# SQL_ASCII is what pg_dump writes before a \connect to an odd name (appendPsqlMetaConnect in
-# src/fe_utils/string_utils.c).
+# SQL_ASCII is what pg_dump writes before a \connect to an odd name
+# (appendPsqlMetaConnect in src/fe_utils/string_utils.c).
 _ENCODING = re.compile(r"\\encoding(?:\s+'?(?:utf-?8|unicode|sql_ascii)'?)?\s*$", re.I)
 _CONNECT = re.compile(r"\\c(?:onnect)?(?:\s|$)")
 HARMLESS = "harmless"  # the kind of a command of psql that only prints

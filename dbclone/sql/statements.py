@@ -18,8 +18,8 @@ from string import ascii_lowercase, ascii_uppercase
 _SPACE = " \t\n\r\f\v"
 # Nothing here repeats a group: for each repetition of one the engine would keep a record, gigabytes
 # for a literal of 20 MB.
-_TOKEN = re.compile(
-    r"""
+_TOKEN =
+    re.compile( r"""
       (?P<space>[ \t\n\r\f\v]+|--[^\n\r]*)
     | (?P<block>/\*)
     | (?P<estring>[eE]')

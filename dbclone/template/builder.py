@@ -310,8 +310,8 @@ class Builder:
         extensions, whether unlogged tables have rows, and which tables have row-level security."""
         self.progress("vacuuming")
         with contextlib.closing(self.server.connect(name, "build")) as connection:
-            # Before the VACUUM, which would wait for ever for a lock that a forgotten session
-            # holds.
+            # Before the VACUUM, which would wait for ever for a lock that a
+            # forgotten session holds.
             if stayed := ddl.close_to_others(self.server, name, connection.info.backend_pid):
                 shown = "\n".join(
                     f"Server process {pid} of {user or 'the server'} ({application or 'unnamed'})"

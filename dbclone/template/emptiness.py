@@ -126,8 +126,8 @@ def _remedy(suspects: list[Command | Function]) -> str:
 
 
 def _elsewhere(command: Command) -> Iterator[tuple[str, str]]:
-    """Yield (file, database in words) of what the files of a command and those that tools look into
-    name."""
+    """Yield (file, database in words) of what the files of a command and
+    those that tools look into name."""
     root = command.settings.root
     words: list[str] = []
     with contextlib.suppress(SettingsError):

@@ -149,8 +149,8 @@ class SchemaCatalog:
 
 
 def _filled(cursor: psycopg.Cursor[Any], rows: list[Any]) -> set[int]:
-    """Return the oids of those tables that have rows: storage alone may be what rolled-back rows
-    left."""
+    """Return the oids of those tables that have rows:
+    storage alone may be what rolled-back rows left."""
     if not rows:
         return set()
     parts = [

@@ -27,8 +27,8 @@ class Costs:
 
     @classmethod
     def start(cls, durable: bool) -> Costs:
-        """Return what to believe before anything has been measured: files of a durable server are
-        flushed."""
+        """Return what to believe before anything has been measured:
+        files of a durable server are flushed."""
         return cls(truncate=6e-3 if durable else 1e-3)
 
     def learn(self, pages: int, truncated: int, seconds: float) -> Costs:
@@ -103,8 +103,8 @@ def plan(
 
 
 def together(parts: Sequence[sql.Composed]) -> sql.Composed:
-    """Return one statement that does what all these parts do, each seeing the tables as they were
-    before."""
+    """Return one statement that does what all these parts do,
+    each seeing the tables as they were before."""
     *first, last = parts
     if not first:
         return last
@@ -116,8 +116,8 @@ def together(parts: Sequence[sql.Composed]) -> sql.Composed:
 
 
 def _closure(facts: SchemaCatalog, table: Table) -> dict[int, Table] | None:
-    """Return the tables that a TRUNCATE of this one has to name; None if one of them must not be
-    truncated."""
+    """Return the tables that a TRUNCATE of this one has to name;
+    None if one of them must not be truncated."""
     found = {table.oid: table}
     queue = [table]
     while queue:

@@ -242,8 +242,8 @@ class PutBack:
         self._see_nothing([table.shown for table in self._blind])
 
     def _see_nothing(self, tables: list[str]) -> None:
-        """Raise CannotRestore if something was committed and there are tables that are not looked
-        at."""
+        """Raise CannotRestore if something was committed and there are
+        tables that are not looked at."""
         if tables and not nothing_committed(self._control, self.witness):
             raise CannotRestore(
                 f"something was committed, and looking for it in {', '.join(tables)} is"
@@ -286,8 +286,8 @@ class PutBack:
         self.witness.settle(Since(answer.moment, (ours,)), end)
 
     def _objects(self, answer: DirtyState, since: Since) -> list[sql.Composed]:
-        """Return what removes large objects that were made, or raise CannotRestore if old ones have
-        changed."""
+        """Return what removes large objects that were made,
+        or raise CannotRestore if old ones have changed."""
         if answer.objects == self._before.objects:
             return []
         if answer.objects[:2] != self._before.objects[:2]:

@@ -147,8 +147,8 @@ class Probes:
 
 @dataclass
 class SchemaDrift:
-    """The catalogues as they were in the template: rows of each, and what each relation looked
-    like."""
+    """The catalogues as they were in the template: rows of each,
+    and what each relation looked like."""
 
     counts: list[int] = field(default_factory=list)
     relations: dict[int, tuple[str, int]] = field(default_factory=dict)

@@ -22,8 +22,8 @@ from .catalog import Table
 
 # Remembered at most, all tables together; a change in what is larger costs a new clone
 ROWS, BYTES = 20_000, 8_000_000
-# attidentity 'a' is GENERATED ALWAYS, attgenerated any generated column; dropped columns stay in
-# pg_attribute.
+# attidentity 'a' is GENERATED ALWAYS, attgenerated any generated column;
+# dropped columns stay in pg_attribute.
 _COLUMNS = """
 SELECT a.attrelid::int8, a.attname::text, a.attidentity = 'a', a.attgenerated <> '',
        a.attnum = ANY(coalesce((SELECT i.indkey FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary), '')::int2[])
@@ -49,8 +49,8 @@ class Column:
 @dataclass(frozen=True)
 class Change:
     """What became of one table's seeds: whole rows as text, as they were, of those whose key is
-    there `again` with other columns and of those that are `missing`; `extra`, there are new rows
-    besides."""
+    there `again` with other columns and of those that are `missing`;
+    `extra`, there are new rows besides."""
 
     again: tuple[str, ...]
     missing: tuple[str, ...]

@@ -68,8 +68,8 @@ TAGS = {
 
 
 class SandboxInfo(psycopg.ConnectionInfo):
-    """What `connection.info` tells: the transaction status is the one that the application believes
-    in."""
+    """What `connection.info` tells: the transaction status is the one that
+    the application believes in."""
 
     connection: Any
 
@@ -79,8 +79,8 @@ class SandboxInfo(psycopg.ConnectionInfo):
 
 
 class VirtualPGconn:
-    """A pgconn for Python code that asks it for its status: the one that the application believes
-    in."""
+    """A pgconn for Python code that asks it for its status:
+    the one that the application believes in."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -448,8 +448,8 @@ class Sandboxed(_Base):
         return stack.savepoint(owner, failed, control)
 
     def _tag(self, text: str, control: Control) -> str:
-        """Return the command tag with which production would answer a statement that controls
-        transactions."""
+        """Return the command tag with which production would answer a statement
+        that controls transactions."""
         if control.verb == "commit" and self._failed:
             return "ROLLBACK"
         return TAGS.get("start" if analyze(text).verb == "START" else control.verb, "")

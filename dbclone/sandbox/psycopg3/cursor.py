@@ -52,8 +52,8 @@ def close_portals(connection: Any) -> Gen:
 
 
 class _Statements(_Base):
-    """What is mixed into the application's cursor class: SQL text that controls transactions is
-    translated."""
+    """What is mixed into the application's cursor class:
+    SQL text that controls transactions is translated."""
 
     _conn: Any
     _plain = False  # the statement is known not to control transactions

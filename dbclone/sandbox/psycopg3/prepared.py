@@ -23,8 +23,8 @@ class Prepared(PrepareManager):
         self.unproven: set[Any] = set()
 
     def handed_on(self) -> Prepared:
-        """Forget what the application had set for the connection that is closed, but not what was
-        prepared."""
+        """Forget what the application had set for the connection that is closed,
+        but not what was prepared."""
         self.prepare_threshold, self.prepared_max = (
             PrepareManager.prepare_threshold,
             PrepareManager.prepared_max,

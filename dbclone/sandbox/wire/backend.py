@@ -30,8 +30,8 @@ _DISCARDED = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
 
 
 class _Refused(Exception):
-    """An error that the client is told, by its fields; what follows in the same query string is not
-    run."""
+    """An error that the client is told, by its fields;
+    what follows in the same query string is not run."""
 
     def __init__(self, fields: dict[bytes, bytes]) -> None:
         self.fields = fields
@@ -101,8 +101,8 @@ class Backend:
         self._answer.append(messages.error("0A000", what))
 
     def speaks_for(self, thread: int) -> None:
-        """Note which thread uses the client (0: none any more): what the client does counts as that
-        thread's."""
+        """Note which thread uses the client (0: none any more):
+        what the client does counts as that thread's."""
         self._connection.lock.thread = thread
 
     def cancel(self) -> None:
@@ -213,8 +213,8 @@ class Backend:
         if not (pieces := asked.controls):
             self._statement(_DISCARDED if not self._in_block and asked.discards_all else query)
             return
-        # Several statements in one string are one transaction, unless a BEGIN among them opens a
-        # block
+        # Several statements in one string are one transaction,
+        # unless a BEGIN among them opens a block
         implicit, at = False, 0
         try:
             for piece, control in pieces:

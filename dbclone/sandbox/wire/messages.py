@@ -72,8 +72,8 @@ def complete(tag: bytes) -> bytes:
 
 
 def told(kind: bytes, fields: Mapping[bytes, bytes]) -> bytes:
-    """Return ErrorResponse (kind E) or NoticeResponse (kind N) from fields by their one-letter
-    codes."""
+    """Return ErrorResponse (kind E) or NoticeResponse (kind N) from fields
+    by their one-letter codes."""
     return message(kind, b"".join(code + value + b"\0" for code, value in fields.items()) + b"\0")
 
 

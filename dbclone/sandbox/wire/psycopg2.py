@@ -146,8 +146,8 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         super().rollback()
 
     def cancel(self) -> None:
-        """As psycopg2's, which would wait for the answer without letting the thread run that gives
-        it."""
+        """As psycopg2's, which would wait for the answer without letting the
+        thread run that gives it."""
         if self.closed:
             raise psycopg2.InterfaceError("connection already closed")
         assert self._conversation is not None

@@ -34,8 +34,8 @@ __all__ = [
 
 
 def own_name() -> str:
-    """Return the name of the account that we run as, as the server's peer authentication will see
-    it."""
+    """Return the name of the account that we run as,
+    as the server's peer authentication will see it."""
     import pwd
 
     try:

@@ -164,8 +164,8 @@ def _runs(program: Path, account: Account) -> bool:
 
 
 def _candidates(settings: Settings) -> Iterator[tuple[str, list[Path]]]:
-    """Yield (source, folders) in the order of trust; later ones are not looked at once one has
-    something."""
+    """Yield (source, folders) in the order of trust;
+    later ones are not looked at once one has something."""
     if settings.binaries:
         yield (
             f"the setting binaries (from {settings.source('binaries')})",

@@ -95,8 +95,8 @@ class Patience:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A data directory in `folder`, run with `binaries` as `account`, reached through the socket in
-    `socket`."""
+    """A data directory in `folder`, run with `binaries` as `account`,
+    reached through the socket in `socket`."""
 
     folder: Path
     socket: Path
@@ -154,8 +154,8 @@ class Cluster:
             return False
 
     def is_sound(self) -> bool:
-        """Return whether the stopped cluster was shut down cleanly by a server of this major
-        version."""
+        """Return whether the stopped cluster was shut down cleanly by a
+        server of this major version."""
         try:
             with self._opened("data") as data:
                 with inside(data, "global") as control:
@@ -379,8 +379,8 @@ class Cluster:
         return server
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """Ask the server for a fast shutdown and wait up to `timeout` seconds; return whether it is
-        gone."""
+        """Ask the server for a fast shutdown and wait up to `timeout` seconds;
+        return whether it is gone."""
         pid = self.pid()
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):  # stopped by somebody else since

@@ -47,8 +47,8 @@ class Account:
 
     @property
     def popen(self) -> dict[str, Any]:
-        """Keyword arguments for subprocess that make a program run as this account, without a
-        shell."""
+        """Keyword arguments for subprocess that make a program run as this account,
+        without a shell."""
         return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.other else {}
 
 
@@ -155,8 +155,8 @@ def opened(path: Path, account: Account | None = None) -> Iterator[int]:
 
 @contextlib.contextmanager
 def inside(folder: int, name: str) -> Iterator[int]:
-    """Give a descriptor of a folder in an open one. Raises OSError, also if there is a link of that
-    name."""
+    """Give a descriptor of a folder in an open one.
+    Raises OSError, also if there is a link of that name."""
     found = os.open(name, _READ | _NO_LINK, dir_fd=folder)
     try:
         yield found
