@@ -43,7 +43,8 @@ def target(settings: Settings) -> str:
     place = ", ".join(
         f"{key} {dsn.get(key)}" for key in ("host", "hostaddr", "port", "user") if dsn.get(key)
     )
-    return f"server at {place or 'the usual place'} (from {settings.source('url') if settings.url else 'PG variables'})"
+    source = settings.source("url") if settings.url else "PG variables"
+    return f"server at {place or 'the usual place'} (from {source})"
 
 
 def remarks(settings: Settings) -> list[str]:

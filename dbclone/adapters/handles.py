@@ -4,22 +4,22 @@ that library turns up.
 A *handle* is what the settings name; behind it stand *targets*, which connect, and which
 `following` finds. An adapter is a module with these functions:
 
-    schema(settings, spec, thing)  the Schema that `thing` describes (models, metadata, a module of them)
+    schema(settings, spec, thing)  the Schema that `thing` describes (models, metadata, a module)
     handle(thing)                  the database handle that those models use, or None
     models(thing)                  those models that name the database which they use
     targets(handle, models)        the targets behind a handle, and behind models, at this moment
-    place(target)                  host, port and name of the database that a target leads to, or None
-    filled(handle, url)            context manager: a handle that leads nowhere yet leads to `url`
-    notified(handle, take)         context manager: `take` is called with targets that the handle makes
-    point(target, url, before)     lead a target to `url`; what it returns, point_back and strayed are given
+    place(target)                  host, port and name of the database that a target leads to
+    filled(handle, url)            context manager: a handle that leads nowhere leads to `url`
+    notified(handle, take)         context manager: `take` is called with targets that are made
+    point(target, url, before)     lead a target to `url`; point_back, strayed get what it returns
     strayed(target, before)        whether the application has led it elsewhere since
-    lend(target, session, before)  let a target take its connections from a sandbox; likewise take_back and escaped
-    refusal(target)                why a target cannot be lent a sandbox (empty: it can)
-    holds(target)                  whether it has a connection that the application can use without asking for one
+    lend(target, session, before)  have it connect into a sandbox; likewise take_back, escaped
+    refusal(target)                why a target cannot be lent a sandbox, or empty
+    holds(target)                  whether the application has one of its connections
     aside(target), back(…)         put such a connection aside for a while
-    closed(target)                 close its connections, because their database is about to be replaced
-    parameters(target)             libpq parameters that the real connection of a sandbox has to have, as the application's do
-    login(target)                  (user, password) that a target which is led nowhere connects with, as far as it says
+    closed(target)                 close its connections: their database will be replaced
+    parameters(target)             libpq parameters of the application's connections
+    login(target)                  (user, password) that a target of the project connects with
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from .following import Handle, Lead, imported, is_led, leads, look, present
 from .migrations.source import Migrations, tool
 
 __all__ = [
-    "Adapter", "adapter_of", "aside", "belongs", "bound", "closed", "is_led", "lent", "load", "look", "named", "parameters",
-    "present", "refusal", "targets",
+    "Adapter", "adapter_of", "aside", "belongs", "bound", "closed", "is_led", "lent", "load",
+    "look", "named", "parameters", "present", "refusal", "targets",
 ]  # fmt: skip
 _BY_PACKAGE = {
     "peewee": "peewee",

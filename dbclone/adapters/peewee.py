@@ -226,7 +226,7 @@ def _database(handle: Any) -> Any:
 
 
 def place(target: Any) -> tuple[str, str, str] | None:
-    """Return host, port and name of the database that a Database leads to; None if it is deferred."""
+    """Return host, port and name of the database that a Database is of; None if it is deferred."""
     name = getattr(target, "database", None)
     if not name or not isinstance(target, peewee.PostgresqlDatabase):
         return None
@@ -407,10 +407,16 @@ def refusal(target: Any) -> str:
     """Return why this handle cannot be sandboxed: it speaks asyncpg, or psycopg2 where no local
     sockets can lead it elsewhere."""
     if any(base.__module__ == "playhouse.pwasyncio" for base in type(target).__mro__):
-        return f"{type(target).__name__} connects with asyncpg, and only psycopg's connections can be sandboxed"
+        return (
+            f"{type(target).__name__} connects with asyncpg,"
+            " and only psycopg's connections can be sandboxed"
+        )
     if _is_psycopg3(target) or hasattr(socket, "AF_UNIX"):
         return ""
-    return f"{type(target).__name__} connects with psycopg2, which can be sandboxed only where there are Unix sockets"
+    return (
+        f"{type(target).__name__} connects with psycopg2,"
+        " which can be sandboxed only where there are Unix sockets"
+    )
 
 
 @dataclass

@@ -299,7 +299,7 @@ def _in_loop() -> bool:
 
 
 def _is_lent(pool: Any) -> bool:
-    """Return whether the pool hands out connections into a sandbox, wherever its parameters lead."""
+    """Return whether the pool gives connections into a sandbox, wherever its parameters lead."""
     return "putconn" in vars(pool)
 
 
@@ -364,7 +364,7 @@ def _restart(pool: Any) -> None:
 
 
 def _open(pool: Any) -> None:
-    """Open a pool as its `open` does, which for an asynchronous one is a coroutine, and is a door."""
+    """Open a pool as its `open` does, which is a door, and a coroutine of an asynchronous one."""
     with contextlib.nullcontext() if is_async(pool) else pool._lock:
         pool._open()
 

@@ -170,7 +170,7 @@ def pointed(url: URL, dsn: Dsn) -> URL:
 
 
 def sessions_of(engine: Engine) -> Iterator[tuple[Any, Any]]:
-    """Yield the ORM's sessions that are in a transaction on the engine, each with its connection."""
+    """Yield the ORM's sessions in a transaction on the engine, each with its connection."""
     orm: Any = sys.modules.get("sqlalchemy.orm.session")
     for session in list(orm._sessions.values()) if orm is not None else []:
         held = getattr(session.get_transaction(), "_connections", {})
@@ -348,7 +348,7 @@ def point(engine: Engine, url: str, before: Any = None) -> Any:
 
 
 def strayed(engine: Engine, before: Any) -> bool:
-    """Return False: whatever is done to an engine, its dialect's `connect` leads where it is led."""
+    """Return False: whatever is done to an engine, its dialect's `connect` leads as it is led."""
     return False
 
 
@@ -430,7 +430,8 @@ def login(engine: Engine) -> tuple[str, str]:
 def refusal(engine: Engine) -> str:
     """Return why an engine cannot be sandboxed: another driver than psycopg 3."""
     if engine.dialect.driver != "psycopg":
-        return f"it connects with {engine.dialect.driver}, and only psycopg 3 connections can be sandboxed"
+        driver = engine.dialect.driver
+        return f"it connects with {driver}, and only psycopg 3 connections can be sandboxed"
     return ""
 
 

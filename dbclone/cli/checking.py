@@ -58,7 +58,8 @@ def doctor(arguments: argparse.Namespace, settings: Settings) -> int:
                 "maintenance": server.connection.info.dbname,
             }
             patient = Patient(server, workers)
-            reached = f"{server.where}, as {server.facts.role}, in database {server.connection.info.dbname}"
+            database = server.connection.info.dbname
+            reached = f"{server.where}, as {server.facts.role}, in database {database}"
             checks = [Check("server", "ok", reached), *examine(patient)]
             if arguments.no_measures:
                 checks.append(Check("speed", NOT_CHECKED, "--no-measures was given"))

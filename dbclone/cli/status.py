@@ -24,7 +24,7 @@ def _age(seconds: float) -> str:
 
 
 def running(settings: Settings) -> Server | None:
-    """Return a connection to the server without starting a private one; None if it is not running."""
+    """Return a connection to the server; None if it is a private one that is not running."""
     if external(settings) is None and Embedded.locate(settings).cluster.pid() is None:
         return None
     return Server.open(settings)
@@ -82,7 +82,8 @@ def _facts(database: Database, leased: set[int], system: str) -> dict[str, Any]:
         "age": now - mark.created if mark else 0, "idle": now - mark.used if mark else 0,
         "owner": _owner(mark) if mark else "",
         "alive": lock_key(database.name) in leased if kind in ("clone", "build") else None,
-        "problem": f", left alone: {problem}" if problem else "", "manifest": mark.manifest if mark else {},
+        "problem": f", left alone: {problem}" if problem else "",
+        "manifest": mark.manifest if mark else {},
     }  # fmt: skip
 
 

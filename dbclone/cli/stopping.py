@@ -1,4 +1,4 @@
-"""Stopping the private server on somebody's behalf: not while others use it, unless that is meant."""
+"""Stopping the private server when asked to: not while others use it, unless that is meant."""
 
 from __future__ import annotations
 

@@ -527,7 +527,7 @@ class Clone:
             self.replace("the reset drop", quiet=True)
 
     def _begin_anew(self) -> None:
-        """Have a fresh clone, because it has shown that our sessions were lost since the last test."""
+        """Have a fresh clone: our sessions turn out to have been lost since the last test."""
         if self.state.layered:
             raise data_lost(self.state.lose("its connection was lost between two tests"))
         self.replace("its connections were lost between two tests")

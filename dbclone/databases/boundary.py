@@ -106,7 +106,7 @@ def prepare(server: Server, schema: Schema) -> Found:
 
 
 def on(server: Server, schema: Schema) -> Schema:
-    """Return a schema as it is built on a server: on the private one its SQL files may make roles."""
+    """Return a schema as a server builds it: on the private one its SQL files may make roles."""
     if server.embedded is None:
         return schema
     if isinstance(schema, Steps):

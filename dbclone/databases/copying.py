@@ -120,7 +120,7 @@ def disk_full(server: Server, template: str, error: psycopg.Error, purpose: str)
 
 
 def warm(server: Server, template: Database, count: int) -> int:
-    """Make sure that `count` warm clones of a template wait for workers; return how many were made."""
+    """Have `count` warm clones of a template wait for workers; return how many were made."""
     assert template.mark is not None
     values = {"fingerprint": template.mark.fingerprint, "template": str(template.oid)}
     mark = Mark.make("spare", server.settings.project, server.facts.system, **values)

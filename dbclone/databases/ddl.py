@@ -27,7 +27,8 @@ from .ownership import verify_owned
 # What there is, for whoever decides what to do about it
 listed, find = ownership.listed, ownership.find
 
-_LEAVING = 1.0  # seconds for a session that we may not end to end by itself, because its client has just closed it
+# Seconds for a session that we may not end to end by itself: its client has just closed it.
+_LEAVING = 1.0
 _MARGIN = 30.0  # seconds by which the server's own limit comes before ours
 _PATIENCE = 60.0  # seconds that a DROP may take unless somebody says otherwise
 _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)

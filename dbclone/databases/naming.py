@@ -28,7 +28,7 @@ from ..server.locks import lock_key
 
 FORMAT = 2  # of marks; one of another format is another dbclone's, whose databases are left alone
 KINDS = ("template", "build", "clone", "spare", "scratch", "kept")
-# A CONNECTION LIMIT from here on is far above any max_connections (2^18 - 1), so it limits nothing
+# A CONNECTION LIMIT from here on is above any max_connections (2^18 - 1), so it limits nothing
 NO_LIMIT = 2**30
 _SHAPE = re.compile(r"dbclone_[a-z0-9_]{1,55}\Z")
 _NEVER = ("postgres", "template0", "template1")
@@ -207,7 +207,10 @@ class Database:
         if self.mark is not None:
             return self._other(self.mark, system)
         if self.other_format:
-            return f"its mark is that of another version of dbclone (format {self.other_format}, ours is {FORMAT})"
+            return (
+                "its mark is that of another version of dbclone"
+                f" (format {self.other_format}, ours is {FORMAT})"
+            )
         if self.comment:
             return "its comment is not dbclone's"
         return "" if self.limit == limit_for(self.name, system) else "it has no mark of dbclone"

@@ -28,12 +28,14 @@ SELECT d.oid::int8, d.datname::text,
        d.datconnlimit,
        CASE WHEN %(sizes)s AND pg_catalog.has_database_privilege(d.oid, 'CONNECT')
             THEN coalesce(pg_catalog.pg_database_size(d.oid), 0) ELSE 0 END,
-       (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL
+       (SELECT count(*) FROM pg_catalog.pg_stat_activity a
+         WHERE a.datid = d.oid AND a.usesysid IS NOT NULL
          AND coalesce(a.backend_type, '') !~ '^logical replication ')::int,
        pg_catalog.shobj_description(d.oid, 'pg_database'),
 """
 _FROM = " FROM pg_catalog.pg_database d WHERE "
-_LISTED = f"{_COLUMNS} ''{_FROM} d.datname ~ '^dbclone_' AND (%(name)s::text IS NULL OR d.datname = %(name)s) ORDER BY d.datname"
+_LISTED = f"""{_COLUMNS} ''{_FROM} d.datname ~ '^dbclone_'
+  AND (%(name)s::text IS NULL OR d.datname = %(name)s) ORDER BY d.datname"""
 _NAMED = f"{_COLUMNS} ''{_FROM} d.datname = %(name)s"
 _SYSTEM = "(SELECT system_identifier::text FROM pg_catalog.pg_control_system())"
 _HERE = f"{_COLUMNS} {_SYSTEM}{_FROM} d.datname = pg_catalog.current_database()"

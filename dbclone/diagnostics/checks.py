@@ -30,7 +30,8 @@ from ..settings import Settings
 from ..template import requirements
 from ..template.builder import adoptable, collation_flaw, flaws, full_manifest
 
-#: File systems that other machines may have mounted too: there a file lock of this machine need not exclude the others.
+#: File systems that other machines may have mounted too: there a file lock of this machine need
+#: not exclude the others.
 SHARED = frozenset(
     [
         "nfs",
@@ -169,7 +170,10 @@ def on_file_system(folder: str, mountinfo: str) -> Check:
     """Return the check of the lock folder on a system with these mounts."""
     found = file_system(folder, mountinfo)
     if found in SHARED:
-        why = f"{folder} is on {found}, where a lock of one machine need not exclude another; the server's own locks still do"
+        why = (
+            f"{folder} is on {found}, where a lock of one machine need not exclude another;"
+            " the server's own locks still do"
+        )
         return Check("lock folder", WARNING, why, "Set cache_dir to a folder on a local disk.")
     return (
         Check("lock folder", OK, f"{folder} is on {found}")
@@ -195,7 +199,10 @@ def orphans(patient: Patient) -> Check:
         return Check(name, NOT_CHECKED, f"{base} cannot be read: {error.strerror}")
     if not lost:
         return Check(name, OK, "every folder of the private server belongs to a database")
-    why = f"{len(lost)} folders of no database in {base}, {size / 2**20:.1f} MB: the server crashed while it copied"
+    why = (
+        f"{len(lost)} folders of no database in {base}, {size / 2**20:.1f} MB:"
+        " the server crashed while it copied"
+    )
     return Check(
         name,
         WARNING,
@@ -289,10 +296,9 @@ def rights(patient: Patient) -> Check:
     (sees,) = patient.server.fetch("SELECT pg_has_role('pg_read_all_stats', 'USAGE')")[0]
     text = f"role {facts.role} may create databases"
     if not sees:
-        hint = f'To be told what they do, run as a superuser: GRANT pg_read_all_stats TO "{facts.role}";'
-        return Check(
-            "rights", OK, f"{text}; what sessions of other roles do is hidden from it", hint
-        )
+        text += "; what sessions of other roles do is hidden from it"
+        grant = f'GRANT pg_read_all_stats TO "{facts.role}";'
+        return Check("rights", OK, text, f"To be told what they do, run as a superuser: {grant}")
     return Check("rights", OK, text)
 
 
@@ -448,7 +454,10 @@ def collations(patient: Patient) -> Check:
         )
     if rows:
         names = ", ".join(name for (name,) in rows)
-        why = f"the collation of {names} has another version than its indexes were built with; dbclone does not copy them"
+        why = (
+            f"the collation of {names} has another version than its indexes were built with;"
+            " dbclone does not copy them"
+        )
         return Check(
             "collations",
             WARNING,
@@ -471,17 +480,14 @@ def background_workers(patient: Patient) -> Check:
     found = [extension for extension in _WORKERS_OF_THEIR_OWN if extension in loaded]
     if not found:
         return Check(name, OK, "no preloaded library is known to connect to databases by itself")
-    why = f"{' and '.join(found)} is preloaded and connects to databases by itself, also to one that is to be copied"
-    if patient.server.facts.superuser:
-        return Check(
-            name,
-            WARNING,
-            f"{why}; its sessions in a template are ended",
-            "Leave it out of shared_preload_libraries for tests.",
+    superuser = patient.server.facts.superuser
+    why = (
+        f"{' and '.join(found)} is preloaded and connects to databases by itself, also to one that"
+        " is to be copied; "
+        + (
+            "its sessions in a template are ended"
+            if superuser
+            else "this role may not end its sessions"
         )
-    return Check(
-        name,
-        WARNING,
-        f"{why}; this role may not end its sessions",
-        "Leave it out of shared_preload_libraries for tests.",
     )
+    return Check(name, WARNING, why, "Leave it out of shared_preload_libraries for tests.")

@@ -37,8 +37,8 @@ from .checks import (
 
 _SLOW_PING, _SLOW_CLONE = 0.005, 1.0  # seconds
 CHECKS: tuple[Callable[[Patient], Check], ...] = (
-    version, rights, connections, durability, template, role, collations, background_workers, leftovers, strangers,
-    interrupted_drops, replication, lock_folder, orphans,
+    version, rights, connections, durability, template, role, collations, background_workers,
+    leftovers, strangers, interrupted_drops, replication, lock_folder, orphans,
 )  # fmt: skip
 
 

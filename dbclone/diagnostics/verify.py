@@ -76,8 +76,11 @@ class Verdict:
                 f" {self.rows} rows",
             ]
         if steady:
-            lines += ["Something that the fingerprint does not see decides what is built. Name it in" " inputs, or rebuild now:",
-                      "python -m dbclone prepare --rebuild"]  # fmt: skip
+            lines += [
+                "Something that the fingerprint does not see decides what is built."
+                " Name it in inputs, or rebuild now:",
+                "python -m dbclone prepare --rebuild",
+            ]
         else:
             lines += [
                 "All of it differs with every build: a clock or chance decides it. See"

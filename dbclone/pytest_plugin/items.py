@@ -22,7 +22,7 @@ BINDING = ("dbclone_worker",)  # which lead the handle to the clone, and undo no
 
 
 def marker_arguments(marker: pytest.Mark | None, nodeid: str) -> dict[str, Any]:
-    """Return the marker's arguments, checked by calling a function that has the marker's signature."""
+    """Return the marker's arguments, checked by calling a function of the marker's signature."""
 
     def dbclone(*, reset: str | None = None, reset_sequences: bool | None = None) -> dict[str, Any]:
         from ..settings import RESETS

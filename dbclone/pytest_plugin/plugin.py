@@ -90,9 +90,10 @@ if TYPE_CHECKING:
 # The names of all settings, here so that offering them as options does not import anything; a test
 # keeps the list complete.
 OPTIONS = (
-    "schema", "seed", "inputs", "bind", "role", "url", "env", "name", "reset", "autouse", "reset_sequences", "keep", "strict",
-    "on_leak", "build_timeout", "lock_timeout", "connect_timeout", "clone_strategy", "clone_limit", "retain_templates",
-    "retain_days", "encoding", "locale", "binaries", "data_dir", "keep_server", "cache_dir",
+    "schema", "seed", "inputs", "bind", "role", "url", "env", "name", "reset", "autouse",
+    "reset_sequences", "keep", "strict", "on_leak", "build_timeout", "lock_timeout",
+    "connect_timeout", "clone_strategy", "clone_limit", "retain_templates", "retain_days",
+    "encoding", "locale", "binaries", "data_dir", "keep_server", "cache_dir",
 )  # fmt: skip
 
 

@@ -90,7 +90,8 @@ class Level:
             session.stack.entries.clear()
             self._send([b"ROLLBACK"])
         except psycopg.OperationalError as error:
-            spoiled = f"the connection of the test was lost: {blocked or str(error).strip().splitlines()[0]}"
+            why = blocked or str(error).strip().splitlines()[0]
+            spoiled = f"the connection of the test was lost: {why}"
             session.stack.entries.clear()
         finally:
             session.session_lock.release(session.lock)

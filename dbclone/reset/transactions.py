@@ -21,23 +21,26 @@ from functools import cached_property
 from typing import Any
 
 _MANY = 5000  # numbers whose fates are worth asking for, rather than for the tables
-_FEW = 16  # numbers that a test seldom exceeds, whose fates cost half as much if each has a column of its own
+# Numbers that a test seldom exceeds: their fates cost half as much if each has its own column.
+_FEW = 16
 _WRAP = 1 << 32  # rows have the lower half of a number
 
 # The next number that will be given out is not in a snapshot, which knows only those that have
 # ended; age() counts from it.
 NOW = "pg_catalog.pg_current_snapshot()::text, pg_catalog.age('3'::xid)"
+_NEXT = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8"
 # Whether a row was written after a moment: by a transaction that began later, or was running then,
 # and is none of our own. $1 is the first number that had not ended, $2 those that were running all
 # the same, $3 our own.
 NEWER = "((pg_catalog.age(xmin) <= pg_catalog.age($1) OR xmin = ANY($2)) AND xmin <> ALL($3))"
-NEWER_STILL = "(pg_catalog.age(xmin) <= pg_catalog.age($1) AND xmin <> ALL($3))"  # the same, if none was running
+# The same, if none was running.
+NEWER_STILL = "(pg_catalog.age(xmin) <= pg_catalog.age($1) AND xmin <> ALL($3))"
 TYPES = "(xid, xid[], xid[])"
 _FATES = f"""SELECT {NOW}, ARRAY(
     SELECT x::text || CASE s WHEN 'in progress' THEN 'p' ELSE 'c' END
     FROM (SELECT x, pg_catalog.pg_xact_status(x::text::xid8) AS s FROM (
               SELECT pg_catalog.generate_series($1, LEAST($1 + {_MANY},
-                  pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8 - 1)) AS x
+                  {_NEXT} - 1)) AS x
               UNION ALL SELECT pg_catalog.unnest($2)) AS u) AS v
     WHERE s IS DISTINCT FROM 'aborted')::text"""
 # The same for few numbers, with one column each. What has not been given out may not be asked for:
@@ -45,7 +48,7 @@ _FATES = f"""SELECT {NOW}, ARRAY(
 _EACH = ", ".join(
     f"pg_catalog.pg_xact_status(LEAST($1 + {number}, u.last)::text::xid8)" for number in range(_FEW)
 )
-_LAST = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8 - 1 AS last OFFSET 0"
+_LAST = f"SELECT {_NEXT} - 1 AS last OFFSET 0"
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ One real transaction holds everything. Inside it a stack of savepoints stands fo
 application believes to be there:
 
     level   a test, or the data of a class or module: undone when it ends
-    block   a transaction block of the application: its COMMIT releases the savepoint, its ROLLBACK rolls back to it
+    block   a transaction block of the application: its COMMIT releases the savepoint, its ROLLBACK
+            rolls back to it
     app     a savepoint that the application itself set inside its block
-    guard   set before a statement outside any block, so that its failure does not poison what follows; kept for the next while
-            there is nothing that the failure of the next could undo
+    guard   set before a statement outside any block, so that its failure does not poison what
+            follows; kept for the next while there is nothing that the failure of the next could
+            undo
     done    what nobody needs any more but cannot be released yet, because something else lies on it
 
 Several connections of the application share the stack; each entry knows its owner. Blocks of
@@ -39,10 +41,10 @@ class StackEntry:
     kind: str
     owner: int
     name: str
-    written: bool = False  # a block in which something may have been written, or a guard after which something may have been
+    written: bool = False  # a block in which, or guard after which, something may have been written
     used: bool = True  # not a guard that was set on suspicion
     covered: bool = False  # a block on which others may have committed something
-    failed: bool = False  # a block that has been rolled back for the others, and waits for its owner to learn of it
+    failed: bool = False  # a block rolled back for the others, of which its owner has yet to learn
     asked: bool = False  # a block in which a statement has run
     stale: bool = False  # a block that has asked before others committed something
     isolation: str = LEVELS[0]
@@ -142,11 +144,12 @@ class Savepoints:
 
     entries: list[StackEntry] = field(default_factory=list)
     writers: frozenset[str] = frozenset()  # names of functions that may write
-    deferred: str = ""  # SQL that lets constraints wait for a COMMIT as they were declared; none if no constraint can
-    foresees: bool = False  # whether the application was last seen to need a guard after a block or at a test's beginning
-    last: int = (
-        0  # the owner of the last statement, whose failure it is if the real transaction is aborted
-    )
+    # SQL that lets constraints wait for a COMMIT as they were declared; none if no constraint can
+    deferred: str = ""
+    # Whether the application was last seen to need a guard after a block or at a test's beginning
+    foresees: bool = False
+    # The owner of the last statement, whose failure it is if the real transaction is aborted
+    last: int = 0
 
     def in_block(self, owner: int) -> bool:
         """Return whether `owner` believes to be inside a transaction block."""

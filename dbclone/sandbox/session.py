@@ -26,9 +26,12 @@ from .psycopg3.prepared import Prepared
 from .savepoints import CHECK, Savepoints
 from .session_lock import ConnectionLock, ExclusiveUse, SessionLock, TransferableWait
 
-_STALE = 100  # statements to leave in the session, so that not every test that changes objects pays for discarding them
-_DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred FROM pg_catalog.pg_constraint c
-    JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace WHERE c.condeferrable"""
+# Statements to leave in the session, so that not every test that changes objects pays for
+# discarding them.
+_STALE = 100
+_DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred
+    FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace
+    WHERE c.condeferrable"""
 
 
 class Session:
@@ -142,7 +145,7 @@ class Session:
             self.real.execute("DEALLOCATE ALL")
 
     def note_statement(self, text: str) -> None:
-        """Remember of a statement that begins whether it may change objects, or what is prepared."""
+        """Note of a statement that begins whether it may change objects, or what is prepared."""
         asked = analyze(text)
         if not asked.alters:
             return

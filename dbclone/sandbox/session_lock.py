@@ -105,7 +105,8 @@ class SessionLock:
     def acquire(self, turn: ConnectionLock) -> None:
         """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible
         in time."""
-        self.home.require()  # before the mutex, which another thread may have held when this process was forked
+        # Before the mutex, which another thread may have held when this process was forked.
+        self.home.require()
         hold = turn.last
         if hold.thread != (turn.thread or threading.get_ident()) or hold is self._hold:
             hold = turn.last = _Hold(turn)
@@ -176,7 +177,7 @@ class SessionLock:
                 turn.lost -= 1
 
     def pin(self, turn: ConnectionLock, task: Any = _MINE) -> None:
-        """Keep the session for one connection, also between its session_lock. It must be its turn."""
+        """Keep the session for one connection, also between its turns. It must be its turn."""
         with self._mutex:
             if self._claim is None:
                 self._claim = _Hold(turn, task)

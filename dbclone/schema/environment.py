@@ -22,7 +22,7 @@ from ..errors import SettingsError
 from ..server.dsn import Dsn, bound_environment, child_environment, parse, with_libpq_defaults
 from ..settings import Settings
 
-#: Files of variables that programs load by themselves, where the environment has no variable of the name.
+#: Files of variables that programs load by themselves, where the environment has none of the name.
 ENV_FILES = (
     ".env",
     ".env.local",

@@ -67,7 +67,7 @@ def elsewhere(line: str, root: Path, roles: Roles) -> list[Refusal]:
 
 
 def _commands(words: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the programs of a command with their arguments: itself, or what a shell is told to run."""
+    """Yield the programs of a command with their arguments: itself, or what a shell has to run."""
     words = list(words)
     while words and (
         re.fullmatch(r"\w+=.*", words[0], re.S) or words[0] in ("env", "exec", "time", "nice")
@@ -147,8 +147,14 @@ def _program(words: list[str], root: Path, roles: Roles) -> Iterator[Refusal]:
 
 
 _TARGETS = ("d", "dbname", "h", "host", "p", "port")
-_RESTORE = "Leave --create out, and let a shell name the database: sh -c 'pg_restore -d \"$PGDATABASE\" FILE'."
-_TARGET = "Leave it out: the environment of the command leads to the database being built (PGHOST, PGDATABASE and so on)."
+_RESTORE = (
+    "Leave --create out, and let a shell name the database:"
+    " sh -c 'pg_restore -d \"$PGDATABASE\" FILE'."
+)
+_TARGET = (
+    "Leave it out: the environment of the command leads to the database being built"
+    " (PGHOST, PGDATABASE and so on)."
+)
 
 
 def _options(words: Sequence[str], valued: str) -> Iterator[tuple[str, str]]:

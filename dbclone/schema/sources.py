@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import BuildFailed, Error, encodable, safe_str
-from ..server import session_options
 from ..server.dsn import Dsn, libpq_options, mask_any, parse, redacting
+from ..server.session_options import ALONE, UNTIL_THE_END
 from ..settings import Settings
 from .environment import program_environment
 from .manifest import digest
@@ -159,9 +159,9 @@ class SqlFiles:
         # What is shown is masked before it is cut, which could leave half a password
         mask = dsn.mask
         with connect(
-            dsn, autocommit=True, options=f"{libpq_options(dsn)} {session_options.ALONE}".strip()
+            dsn, autocommit=True, options=f"{libpq_options(dsn)} {ALONE}".strip()
         ) as connection:
-            connection.execute(f"SELECT {session_options.UNTIL_THE_END}".encode())
+            connection.execute(f"SELECT {UNTIL_THE_END}".encode())
             for statement in plan.statements():
                 where = f"{shown}:{statement.line}"
                 progress(f"{where}: {' '.join(mask(statement.text[:2000]).split())[:60]}")
@@ -175,7 +175,10 @@ class SqlFiles:
                     quoted = "\n".join(
                         line[:200] for line in mask(statement.text[:20_000]).splitlines()[:12]
                     )
-                    lacks = f"Give role {connection.info.user!r} what it lacks, or let url name a role that has it."
+                    lacks = (
+                        f"Give role {connection.info.user!r} what it lacks, or let url name a role"
+                        " that has it."
+                    )
                     more = [
                         f"{k}: {v}"
                         for k, v in (

@@ -21,10 +21,10 @@ from .dsn import Dsn
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 MAINTENANCE = "postgres"
-_LOCKS = (
-    60  # seconds that a statement of ours waits for a lock at most, unless somebody says otherwise
-)
-_SILENCE = 60.0  # seconds that the server may say nothing to a question about its databases, locks and sessions
+# Seconds that a statement of ours waits for a lock at most, unless somebody says otherwise.
+_LOCKS = 60
+# Seconds that the server may say nothing to a question about its databases, locks and sessions.
+_SILENCE = 60.0
 # What sessions are for whose statements are such questions, or CREATE and DROP DATABASE
 _ADMINISTRATIVE = ("admin", "pool")
 # What sessions are for whose statements may take as long as a template is large

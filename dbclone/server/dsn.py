@@ -176,7 +176,10 @@ def _parsed(text: str) -> Dsn | str:
     dsn = Dsn(params)
     for host in dsn.get("host").split(","):
         if not (host.startswith(("/", "@")) or _HOST.match(host)):
-            return "Its host contains characters that no host has; most often an @ or / in the password was not escaped."
+            return (
+                "Its host contains characters that no host has; most often an @ or / in the"
+                " password was not escaped."
+            )
     for port in dsn.get("port").split(","):
         if port and not (port.isdigit() and 0 < int(port) < 65536):
             return "Its port is not a number from 1 to 65535."

@@ -29,7 +29,7 @@ _ENDED = ("57P01", "57P02", "57P03", "57P05")
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether an error means that a connection broke, or that none could be made just now."""
+    """Return whether an error means that a connection broke, or none could be made just now."""
     if isinstance(error, ServerNotFound):
         return True
     if not isinstance(error, psycopg.OperationalError):

@@ -67,10 +67,13 @@ class Facts(NamedTuple):
 
 
 _FACTS = f"""
-SELECT current_setting('server_version_num')::int, (SELECT system_identifier::text FROM pg_control_system()),
+SELECT current_setting('server_version_num')::int,
+       (SELECT system_identifier::text FROM pg_control_system()),
        rolname::text, rolsuper, rolcreatedb, current_setting('fsync')::bool, pg_is_in_recovery(),
-       current_setting('max_connections')::int, pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text,
-       pg_backend_pid(), current_setting('dbclone.direct', true) IS NOT DISTINCT FROM 'on', {session_options.UNTIL_THE_END}
+       current_setting('max_connections')::int, pg_encoding_to_char(d.encoding)::text,
+       d.datcollate::text, d.datctype::text, pg_backend_pid(),
+       current_setting('dbclone.direct', true) IS NOT DISTINCT FROM 'on',
+       {session_options.UNTIL_THE_END}
 FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = 'template0'
 """  # noqa: S608 - two constants
 

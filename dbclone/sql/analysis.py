@@ -97,7 +97,8 @@ _MAY_WRITE = re.compile(
     re.I,
 )
 # Functions of the project and of its extensions that are not promised to leave the database alone.
-WRITERS = "SELECT DISTINCT lower(proname::text) FROM pg_catalog.pg_proc WHERE oid >= 16384 AND provolatile = 'v' AND prokind <> 'a'"
+WRITERS = """SELECT DISTINCT lower(proname::text) FROM pg_catalog.pg_proc
+    WHERE oid >= 16384 AND provolatile = 'v' AND prokind <> 'a'"""
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _PURE = re.compile(r"[\s(]*(SELECT|VALUES|TABLE)\b(?!.*\bset_config\b)", re.I | re.S)
 _ONLY_INSIDE = re.compile(r"\s*(LOCK|DECLARE)\b(?!.*;\s*\S)", re.I | re.S)
@@ -163,7 +164,7 @@ class Analysis:
 
     @cached_property
     def empty(self) -> bool:
-        """Whether there is no statement: the server answers that whatever the transaction's state."""
+        """Whether there is no statement: the server answers that in any state of a transaction."""
         return self.text is not None and not self.plain.strip("; \t\r\n")
 
     @cached_property
@@ -203,7 +204,7 @@ class Analysis:
 
     @cached_property
     def never_inside(self) -> str:
-        """The command, if it cannot run, or does nothing, inside a transaction block; else empty."""
+        """The command, if inside a transaction block it cannot run, or does nothing; else empty."""
         match = _NEVER_INSIDE.match(self.plain)
         return " ".join(match[1].upper().split()) if match else ""
 

@@ -128,9 +128,10 @@ _SHARED = _listed(
     " pg_shseclabel pg_shdepend"
     " pg_parameter_acl pg_replication_origin pg_subscription"
 )
-#: Statements that run the functions they name, at once. PERFORM, RETURN and assignments are those of bodies.
+#: Statements that run the functions they name, at once. PERFORM, RETURN and assignments are those
+#: of bodies.
 _RUNS = _listed(
-    """SELECT WITH INSERT UPDATE DELETE MERGE CALL VALUES TABLE EXPLAIN COPY EXECUTE PREPARE DECLARE"""
+    "SELECT WITH INSERT UPDATE DELETE MERGE CALL VALUES TABLE EXPLAIN COPY EXECUTE PREPARE DECLARE"
 )
 ANYONE = _listed("""PUBLIC CURRENT_USER CURRENT_ROLE SESSION_USER NONE""")
 _ROLES = ("ROLE", "USER", "GROUP")
@@ -211,7 +212,7 @@ class _Words:
         return at + len(words) if self.says(at, *words) else at
 
     def names(self, at: int) -> tuple[list[Token], int]:
-        """Return the names of a list with commas that begins at `at`, and the position behind it."""
+        """Return the names of a list with commas that begins at `at`, and where it ends."""
         found = []
         while True:
             if self[at].word == "GROUP" and self[at + 1].name and self.symbol(at + 1) == "":
@@ -240,7 +241,7 @@ def _literal(text: str) -> str:
 
 
 def first_word(text: str) -> str:
-    """Return the first word of a statement, in upper case; empty if it begins with something else."""
+    """Return the first word of a statement, in upper case; empty if it begins with no word."""
     return next(
         (
             text[start:stop].upper() if kind == "word" else ""
@@ -379,7 +380,8 @@ def _head(words: _Words) -> list[Reach]:
         at = words.find(1, "ON") + 1
         if at and words[at].word in ("DATABASE", "ROLE", "TABLESPACE", "SUBSCRIPTION"):
             kind = {"DATABASE": DATABASE, "ROLE": ROLE}.get(words[at].word, OUTSIDE)
-            what = f"{'SECURITY LABEL' if verb == 'SECURITY' else verb} ON {words[at].word} {words[at + 1].name}".strip()
+            label = "SECURITY LABEL" if verb == "SECURITY" else verb
+            what = f"{label} ON {words[at].word} {words[at + 1].name}".strip()
             return [Reach(kind, what, (words[at + 1].name,), verb="COMMENT")]
     if verb in ("GRANT", "REVOKE"):
         return _grant(words, verb)
@@ -481,8 +483,9 @@ def _grant(words: _Words, verb: str) -> list[Reach]:
         for role in roles
         for member in members
     )
-    what = f"{verb} {', '.join(t.name for t in roles)} {words[to].word} {', '.join(t.name for t in members)}"
-    return [Reach(ROLE, what, tuple(t.name for t in roles), verb=verb, pairs=pairs)]
+    names, others = tuple(t.name for t in roles), ", ".join(t.name for t in members)
+    what = f"{verb} {', '.join(names)} {words[to].word} {others}"
+    return [Reach(ROLE, what, names, verb=verb, pairs=pairs)]
 
 
 def _body(text: str) -> list[Reach]:
@@ -550,7 +553,7 @@ def _significant_with_ends(text: str) -> list[Token]:
 
 
 # ---- commands of psql
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 # What only prints, or says how; `\restrict` is how pg_dump guards what it writes (PostgreSQL
 # documentation, app-psql).
@@ -595,7 +598,8 @@ def command(line: str) -> Reach:
     return Reach(PSQL, _first(line))
 
 
-#: Which commands lead psql itself elsewhere: into another database, a shell, a file, or statements that are not in the script.
+#: Which commands lead psql itself elsewhere: into another database, a shell, a file, or statements
+#: that are not in the script.
 LEADING = re.compile(
     r"\\(?:c|connect|!|gexec|o|out|w|write|copy …)(?: .*)?|.* with a command of the shell", re.S
 )
@@ -622,7 +626,7 @@ def _connected(line: str) -> str | None:
 
 
 # ---- roles that a statement names
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class Naming(NamedTuple):
@@ -644,11 +648,17 @@ def naming(text: str) -> Naming | None:
         return None
     words = _Words(text, _significant(text))
     verb = words[0].word
-    lists: list[
-        tuple[int, list[Token], int]
-    ] = []  # where a clause begins, its roles, where it ends
+    if words.says(0, "CREATE", "SCHEMA"):
+        return _authorization(text, words)
+    if verb == "SET":
+        return _set_role(text, words)
+    defaults = words.says(0, "ALTER", "DEFAULT", "PRIVILEGES")
+    if verb == "ALTER" and words[1].word != "POLICY" and not defaults:
+        return _owner(text, words)
+    # Where a clause begins, its roles, where it ends.
+    lists: list[tuple[int, list[Token], int]] = []
     clause = verb
-    if words.says(0, "ALTER", "DEFAULT", "PRIVILEGES"):
+    if defaults:
         clause = "DEFAULT PRIVILEGES"
         act = words.find(3, "GRANT", "REVOKE")
         if words[3].word == "FOR":
@@ -673,48 +683,6 @@ def naming(text: str) -> Naming | None:
         if to < 0 or words[to - 1].word == "RENAME":
             return None
         lists.append((to, *words.names(to + 1)))
-    elif words.says(0, "CREATE", "SCHEMA"):
-        clause = "AUTHORIZATION"
-        at = words.optional(2, "IF", "NOT", "EXISTS")
-        own = words[at].word == "AUTHORIZATION"
-        at = at if own else at + 1
-        if words[at].word != "AUTHORIZATION" or words[at + 1].word in ANYONE:
-            return None
-        role = words[at + 1]
-        # Own: it is the schema's name, too
-        return _cutting(text, clause, role, words[at].start, role.start if own else role.stop)
-    elif verb == "ALTER":
-        clause = "OWNER"
-        at = next((at for at in words.top(1) if words.says(at, "OWNER", "TO")), -1)
-        if at < 0 or words[at + 2].word in ANYONE or (words[1].word == "DATABASE"):
-            return None
-        role = words[at + 2]
-        if words.symbol(at + 3) == ",":
-            return _cutting(text, clause, role, words[at].start, words[at + 3].stop)
-        if words.symbol(at - 1) == ",":
-            return _cutting(text, clause, role, words[at - 1].start, role.stop)
-        return Naming((role.name,), clause, lambda missing: None)
-    elif verb == "SET":
-        clause = "SET ROLE"
-        at = (
-            1
-            if words[1].word not in ("SESSION", "LOCAL")
-            or words.says(1, "SESSION", "AUTHORIZATION")
-            else 2
-        )
-        if words.says(at, "SESSION", "AUTHORIZATION"):
-            clause, at = "SET SESSION AUTHORIZATION", at + 2
-        elif words[at].word == "ROLE":
-            at += 1 + (words.symbol(at + 1) == "=" or words[at + 1].word == "TO")
-        else:
-            return None
-        role = words[at]
-        name = role.name or (
-            _literal(text[role.start : role.stop]) if role.kind == "string" else ""
-        )
-        if role.word in (*ANYONE, "DEFAULT") or not name or name == "none":
-            return None
-        return Naming((name,), clause, lambda missing: None)
     else:
         return None
     names = tuple(
@@ -723,6 +691,47 @@ def naming(text: str) -> Naming | None:
         )
     )
     return Naming(names, clause, lambda missing: _thinned(text, lists, missing)) if names else None
+
+
+def _authorization(text: str, words: _Words) -> Naming | None:
+    at = words.optional(2, "IF", "NOT", "EXISTS")
+    own = words[at].word == "AUTHORIZATION"
+    at = at if own else at + 1
+    if words[at].word != "AUTHORIZATION" or words[at + 1].word in ANYONE:
+        return None
+    role = words[at + 1]
+    # Own: it is the schema's name, too.
+    stop = role.start if own else role.stop
+    return _cutting(text, "AUTHORIZATION", role, words[at].start, stop)
+
+
+def _owner(text: str, words: _Words) -> Naming | None:
+    at = next((at for at in words.top(1) if words.says(at, "OWNER", "TO")), -1)
+    if at < 0 or words[at + 2].word in ANYONE or words[1].word == "DATABASE":
+        return None
+    role = words[at + 2]
+    if words.symbol(at + 3) == ",":
+        return _cutting(text, "OWNER", role, words[at].start, words[at + 3].stop)
+    if words.symbol(at - 1) == ",":
+        return _cutting(text, "OWNER", role, words[at - 1].start, role.stop)
+    return Naming((role.name,), "OWNER", lambda missing: None)
+
+
+def _set_role(text: str, words: _Words) -> Naming | None:
+    clause = "SET ROLE"
+    authorization = words.says(1, "SESSION", "AUTHORIZATION")
+    at = 1 if authorization or words[1].word not in ("SESSION", "LOCAL") else 2
+    if words.says(at, "SESSION", "AUTHORIZATION"):
+        clause, at = "SET SESSION AUTHORIZATION", at + 2
+    elif words[at].word == "ROLE":
+        at += 1 + (words.symbol(at + 1) == "=" or words[at + 1].word == "TO")
+    else:
+        return None
+    role = words[at]
+    name = role.name or (_literal(text[role.start : role.stop]) if role.kind == "string" else "")
+    if role.word in (*ANYONE, "DEFAULT") or not name or name == "none":
+        return None
+    return Naming((name,), clause, lambda missing: None)
 
 
 def _cutting(text: str, clause: str, role: Token, start: int, stop: int) -> Naming:

@@ -1,4 +1,4 @@
-"""One build of a template: under locks, in a private database, sealed, and published by a rename."""
+"""One build of a template: under locks, in a private database, sealed, published by a rename."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ UNLOGGED = "unlogged tables with rows"
 LACKING = "roles that were not there"
 #: How servers of several versions refuse an encoding or a locale.
 _UNFIT = (
-    psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType, psycopg.errors.InvalidParameterValue,
-    psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidObjectDefinition, psycopg.errors.SyntaxError, psycopg.DataError,
+    psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType,
+    psycopg.errors.InvalidParameterValue, psycopg.errors.FeatureNotSupported,
+    psycopg.errors.InvalidObjectDefinition, psycopg.errors.SyntaxError, psycopg.DataError,
     UnicodeEncodeError,
 )  # fmt: skip
-_DEFAULT = ", default "  # follows the version of an extension if the schema asked for another than the server's default
+# Follows the version of an extension if the schema asked for another than the server's default.
+_DEFAULT = ", default "
 
 
 def full_manifest(server: Server, schema: Schema) -> Manifest:
@@ -143,7 +145,7 @@ class Builder:
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Hold the locks of this template; say who holds them if that takes longer than a second."""
+        """Hold the locks of this template; say who has them if that takes longer than a second."""
         patience = self.server.settings.build_timeout
         path = self._lock_path()
         with contextlib.ExitStack() as stack:
@@ -342,7 +344,7 @@ class Builder:
         }
 
     def _publish(self, name: str, replaced: Database | None) -> None:
-        """Give the finished database its name. A template that is being replaced steps aside first."""
+        """Give the finished database its name. A template that it replaces steps aside first."""
         if replaced is not None and replaced.limit == -2:
             ddl.drop(self.server, replaced)  # all that the server still allows with it
         elif replaced is not None and self._replace(name, replaced):

@@ -18,7 +18,8 @@ from ..schema.environment import ENV_FILES
 from ..schema.sources import Command, Function, Schema, SqlFiles, Steps
 from ..server.dsn import mask_any, parse
 
-#: Catalogues of which a new database has no row of a user's (oid from 16384 on: FirstNormalObjectId, access/transam.h).
+#: Catalogues of which a new database has no row of a user's (oid from 16384 on:
+#: FirstNormalObjectId, access/transam.h).
 _CATALOGUES = (
     *(
         "pg_class",
@@ -61,8 +62,9 @@ _QUESTION = sql.SQL("SELECT {}").format(
 )
 #: Files in which tools look for their database.
 _FILES = (
-    *ENV_FILES, "alembic.ini", "database.yml", "config/database.yml", "dbconfig.yml", "flyway.conf", "conf/flyway.conf",
-    "flyway.toml", "liquibase.properties", "prisma/schema.prisma", "sqitch.conf", "yoyo.ini",
+    *ENV_FILES, "alembic.ini", "database.yml", "config/database.yml", "dbconfig.yml", "flyway.conf",
+    "conf/flyway.conf", "flyway.toml", "liquibase.properties", "prisma/schema.prisma",
+    "sqitch.conf", "yoyo.ini",
 )  # fmt: skip
 _URL = re.compile(r"\b(?:postgres(?:ql)?(?:\+\w+)?|postgis|psql|pgsql)://[^\s\"'<>`,)]+", re.I)
 _NAME = re.compile(
@@ -117,11 +119,20 @@ def _shown(part: Command | Function) -> str:
 def _remedy(suspects: list[Command | Function]) -> str:
     lines = " ".join(part.line for part in suspects if isinstance(part, Command))
     if "alembic" in lines:
-        return 'Write schema = "alembic", which no file leads elsewhere, or let env.py read DATABASE_URL.'
+        return (
+            'Write schema = "alembic", which no file leads elsewhere, or let env.py read'
+            " DATABASE_URL."
+        )
     if "manage.py" in lines:
-        return 'Write schema = "manage.py migrate", which no settings lead elsewhere, or let the settings read DATABASE_URL.'
+        return (
+            'Write schema = "manage.py migrate", which no settings lead elsewhere, or let the'
+            " settings read DATABASE_URL."
+        )
     if lines:
-        return "Let it read its database from the environment: DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE."
+        return (
+            "Let it read its database from the environment: DATABASE_URL,"
+            " or PGHOST, PGPORT, PGUSER and PGDATABASE."
+        )
     return "Let it use the URL that it is called with, or the handle that bind names."
 
 

@@ -191,7 +191,7 @@ class Template:
         return found is not None
 
     def close(self) -> None:
-        """End the connection to the server, and with it the leases of all clones made through it."""
+        """End the connection to the server, and with it the leases of all clones made by it."""
         if self.tidies and not self.server.home.forked and not self.server.connection.closed:
             self.tidy()
         self.server.close()

@@ -21,13 +21,15 @@ from ...server.sessions import Identity
 # where, not what they run. ExclusiveLock on a transactionid is how a transaction with a number
 # holds it (PostgreSQL documentation, view-pg-locks).
 _SESSIONS = """
-SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, '?'),
-       coalesce(left(a.query, 200), ''), coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
+SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''),
+       coalesce(a.state, '?'), coalesce(left(a.query, 200), ''),
+       coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
        bool_or(l.locktype = 'transactionid'), current_user::text, a.datid::int8, a.backend_start
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
-WHERE a.datname = current_database() AND l.granted AND a.pid <> pg_backend_pid() AND a.pid <> ALL(%(spared)s)
-      AND a.usesysid IS NOT NULL
-      AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' OR l.locktype IN ('relation', 'tuple') AND l.relation >= 16384)
+WHERE a.datname = current_database() AND l.granted AND a.pid <> pg_backend_pid()
+      AND a.pid <> ALL(%(spared)s) AND a.usesysid IS NOT NULL
+      AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock'
+           OR l.locktype IN ('relation', 'tuple') AND l.relation >= 16384)
 GROUP BY 1, 2, 3, 4, 5, 6, 8, 9, 10 ORDER BY 6 DESC
 """
 

@@ -77,8 +77,10 @@ def plan(
         pages = dirty[table.oid] // PAGE
         if closure is None:
             if table.undeletable:
-                reason = "its own triggers or rules, or a table with rows to keep that references it, stand against both ways"
-                return Plan(impossible=f"{table.shown} cannot be emptied: {reason}")
+                return Plan(
+                    impossible=f"{table.shown} cannot be emptied: its own triggers or rules, or a"
+                    " table with rows to keep that references it, stand against both ways"
+                )
         elif (
             table.undeletable
             or pages * costs.page > len(closure.keys() - truncated.keys()) * costs.truncate

@@ -26,8 +26,10 @@ ROWS, BYTES = 20_000, 8_000_000
 # dropped columns stay in pg_attribute.
 _COLUMNS = """
 SELECT a.attrelid::int8, a.attname::text, a.attidentity = 'a', a.attgenerated <> '',
-       a.attnum = ANY(coalesce((SELECT i.indkey FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary), '')::int2[])
-FROM pg_attribute a WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum
+       a.attnum = ANY(coalesce((SELECT i.indkey FROM pg_index i
+                                WHERE i.indrelid = a.attrelid AND i.indisprimary), '')::int2[])
+FROM pg_attribute a WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attrelid, a.attnum
 """
 
 

@@ -347,7 +347,7 @@ class Sandboxed(_Base):
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
-        """Remember that the application met a limit of the sandbox, even if it catches the error."""
+        """Note that the application met a limit of the sandbox, even if it catches the error."""
         try:
             yield
         except SandboxLimit as error:
@@ -378,7 +378,7 @@ class Sandboxed(_Base):
         return None
 
     def _send(self, commands: list[bytes]) -> Gen:
-        """Send commands in one message; one by one in a pipeline, which takes only single commands."""
+        """Send all in one message; one by one in a pipeline, which takes single commands only."""
         if not commands:
             return
         if self._pipeline:
@@ -418,7 +418,9 @@ class Sandboxed(_Base):
         if control.verb == "two_phase":
             raise two_phase(text[:100])
         if control.verb == "begin":
-            if inside:  # the server warns, or refuses in an aborted transaction, as in production; modes are taken all the same
+            # The server warns, or refuses in an aborted transaction, as in production; modes are
+            # taken all the same.
+            if inside:
                 return [*stack.modes(owner, failed, control.modes), ("", "BEGIN")]
             return stack.begin(owner, failed, control.modes)
         if control.verb in ("commit", "rollback") and not control.chain:

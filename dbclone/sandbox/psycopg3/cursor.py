@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     _Base = BaseCursor[Any, Any]
 else:
     _Base = object
-_NOTHING = b"SET LOCAL dbclone.nothing TO ''"  # a command that succeeds and does nothing, where production only warns
+# A command that succeeds and does nothing, where production only warns.
+_NOTHING = b"SET LOCAL dbclone.nothing TO ''"
 
 
 @lru_cache(maxsize=256)
@@ -93,7 +94,9 @@ class _Statements(_Base):
         self._query = pgq
         results: list[Any] = []
         tags = {}
-        implicit = False  # several statements in one string are one transaction, unless a BEGIN among them opens a block
+        # Several statements in one string are one transaction, unless a BEGIN among them opens a
+        # block.
+        implicit = False
         try:
             for number, (text, control) in enumerate(pieces):
                 verb = control.verb if control is not None else ""

@@ -1,4 +1,4 @@
-"""What psycopg prepares by itself, where several connections of the application share one session."""
+"""What psycopg prepares by itself, where connections of the application share one session."""
 
 from __future__ import annotations
 

@@ -213,8 +213,8 @@ class Backend:
         if not (pieces := asked.controls):
             self._statement(_DISCARDED if not self._in_block and asked.discards_all else query)
             return
-        # Several statements in one string are one transaction,
-        # unless a BEGIN among them opens a block
+        # Several statements in one string are one transaction, unless a BEGIN among them opens a
+        # block.
         implicit, at = False, 0
         try:
             for piece, control in pieces:

@@ -20,7 +20,10 @@ AUTHENTICATION_OK = b"R" + struct.pack("!ii", 8, 0)
 EMPTY_QUERY = b"I" + struct.pack("!i", 4)
 COPY_DONE = b"c" + struct.pack("!i", 4)
 # Which function a client means that calls it by its oid.
-FIND = b"SELECT nspname, proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = %d"
+FIND = (
+    b"SELECT nspname, proname FROM pg_catalog.pg_proc p"
+    b" JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = %d"
+)
 # Parameters that a server tells of unasked, whenever they change.
 REPORTED = (
     b"server_version server_encoding client_encoding application_name"

@@ -29,7 +29,8 @@ from .folders import (  # fmt: skip
 )
 
 __all__ = [
-    "Account", "cache_folder", "check_private", "open_own", "own_name", "private_folder", "read_own", "server_account",
+    "Account", "cache_folder", "check_private", "open_own", "own_name", "private_folder",
+    "read_own", "server_account",
 ]  # fmt: skip
 
 

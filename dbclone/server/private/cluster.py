@@ -56,7 +56,8 @@ _THROW_AWAY = {
     "max_wal_size": "512MB",
     "max_connections": "400",
     "max_locks_per_transaction": "256",
-    "max_files_per_process": "10000",  # a session that looks at 1,000 tables would open and close their files each time
+    # A session that looks at 1,000 tables would open and close their files each time.
+    "max_files_per_process": "10000",
     "max_prepared_transactions": "64",
     "client_connection_check_interval": "1s",
     "log_min_messages": "fatal",

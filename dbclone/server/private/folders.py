@@ -58,7 +58,7 @@ def own_uid() -> int:
 
 
 # Who may be in a folder
-# -----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def check_private(path: Path, account: Account | None = None) -> None:
@@ -106,7 +106,7 @@ def _not_private(path: Path, problem: str) -> ServerError:
 
 
 # Descriptors
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -209,7 +209,7 @@ def open_own(path: Path | str, folder: int | None = None, shown: Path | None = N
 
 
 # Marks
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def mark(folder: int, path: Path, kind: str, **facts: str) -> None:
@@ -370,7 +370,8 @@ def remove(parent: int, name: str, path: Path, kind: str) -> bool:
                 with contextlib.suppress(OSError):
                     _remove_name(inner, found)
         if os.listdir(folder) != [MARK]:
-            return False  # somebody still writes there, so what proves that it is ours stays for the next time
+            # Somebody still writes there, so what proves that it is ours stays for the next time.
+            return False
         os.unlink(MARK, dir_fd=folder)
     os.rmdir(name, dir_fd=parent)
     return True

@@ -65,17 +65,21 @@ SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
 _STOPPER = """
 SELECT a.pid, a.application_name, extract(epoch FROM clock_timestamp() - a.backend_start)::int
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
-WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.classid::int8 = %s AND l.objid::int8 = %s
+WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock'
+      AND l.classid::int8 = %s AND l.objid::int8 = %s
 """
 # Refusals that say all there is to say; that nothing answers is ServerNotFound
 _AS_THEY_ARE = (OutOfConnections, ServerError)
 _STANDSTILL = 5000  # milliseconds
 _WHO = """
-SELECT a.pid, a.application_name, a.datname::text, extract(epoch FROM clock_timestamp() - a.backend_start)::int,
+SELECT a.pid, a.application_name, a.datname::text,
+       extract(epoch FROM clock_timestamp() - a.backend_start)::int,
        a.application_name LIKE 'dbclone %%' OR EXISTS (
            SELECT FROM pg_catalog.pg_locks l
-           WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.classid::int8 = %s AND l.objid::int8 = %s)
-FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()
+           WHERE l.pid = a.pid AND l.locktype = 'advisory'
+                 AND l.classid::int8 = %s AND l.objid::int8 = %s)
+FROM pg_catalog.pg_stat_activity a
+WHERE a.backend_type = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()
 ORDER BY a.backend_start, a.pid
 """
 _GLANCE = 0.2  # seconds to wait for the lock before looking whether the server runs
@@ -190,7 +194,7 @@ class Embedded:
         self.home, self.cluster = now.home, now.cluster
 
     def _start(self, settings: Settings, connect: Connect) -> None:
-        """Start the server, or join one that somebody else started; the caller holds the file lock."""
+        """Start the server, or join one that somebody else has started; the caller has the lock."""
         # Whoever had the lock before us may have gone to disk
         self._move(Embedded.locate(settings))
         if self._wait_for_running(settings, connect):
@@ -408,7 +412,7 @@ class Embedded:
         ]
 
     def is_kept(self) -> bool:
-        """Return whether somebody asked for the server to be left running (`dbclone server start`)."""
+        """Return whether somebody wants the server to be left running (`dbclone server start`)."""
         return os.path.lexists(self.cluster.folder / "keep")
 
     def keep(self, on: bool) -> None:
