@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from ..errors import TemplateError
-from ..process.clock import monotonic
+from ..process.clock import monotonic, wait_until
 from ..server.connection import exchange
 from ..server.private.cluster import free_bytes
 from ..server.server import Server
@@ -289,13 +289,9 @@ class HandOver:
 def _comes_free(server: Server, question: bytes) -> bool:
     """Ask whether a database is free, for a few milliseconds: a session ends a moment after its
     client has closed it."""
-    deadline = monotonic() + 0.005
-    while (
-        not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t"))
-        and monotonic() < deadline
-    ):
-        time.sleep(0.0001)
-    return free
+    return wait_until(
+        lambda: bool(_send(server, question)[-1].get_value(0, 0) == b"t"), 0.005, 0.0001
+    )
 
 
 def _send(server: Server, *commands: bytes) -> list[Any]:

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from ..errors import NotOwned, PermissionMissing, ServerError
-from ..process.clock import monotonic, wall
+from ..process.clock import monotonic, wait_while, wall
 from ..server.connection import Interruptible
 from ..server.server import Server
 from ..server.sessions import Identity, holders
@@ -300,14 +300,8 @@ def _drop(server: Server, now: Database, force: bool) -> None:
 def _is_left(server: Server, name: str) -> bool:
     """Return whether nobody is connected to a database any more, waiting a moment for who is about
     to go."""
-    deadline = monotonic() + _LEAVING
-    while server.fetch(
-        "SELECT FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL", [name]
-    ):
-        if monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
+    query = "SELECT FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL"
+    return not wait_while(lambda: server.fetch(query, [name]), _LEAVING, 0.002)
 
 
 @contextlib.contextmanager
@@ -468,11 +462,11 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
         " pg_stat_activity a ON a.pid = s.active_pid"
         " WHERE s.database = %s"
     )
-    found, deadline = server.fetch(readers, [name]) if force else [], monotonic() + 10
+    found = server.fetch(readers, [name]) if force else []
     for reader in found:
         Identity(*reader).end(server.connection)
-    while found and server.fetch(readers, [name]) and monotonic() < deadline:
-        time.sleep(0.002)
+    if found:
+        wait_while(lambda: server.fetch(readers, [name]), 10, 0.002)
     return bool(subscriptions or found)
 
 

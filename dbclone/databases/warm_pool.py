@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections import deque
 
 import psycopg
@@ -254,9 +253,7 @@ class Pool:
         for name in (warm.spare, warm.aside):
             try:
                 # Taken already, unless our last session was lost, which may not quite have ended.
-                deadline = monotonic() + 5
-                while not server.leases.acquire(name) and monotonic() < deadline:
-                    time.sleep(0.005)
+                server.leases.acquire(name, patience=5)
                 if (found := ddl.find(server, name)) is not None:
                     ddl.drop(server, found, force=True)
             except (psycopg.Error, NotOwned, ServerError) as error:

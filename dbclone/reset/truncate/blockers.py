@@ -3,7 +3,6 @@ still open; and ending them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +13,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from ...errors import ResetBlocked
-from ...process.clock import monotonic
+from ...process.clock import wait_while
 from ...server.sessions import Identity
 
 # pg_locks shows everybody's locks to everybody; of others' sessions a plain role sees who and from
@@ -117,16 +116,15 @@ def end(
 
     Raises psycopg.errors.InsufficientPrivilege for a session of a role above ours.
     """
-    left = {session.pid: session for session in chosen}
-    for session in left.values():
+    told = {session.pid: session for session in chosen}
+    for session in told.values():
         Identity(session.pid, session.database, session.started).end(control)
-    deadline = monotonic() + patience
-    while left and monotonic() < deadline:
-        there = {s.pid for s in sessions(control)}
-        left = {pid: session for pid, session in left.items() if pid in there}
-        if left:
-            time.sleep(0.005)
-    return list(left.values())
+
+    def left() -> list[Session]:
+        there = {s.pid for s in sessions(control)} if told else set()
+        return [session for pid, session in told.items() if pid in there]
+
+    return wait_while(left, patience, 0.005)
 
 
 def blocked(name: str, seconds: float, found: list[Session]) -> ResetBlocked:

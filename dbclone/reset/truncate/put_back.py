@@ -8,7 +8,6 @@ tables that keep being dirty are emptied in the same message that asks about all
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from ...process.clock import monotonic
+from ...process.clock import monotonic, wait_while
 from .. import sequences
 from ..base import Outcome
 from ..sequences import Sequence
@@ -311,10 +310,11 @@ class PutBack:
         prepared = blockers.rolled_back(self._control)
         if not found:
             return not prepared
-        deadline = monotonic() + self._where.lock_timeout
-        while found and monotonic() < deadline:
-            time.sleep(0.005)
-            found = blockers.writers(self._control, self._where.spared())
+        found = wait_while(
+            lambda: blockers.writers(self._control, self._where.spared()),
+            self._where.lock_timeout,
+            0.005,
+        )
         self._clear(found, notes)
         return False
 

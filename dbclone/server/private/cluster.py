@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ServerError
-from ...process.clock import monotonic, wall
+from ...process.clock import monotonic, wait_until, wall
 from ...process.file_lock import locked
 from .account import own_name
 from .binaries import Binaries
@@ -386,12 +386,7 @@ class Cluster:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):  # stopped by somebody else since
                 os.kill(pid, signal.SIGINT)
-        deadline = monotonic() + timeout
-        while self.pid() is not None:
-            if monotonic() > deadline:
-                return False
-            time.sleep(0.002)
-        return True
+        return wait_until(lambda: self.pid() is None, timeout, 0.002)
 
     def log_tail(self) -> str:
         """Return the last lines of the server's log."""

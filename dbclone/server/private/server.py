@@ -25,7 +25,7 @@ from typing import Any
 import psycopg
 
 from ...errors import OutOfConnections, ServerError
-from ...process.clock import monotonic
+from ...process.clock import wait_until
 from ...process.file_lock import locked
 from ...schema.manifest import digest
 from ...settings import Settings
@@ -230,21 +230,23 @@ class Embedded:
     def _wait_for_running(self, settings: Settings, connect: Connect) -> bool:
         """Return whether a server runs here and we joined it; wait for one that is starting or
         stopping. Raises ServerError."""
-        deadline = monotonic() + settings.connect_timeout
-        while (pid := self.cluster.pid()) is not None:
-            if self._join(connect):
-                return True
-            if monotonic() > deadline:
-                if self._refusal is not None and type(self._refusal) in _AS_THEY_ARE:
-                    raise self._refusal
-                raise ServerError(
-                    f"the private server in {self.cluster.folder} (process {pid}) does not answer",
-                    f"{self._refusal or 'Its socket is not there.'}\nThe end of"
-                    f" {self.cluster.log}:\n{self.cluster.log_tail()}",
-                    "End that process; the next run starts a new server.",
-                )
-            time.sleep(0.01)
-        return False
+
+        def state() -> str:
+            if self.cluster.pid() is None:
+                return "gone"
+            return "joined" if self._join(connect) else ""
+
+        if found := wait_until(state, settings.connect_timeout):
+            return found == "joined"
+        if self._refusal is not None and type(self._refusal) in _AS_THEY_ARE:
+            raise self._refusal
+        where = f"{self.cluster.folder} (process {self.cluster.pid()})"
+        raise ServerError(
+            f"the private server in {where} does not answer",
+            f"{self._refusal or 'Its socket is not there.'}\nThe end of"
+            f" {self.cluster.log}:\n{self.cluster.log_tail()}",
+            "End that process; the next run starts a new server.",
+        )
 
     def _launch(self, settings: Settings) -> None:
         there = self.cluster.is_sound()
