@@ -24,9 +24,9 @@ from .errors import Error
 from .schema.sources import Progress
 from .server.dsn import Dsn, bound_environment, child_environment, with_libpq_defaults
 from .server.private.server import Embedded
-from .server.reconnect import recover, told, twice
+from .server.reconnect import reconnect, retry_once, translate_lost_connection
 from .server.server import Server, external
-from .server.shared_objects import appeared, shared
+from .server.shared_objects import describe_new, list_shared_objects
 from .settings import Settings, load
 from .template.template import Template
 
@@ -79,11 +79,11 @@ def controller(
     parts, handle = handles.load(settings, schema)
     with Server.open(settings) as server:
         template = Template.ensure(server, parts, handle, rebuild, progress)
-        with told(server, "leftovers were dropped"):
+        with translate_lost_connection(server, "leftovers were dropped"):
             prune(server, template.name, budget=10)
         for line in template.notes:
             note(line)
-        before = shared(server)
+        before = list_shared_objects(server)
         yield template
         if not server.home.forked:
             _tidy(server, template, before, note)
@@ -94,12 +94,12 @@ def _tidy(server: Server, template: Template, before: Any, note: Any) -> None:
     Failing never fails the run."""
 
     def attempt() -> None:
-        if line := appeared(server, before):
+        if line := describe_new(server, before):
             note(line)
         prune(server, template.name, budget=10)
 
     try:
-        twice(server, "leftovers were dropped", attempt, lambda: recover(server))
+        retry_once(server, "leftovers were dropped", attempt, lambda: reconnect(server))
     except (psycopg.Error, Error) as error:
         log.warning("leftovers are left to the next run: %s", str(error).strip())
 
@@ -123,7 +123,7 @@ def worker(
 
 
 @contextlib.contextmanager
-def alone(
+def single_process(
     settings: Settings,
     name: str,
     run: str,
@@ -145,13 +145,13 @@ def alone(
 def _announce(settings: Settings, clone: Clone) -> None:
     """Lead the application to the clone by its environment, now and if the clone moves."""
     user = clone.role.name if clone.role is not None else ""
-    clone.moved = lambda dsn: lead(environment(settings, dsn, user))
+    clone.moved = lambda dsn: export_environment(environment(settings, dsn, user))
     clone.moved(clone.app_dsn)
     if clone.warning:
         clone.report.note(clone.warning)
 
 
-def lead(variables: Mapping[str, str]) -> None:
+def export_environment(variables: Mapping[str, str]) -> None:
     """Set the variables that lead the application to its database, and take away those that libpq
     would follow instead: a service's database wins over PGDATABASE,
     an address over the host in a URL."""
@@ -161,7 +161,7 @@ def lead(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
 
 
-def announced(settings: Settings, name: str, run: str) -> dict[str, str]:
+def predicted_environment(settings: Settings, name: str, run: str) -> dict[str, str]:
     """Return the environment variables that will lead to a worker's clone, before the clone or even
     the server is there.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapters import handles
 from ..diagnostics.checks import FAILS, NOT_CHECKED, Check, Patient
-from ..diagnostics.doctor import advice, examine, measured
+from ..diagnostics.doctor import advice, examine, measure_speed
 from ..diagnostics.verify import verify as verify_template
 from ..errors import Error
 from ..server.server import Server
@@ -65,7 +65,7 @@ def doctor(arguments: argparse.Namespace, settings: Settings) -> int:
                 checks.append(Check("speed", NOT_CHECKED, "--no-measures was given"))
             else:
                 with on_terminal() as progress:
-                    more, found = measured(patient, progress)
+                    more, found = measure_speed(patient, progress)
                 checks += more
                 if found is not None:
                     facts["measures"] = found.facts()

@@ -20,7 +20,7 @@ from ..databases.copying import warm
 from ..databases.prune import prune as prune_databases
 from ..errors import Error, ServerNotFound, SettingsError, printable
 from ..server.private.server import Embedded
-from ..server.reconnect import told
+from ..server.reconnect import translate_lost_connection
 from ..server.server import Server, external
 from ..settings import Settings, describe, load
 from ..template.template import Template
@@ -58,7 +58,7 @@ def prune(arguments: argparse.Namespace, settings: Settings) -> int:
     if server is None:
         say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
         return 0
-    with server, told(server, "leftovers were dropped"):
+    with server, translate_lost_connection(server, "leftovers were dropped"):
         done = prune_databases(
             server, everything=arguments.all, dry_run=arguments.dry_run, sizes=True
         )
@@ -68,7 +68,7 @@ def prune(arguments: argparse.Namespace, settings: Settings) -> int:
         ]
         others = {
             d.name: d.problem(server.facts.system)
-            for d in ddl.listed(server)
+            for d in ddl.list_databases(server)
             if d.own and d.other_format
         }
         lines += [

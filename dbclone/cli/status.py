@@ -42,7 +42,7 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
         )
         return 0
     with server:
-        known = ddl.listed(server, sizes=True)
+        known = ddl.list_databases(server, sizes=True)
         leased = server.leases.held()
         rows = [_facts(database, leased, server.facts.system) for database in known]
         lines = [

@@ -34,7 +34,7 @@ from ..schema.sources import Schema
 from ..server import session_options
 from ..server.connection import connect
 from ..server.dsn import Dsn, libpq_options
-from ..server.reconnect import is_alive, recover, told, twice
+from ..server.reconnect import is_alive, reconnect, retry_once, translate_lost_connection
 from ..server.server import Server
 from ..server.sessions import application_name, named
 from ..settings import RESETS
@@ -210,7 +210,7 @@ class Clone:
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
         self.state.clone_seconds = monotonic() - started
-        self._made()
+        self._note_made()
         self.report.clone(self.state.clone_seconds)
         log.info(
             "%s clone %s of %s",
@@ -263,7 +263,7 @@ class Clone:
             raise
         return connection
 
-    def _made(self) -> None:
+    def _note_made(self) -> None:
         """Note which database it is that this process has just made, and when."""
         query = sql.SQL("SELECT {}, oid::int8 FROM pg_database WHERE datname = %s").format(
             sql.SQL(NOW)
@@ -277,7 +277,7 @@ class Clone:
         """Run the schema and the seed again, with the handle led here as the role that builds, as
         when the template was built."""
         assert self.schema is not None, "a clone made without its schema cannot be built again"
-        schema = boundary.on(self.server, self.schema)
+        schema = boundary.on_server(self.server, self.schema)
         if self.role is None or not self._bound:
             schema.build(self.dsn.url, log.info)
             return
@@ -314,7 +314,7 @@ class Clone:
     def _sibling(self) -> Iterator[str]:
         """Make another copy of the template for the block."""
         name = clone_name(self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}")
-        with ddl.private(self.server, name):
+        with ddl.temporary_database(self.server, name):
             copy(self.server, self.template.name, name, self.mark)
             yield name
 
@@ -334,8 +334,8 @@ class Clone:
             self.report.note(f"clone replaced after {reason}")
         handles.closed(self.handle)
         self.state.forget()
-        twice(
-            self.server, "the clone was replaced", lambda: self._renew(often, gone), self._recover
+        retry_once(
+            self.server, "the clone was replaced", lambda: self._renew(often, gone), self._reconnect
         )
         self._replaced = self._replaced or not gone
         if lost := self.state.refill():
@@ -343,13 +343,13 @@ class Clone:
                 f"what fixtures of the whole session had written was lost with the clone: {lost}"
             )
 
-    def _recover(self) -> None:
+    def _reconnect(self) -> None:
         """Connect again. What was made ahead is not what it was, if the server has lost what it
         committed last."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-        recover(self.server)
+        reconnect(self.server)
 
     def _renew(self, often: bool, gone: bool) -> None:
         try:
@@ -366,7 +366,7 @@ class Clone:
         if self._pool is None:
             self._pool = Pool(self.server, self.template, self.server.settings.clone_limit)
         self.report.clone(self._pool.swap(self.name, self.mark))
-        self._made()
+        self._note_made()
 
     def keep_for(self, label: str) -> bool:
         """Keep the committed state for a test, and go on with a fresh one; return False, and say
@@ -397,7 +397,9 @@ class Clone:
         if self._pool is not None:
             self._pool.close()
         try:
-            twice(self.server, "the clone was dropped", self._drop_it, lambda: recover(self.server))
+            retry_once(
+                self.server, "the clone was dropped", self._drop_it, lambda: reconnect(self.server)
+            )
             log.info("dropped clone %s", self.name)
         except (psycopg.Error, NotOwned, ServerError) as error:
             log.warning(
@@ -478,7 +480,7 @@ class Clone:
     def _run(self, strategy: Strategy) -> Iterator[Isolation]:
         """Run the block in the isolation that a strategy gives."""
         self._make_sound(strategy)
-        twice(self.server, "a test began", strategy.begin, self._begin_anew)
+        retry_once(self.server, "a test began", strategy.begin, self._begin_anew)
         isolation = self._view(strategy)
         try:
             yield isolation
@@ -623,15 +625,15 @@ class Clone:
         else is connected, and SandboxLimit while a test is isolated by rollback.
         """
         self._aside("snapshot")
-        with told(self.server, "a snapshot was taken"):
+        with translate_lost_connection(self.server, "a snapshot was taken"):
             self._snapshots.take(label)
 
     def restore(self, label: str) -> None:
         """Come back to the state that `snapshot` put aside, whatever has been committed since.
         Raises TemplateError if there is none of that name."""
         self._aside("restore")
-        with told(self.server, "a snapshot was restored"):
-            self._snapshots.come_back(label)
+        with translate_lost_connection(self.server, "a snapshot was restored"):
+            self._snapshots.restore(label)
 
     def _aside(self, what: str) -> None:
         if self.state.layered:

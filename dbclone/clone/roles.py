@@ -65,7 +65,7 @@ def require(server: Server) -> None:
         )
 
 
-def wanted(server: Server, template: Database, handle: object) -> Role | None:
+def role_for(server: Server, template: Database, handle: object) -> Role | None:
     """Return as whom the application is to connect to copies of a template; None for the role that
     builds.
 
@@ -104,7 +104,7 @@ def of_application(
     Arguments: `note`, told if it is not the setting that decides. Raises PermissionMissing if the
     setting's role cannot connect; a handle's own user that cannot is given up.
     """
-    role = wanted(server, template, handle)
+    role = role_for(server, template, handle)
     if role is None:
         return None
     if server.embedded is not None:

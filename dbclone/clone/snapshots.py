@@ -34,7 +34,7 @@ class Snapshots:
 
         Raises ResetBlocked if somebody is.
         """
-        nobody_connected(self.server, self.name)
+        wait_for_nobody(self.server, self.name)
         found = clone_name(self.mark.project, self.mark.run, f"{self.mark.worker} snapshot {label}")
         self._drop(label)
         if not self.server.leases.acquire(found, patience=_PATIENCE):
@@ -50,7 +50,7 @@ class Snapshots:
             self._drop(label)
             raise
 
-    def come_back(self, label: str) -> None:
+    def restore(self, label: str) -> None:
         """Make the clone what it was when `label` was taken. Sessions in it are ended."""
         if label not in self._taken:
             raise TemplateError(
@@ -79,7 +79,7 @@ class Snapshots:
                 self._drop(label)
 
 
-def nobody_connected(server: Server, name: str, patience: float = 1.0) -> None:
+def wait_for_nobody(server: Server, name: str, patience: float = 1.0) -> None:
     """Wait until nobody is connected to a database; raise ResetBlocked naming who stays."""
     query = (
         "SELECT pid, coalesce(usename::text, '?'), coalesce(application_name, '')"

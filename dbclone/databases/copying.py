@@ -126,7 +126,7 @@ def warm(server: Server, template: Database, count: int) -> int:
     mark = Mark.make("spare", server.settings.project, server.facts.system, **values)
     waiting = [
         d
-        for d in ddl.listed(server)
+        for d in ddl.list_databases(server)
         if d.mark and (d.mark.kind, d.mark.template) == ("spare", mark.template)
     ]
     for _ in range(missing := max(0, count - len(waiting))):
@@ -147,7 +147,7 @@ def claim_warm_clone(server: Server, template: Database, name: str, mark: Mark) 
     Nobody has been able to connect to it since it was copied. Its lease tells whether somebody is
     still making it, or drops it now; the rename decides between several who want it.
     """
-    for spare in ddl.listed(server):
+    for spare in ddl.list_databases(server):
         if (
             spare.mark is None
             or spare.mark.kind != "spare"
@@ -235,7 +235,7 @@ class HandOver:
         aside = b""
         if self.aside and last is not None and _comes_free(server, last.is_free):
             aside = self._put_aside(server, last.oid, True)
-        elif self.aside and (old := self._freed(server, last)) is not None:
+        elif self.aside and (old := self._free(server, last)) is not None:
             aside = self._put_aside(server, old.oid, not old.problem(server.facts.system))
         commands = [aside, self.take_place] if aside else [self.take_place]
         try:
@@ -243,7 +243,7 @@ class HandOver:
                 _send(server, *commands)
             except psycopg.errors.ObjectInUse:
                 # Somebody has come in since
-                if not (aside and self._freed(server, last, certainly=True)):
+                if not (aside and self._free(server, last, certainly=True)):
                     raise
                 _send(server, *commands)
         except psycopg.errors.DivisionByZero:
@@ -263,7 +263,7 @@ class HandOver:
             parts.append(ddl.commenting(self.aside, self.mark.bound(self.aside, old)))
         return sql.SQL("; ").join(parts).as_bytes(server.connection)
 
-    def _freed(
+    def _free(
         self, server: Server, last: HandOver | None, certainly: bool = False
     ) -> Database | None:
         """Free what has the name of sessions, letting nobody in if there are any or `certainly`;

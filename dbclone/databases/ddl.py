@@ -25,7 +25,7 @@ from .naming import NO_LIMIT, Database, Mark, check_name, limit_for
 from .ownership import verify_owned
 
 # What there is, for whoever decides what to do about it
-listed, find = ownership.listed, ownership.find
+list_databases, find = ownership.list_databases, ownership.find
 
 # Seconds for a session that we may not end to end by itself: its client has just closed it.
 _LEAVING = 1.0
@@ -258,12 +258,12 @@ def drop(
 ) -> None:
     """Drop a database that dbclone can prove it made.
 
-    Arguments: `database`, as `listed` returned it: it is looked up again on the same connection
-    just before; `force`, end the sessions in it first, for a database of our own run; `patience`,
-    seconds that each statement may take. One that is gone already is no error. Raises NotOwned;
-    psycopg.Error, the text of which names the sessions that we may not end; ServerError if the
-    server has taken too long, which names who was in the way. What was begun then can be finished
-    by another drop.
+    Arguments: `database`, as `list_databases` returned it: it is looked up again on the same
+    connection just before; `force`, end the sessions in it first, for a database of our own run;
+    `patience`, seconds that each statement may take. One that is gone already is no error. Raises
+    NotOwned; psycopg.Error, the text of which names the sessions that we may not end; ServerError
+    if the server has taken too long, which names who was in the way. What was begun then can be
+    finished by another drop.
     """
     now = verify_owned(server, database.name)
     if now is None or now.oid != database.oid:
@@ -305,7 +305,7 @@ def _is_left(server: Server, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def private(server: Server, name: str) -> Iterator[None]:
+def temporary_database(server: Server, name: str) -> Iterator[None]:
     """Hold the lease of a database that the block makes for itself, and drop it at the end, whoever
     is in it."""
     server.leases.acquire(name)

@@ -46,7 +46,7 @@ def _database(row: tuple[Any, ...]) -> Database:
     return Database(oid, name, own, sealed, limit, size, sessions, Mark.read(comment), comment)
 
 
-def listed(server: Server, name: str | None = None, sizes: bool = False) -> list[Database]:
+def list_databases(server: Server, name: str | None = None, sizes: bool = False) -> list[Database]:
     """Return the databases on the server whose names begin as ours do, or the one called `name`;
     with `sizes`, their bytes too."""
     return [
@@ -57,7 +57,7 @@ def listed(server: Server, name: str | None = None, sizes: bool = False) -> list
 
 def find(server: Server, name: str) -> Database | None:
     """Return the database called `name`, or None."""
-    return next(iter(listed(server, name)), None)
+    return next(iter(list_databases(server, name)), None)
 
 
 def verify_owned(server: Server, name: str, made: int = 0) -> Database | None:

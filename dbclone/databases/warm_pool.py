@@ -100,12 +100,12 @@ class Pool:
         if os.getpid() != self._pid:
             return  # the pool is our parent's
         try:
-            if not self._ended():
+            if not self._end():
                 log.warning("what is left of the warm pool is left to the next run")
         except Exception as error:
             log.warning("what is left of the warm pool is left to the next run: %s", error)
 
-    def _ended(self) -> bool:
+    def _end(self) -> bool:
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -388,7 +388,7 @@ def role(patient: Patient) -> Check:
     if name and server.embedded is None:
         roles.require(server)
     who = (
-        roles.wanted(server, patient.template, patient.handle)
+        roles.role_for(server, patient.template, patient.handle)
         if patient.template is not None
         else None
     )

@@ -48,7 +48,7 @@ def examine(patient: Patient) -> list[Check]:
     for check in CHECKS:
         name = check.__name__.replace("_", " ")
         try:
-            patient.known = patient.known or ddl.listed(patient.server, sizes=True)
+            patient.known = patient.known or ddl.list_databases(patient.server, sizes=True)
             found.append(check(patient))
         except Error as error:
             found.append(Check.of(name, error))
@@ -63,7 +63,7 @@ def examine(patient: Patient) -> list[Check]:
     return found
 
 
-def measured(
+def measure_speed(
     patient: Patient, progress: Callable[[str], None]
 ) -> tuple[list[Check], Measures | None]:
     """Measure, and return what is slow."""

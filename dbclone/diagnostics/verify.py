@@ -54,7 +54,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """What `verify` found: `differences`, and `blind`, what it could not compare,
     each with the reason."""
 
@@ -96,7 +96,7 @@ class Verdict:
         }  # fmt: skip
 
 
-def verify(server: Server, template: Template, progress: Progress) -> Verdict:
+def verify(server: Server, template: Template, progress: Progress) -> Comparison:
     """Build the schema of a template again and return what differs.
 
     Raises what a build raises. Everything made for it is dropped again.
@@ -121,14 +121,14 @@ def verify(server: Server, template: Template, progress: Progress) -> Verdict:
             chance = {difference.key for difference in _compared(new, again, show)[0]}
             found = [Difference(**{**asdict(d), "unsteady": d.key in chance}) for d in found]
         counted = sum(digest[0] for digest in was.rows.values())
-        return Verdict(found, {**was.blind, **now.blind}, len(was.objects), counted)
+        return Comparison(found, {**was.blind, **now.blind}, len(was.objects), counted)
 
 
 @contextlib.contextmanager
 def _copied(server: Server, template: Template) -> Iterator[psycopg.Connection[Any]]:
     """A connection to a copy of the template, which admits nobody itself."""
     name = build_name(server.settings.project)
-    with ddl.private(server, name):
+    with ddl.temporary_database(server, name):
         copy(
             server,
             template.name,
@@ -147,7 +147,7 @@ def _rebuilt(
     manifest = full_manifest(server, template.schema)
     builder = Builder(server, template.schema, template.handle, manifest, template.name, progress)
     name = build_name(server.settings.project)
-    with ddl.private(server, name):
+    with ddl.temporary_database(server, name):
         builder.aside(name)
         with contextlib.closing(server.connect(name, "verify", OPTIONS)) as connection:
             yield connection

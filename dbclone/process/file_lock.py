@@ -10,7 +10,7 @@ from .clock import wait_until
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience: float) -> Iterator[None]:
+def file_lock(path: Path, patience: float) -> Iterator[None]:
     """Hold the lock file for the block; wait up to `patience` seconds, then raise TimeoutError."""
     from filelock import FileLock, Timeout  # not needed, nor paid for, by who finds everything done
 

@@ -24,11 +24,11 @@ from .items import BINDING, ISOLATING
 if TYPE_CHECKING:
     from ..clone.clone import Clone
 
-__all__ = ["Guard"]
+__all__ = ["HandleGuard"]
 _OLD = re.compile(r"_(?:unittest|xunit)_(\w+?)_fixture_(.+)")
 
 
-class Guard:
+class HandleGuard:
     """A plugin of its own, registered in runs that have settings which may name a handle."""
 
     def __init__(self, settings: Settings) -> None:
@@ -51,7 +51,7 @@ class Guard:
         """Watch nothing any more."""
         self._held.close()
 
-    def asked(self) -> None:
+    def isolate_running_test(self) -> None:
         """Take the test that runs for isolated: an isolating fixture has been set up in it, whoever
         asked for it."""
         self._bare = self._alone = False

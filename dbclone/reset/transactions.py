@@ -20,8 +20,8 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-_MANY = 5000  # numbers whose fates are worth asking for, rather than for the tables
-# Numbers that a test seldom exceeds: their fates cost half as much if each has its own column.
+_MANY = 5000  # numbers whose statuses are worth asking for, rather than for the tables
+# Numbers that a test seldom exceeds: their statuses cost half as much if each has its own column.
 _FEW = 16
 _WRAP = 1 << 32  # rows have the lower half of a number
 
@@ -187,9 +187,10 @@ class CommitTracker:
             .encode()
         )
 
-    def fates(self, result: Any) -> tuple[Moment, bytes | None]:
-        """Return the moment, and the numbers with their fates, that a result of libpq to `question`
-        or `text` tells. None for the fates if there were too many: then `text` has to be asked."""
+    def statuses(self, result: Any) -> tuple[Moment, bytes | None]:
+        """Return the moment, and the numbers with their statuses, that a result of libpq to
+        `question` or `text` tells. None for these if they were too many: then `text` has to be
+        asked."""
         moment = Moment.of((result.get_value(0, 0), result.get_value(0, 1)))
         if result.nfields <= _FEW:
             return moment, result.get_value(0, 2)
@@ -204,15 +205,15 @@ class CommitTracker:
                 )
         return moment, b"{%s}" % b",".join(found)
 
-    def judge(
-        self, moment: Moment, fates: bytes | str | None, begun: Moment | None = None
+    def classify(
+        self, moment: Moment, statuses: bytes | str | None, begun: Moment | None = None
     ) -> Verdict:
         """Return what happened on this server since then, and go on from there if it was nothing
         that lasts.
 
-        Arguments: `moment` and `fates`, the answer to `question`; `begun`, when the test began.
+        Arguments: `moment` and `statuses`, the answer to `question`; `begun`, when the test began.
         """
-        text = fates.decode() if isinstance(fates, bytes) else fates or "{}"
+        text = statuses.decode() if isinstance(statuses, bytes) else statuses or "{}"
         found = [part for part in text.strip("{}").split(",") if part]
         committed = [
             x

@@ -84,14 +84,14 @@ class StackEntry:
         return wanted != self.isolation or ("READ WRITE" in modes and self.read_only)
 
 
-def committed(entries: list[StackEntry]) -> None:
+def note_commit(entries: list[StackEntry]) -> None:
     """Remember of the blocks among these that something is committed on top of them."""
     for entry in entries:
         if entry.kind == "block":
             entry.covered, entry.stale = True, entry.stale or entry.asked
 
 
-def named(entries: list[StackEntry], index: int, name: str) -> int | None:
+def find_savepoint(entries: list[StackEntry], index: int, name: str) -> int | None:
     """Return where the last savepoint of that name is, in the block at `index`."""
     wanted = ("app", entries[index].owner, name)
     found = ((i, entries[i]) for i in range(len(entries) - 1, index, -1))
@@ -125,7 +125,7 @@ def interleaving_limit(what: str) -> SandboxLimit:
     )
 
 
-def reserved(name: str) -> SandboxLimit:
+def reserved_name(name: str) -> SandboxLimit:
     """Return the error about a savepoint with a name like ours."""
     return SandboxLimit(
         f"the savepoint name {name!r} is reserved",
@@ -306,7 +306,7 @@ class Savepoints:
     def _cover(self, text: str | None) -> None:
         """Remember of all open blocks that something is committed on top of them."""
         if not analyze(text).reads_only(self.writers):
-            committed(self.entries)
+            note_commit(self.entries)
 
     def begin(self, owner: int, failed: bool, modes: str = "") -> list[Command]:
         """Open a block for an owner that has none, with the transaction modes of its BEGIN."""
@@ -386,7 +386,7 @@ class Savepoints:
             return commands + self._release_done()
         keep = keep and not mine and not entry.failed
         if keep and entry.written:
-            committed(self.entries[:index])
+            note_commit(self.entries[:index])
         del self.entries[index:]
         undo: list[Command] = [] if keep else [("ROLLBACK TO", entry.name)]
         return [
@@ -421,7 +421,7 @@ class Savepoints:
         """
         index = self._own(owner)
         if control.name.startswith(PREFIX):
-            raise reserved(control.name)
+            raise reserved_name(control.name)
         verb = {"savepoint": "SAVEPOINT", "release": "RELEASE"}.get(control.verb, "ROLLBACK TO")
         if control.verb != "rollback_to":
             self.entries[index].check_not_failed()
@@ -429,7 +429,7 @@ class Savepoints:
                 return [(verb, control.name)]  # for the server to refuse
         self._alone(owner, failed)
         self._within_level(index)
-        at = named(self.entries, index, control.name)
+        at = find_savepoint(self.entries, index, control.name)
         if (
             control.verb != "savepoint"
             and at is not None
@@ -441,7 +441,7 @@ class Savepoints:
         index = self._own(owner)
         if control.verb == "savepoint":
             return [*commands, self._push("app", owner, control.name)]
-        at = named(self.entries, index, control.name)
+        at = find_savepoint(self.entries, index, control.name)
         if at is not None:
             del self.entries[at if control.verb == "release" else at + 1 :]
             self.entries[self._own(owner)].failed = False

@@ -152,7 +152,7 @@ class Session:
         self._alters, self._prepares = True, self._prepares or asked.prepares
         if asked.deallocates:
             self._forget()
-        self._stale += sum(prepared.changed() for prepared in self._managers())
+        self._stale += sum(prepared.forget_inherited() for prepared in self._managers())
 
     def _managers(self) -> list[Prepared]:
         """Return what is known of prepared statements: by closed connections, open ones,
@@ -181,11 +181,11 @@ class Session:
         """Return what a new connection knows of prepared statements: what one that is closed has
         left, if there is any."""
         try:
-            return self._left.pop().handed_on()
+            return self._left.pop().inherit()
         except IndexError:
             return Prepared(next(self._numbers))
 
-    def left(self, prepared: Prepared) -> None:
+    def keep_prepared(self, prepared: Prepared) -> None:
         """Keep what a connection had prepared when it was closed."""
         self._stale += len(prepared.unproven)
         self._left.append(prepared)
@@ -216,7 +216,7 @@ class SandboxConnection(Sandboxed, psycopg.Connection[Any]):
     def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
         pool = getattr(self, "_pool", None)
-        if self.closed or self._inherited():
+        if self.closed or self._is_forked():
             return
         if pool and getattr(pool, "close_returns", False):
             pool.putconn(self)
@@ -273,7 +273,7 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
     async def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
         pool = getattr(self, "_pool", None)
-        if self.closed or self._inherited():
+        if self.closed or self._is_forked():
             return
         if pool and getattr(pool, "close_returns", False):
             await pool.putconn(self)

@@ -49,7 +49,7 @@ class Roles:
 
 
 @dataclass
-class Plan:
+class ScriptPlan:
     """What becomes of a script: `changed`, by number, statements that run otherwise or (None) not
     at all; `notes`, what to tell; `lacking`, the roles that there are not."""
 
@@ -92,13 +92,15 @@ _QUIET = ("SET", "RESET", "SELECT", "SHOW", "BEGIN", "COMMIT", "END", "START")
 _SET_ROLE = ("SET ROLE", "SET SESSION AUTHORIZATION")
 
 
-def plans(scripts: Sequence[Script], roles: Roles, here: str = "") -> tuple[list[Plan], list[str]]:
+def plans(
+    scripts: Sequence[Script], roles: Roles, here: str = ""
+) -> tuple[list[ScriptPlan], list[str]]:
     """Return what becomes of each script, and the roles that are missing and are to be made before.
 
     Arguments: `roles`, those of the server; `here`, the database being built, if it is there
     already. Raises BuildFailed, with file, line and statement, if one reaches beyond that database.
     """
-    found = [(Plan(script), list(_look(script.text))) for script in scripts]
+    found = [(ScriptPlan(script), list(_look(script.text))) for script in scripts]
     created = {
         n
         for _, entries in found
@@ -124,7 +126,7 @@ def refusals(script: Script, roles: Roles) -> list[Refusal]:
     judge.created = frozenset(
         n for e in entries for r in e.reaches if _makes(r) for n in r.names if n
     )
-    judge.judge(Plan(script), entries)
+    judge.judge(ScriptPlan(script), entries)
     return judge.refused
 
 
@@ -229,7 +231,7 @@ class _Judge:
         self.refused: list[Refusal] = []
         self.missing: set[str] = set()
 
-    def judge(self, plan: Plan, entries: Sequence[_Found]) -> None:
+    def judge(self, plan: ScriptPlan, entries: Sequence[_Found]) -> None:
         target, first = ("", 0) if self.by_psql else _target(entries)
         notes = _Notes(target)
         lacking: dict[str, Counter[str]] = {}
@@ -254,7 +256,9 @@ class _Judge:
             )
             plan.notes.append(f"{_LEFT_OUT} {why}: {_shown(clauses)}")
 
-    def _is_run(self, plan: Plan, entry: _Found, one: Reach, first: int, notes: _Notes) -> bool:
+    def _is_run(
+        self, plan: ScriptPlan, entry: _Found, one: Reach, first: int, notes: _Notes
+    ) -> bool:
         """Return whether a statement may run as far as `one` goes that it reaches; what is refused
         is noted, and so is what is left out. `first` is the first statement of the script that
         counts as one on the database being built."""
@@ -284,7 +288,7 @@ class _Judge:
             self._refuse(plan, entry, one)
         return True
 
-    def _refuse(self, plan: Plan, entry: _Found, one: Reach) -> None:
+    def _refuse(self, plan: ScriptPlan, entry: _Found, one: Reach) -> None:
         why, instead = _reason(one, self.roles, self.by_psql)
         self.refused.append(Refusal(f"{plan.script.shown}:{entry.line}", one.what, why, instead))
 

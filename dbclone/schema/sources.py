@@ -25,7 +25,7 @@ from ..server.session_options import ALONE, UNTIL_THE_END
 from ..settings import Settings
 from .environment import program_environment
 from .manifest import digest
-from .scripts import STAND_IN, Plan, Roles, Script, plans
+from .scripts import STAND_IN, Roles, Script, ScriptPlan, plans
 
 Progress = Callable[[str], None]
 
@@ -150,7 +150,7 @@ class SqlFiles:
                 progress(f"{plan.script.shown}: {note}")
             self._run(plan, dsn, progress)
 
-    def _run(self, plan: Plan, dsn: Dsn, progress: Progress) -> None:
+    def _run(self, plan: ScriptPlan, dsn: Dsn, progress: Progress) -> None:
         import psycopg
 
         from ..server.connection import connect

@@ -57,16 +57,16 @@ def connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
     """Connect to the one database in which all locks are taken; to the URL's own if there is no
     such database for us."""
     try:
-        return enter(dsn.replace(dbname=MAINTENANCE), settings, "admin")
+        return open_session(dsn.replace(dbname=MAINTENANCE), settings, "admin")
     except (PermissionMissing, ServerNotFound):
         # The reason is in the text alone, which the server may write in any language, so whatever
         # it is the other way is tried.
         if dsn.get("dbname", MAINTENANCE) == MAINTENANCE:
             raise
-        return enter(dsn, settings, "admin")
+        return open_session(dsn, settings, "admin")
 
 
-def enter(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
+def open_session(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
     """Return a new autocommit connection to `dsn`, with our settings, named after `purpose` in the
     server's list of sessions.
 
@@ -88,7 +88,7 @@ def enter(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connect
     try:
         connection: Connection = connect(dsn, Interruptible, **arguments, autocommit=True)
     except psycopg.OperationalError as error:
-        shown, trigger = translated(error, dsn), bool(_TRIGGER.search(str(error)))
+        shown, trigger = translate_error(error, dsn), bool(_TRIGGER.search(str(error)))
         if not trigger or NO_TRIGGERS in options:
             raise shown from None
         try:
@@ -137,12 +137,12 @@ class _Text(Loader):
         return bytes(data).decode(errors="replace")
 
 
-def translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
+def translate_error(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
     """Return our error for a refused connection. The codes are in the text: libpq does not pass
     them on for connections."""
     text = dsn.mask(str(error).strip())
     database = dsn.get("dbname", MAINTENANCE)
-    if pgbouncer.speaks(text):
+    if pgbouncer.is_poolers(text):
         return pgbouncer.refusal(dsn.replace(dbname="").shown, text)
     if re.search(r"too many (clients|connections)|remaining connection slots", text):
         return OutOfConnections(

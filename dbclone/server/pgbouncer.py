@@ -20,12 +20,12 @@ _WORDS = (
 )
 
 
-def speaks(text: str) -> bool:
+def is_poolers(text: str) -> bool:
     """Return whether the text of an error is a pooler's and not the server's."""
     return re.search(_WORDS, text) is not None
 
 
-def lent(opened: int, answers: int, direct: bool) -> str:
+def sign_of_pooler(opened: int, answers: int, direct: bool) -> str:
     """Return how we know that our session is a pooler's, or nothing.
 
     Arguments: `opened` and `answers`, the process ids of the session that was opened and of the one

@@ -17,7 +17,7 @@ _SYSTEM = """UNION ALL SELECT 'setting ' || name FROM pg_file_settings
     WHERE sourcefile ~ 'postgresql.auto.conf$'"""
 
 
-def shared(server: Server) -> frozenset[str]:
+def list_shared_objects(server: Server) -> frozenset[str]:
     """Return what there is on a server besides databases, in words. Only a superuser sees what
     ALTER SYSTEM has set."""
     return frozenset(
@@ -25,9 +25,9 @@ def shared(server: Server) -> frozenset[str]:
     )
 
 
-def appeared(server: Server, before: frozenset[str]) -> str:
+def describe_new(server: Server, before: frozenset[str]) -> str:
     """Return a line about what was not there `before`, whoever made it; empty if nothing is new."""
-    new = sorted(shared(server) - before)
+    new = sorted(list_shared_objects(server) - before)
     more = f" and {len(new) - 5} more" if len(new) > 5 else ""
     return (
         f"appeared on the server during this run, where no reset undoes it:"

@@ -29,7 +29,7 @@ from ..errors import (
     safe_str,
 )
 from ..process.clock import monotonic, wall
-from ..process.file_lock import locked
+from ..process.file_lock import file_lock
 from ..schema.manifest import Manifest, digest
 from ..schema.sources import Progress, Schema
 from ..server.private.account import cache_folder, private_folder
@@ -153,7 +153,7 @@ class Builder:
             if path is not None:
                 while True:
                     try:
-                        stack.enter_context(locked(path, 1.0))
+                        stack.enter_context(file_lock(path, 1.0))
                         break
                     except TimeoutError:
                         self._still_waiting(monotonic() - started, patience)
@@ -253,7 +253,7 @@ class Builder:
         finally:
             server.leases.release(name)
         log.info("built template %s in %.2f s", self.name, monotonic() - started)
-        found = adoptable(server, ddl.listed(server, self.name), self.name)
+        found = adoptable(server, ddl.list_databases(server, self.name), self.name)
         if found is None:
             raise TemplateError(
                 f'template "{self.name}" was dropped as soon as it was built',
@@ -290,7 +290,7 @@ class Builder:
         dsn = self.server.database(name)
         try:
             with handles.bound(self.handle, dsn.url):
-                boundary.on(self.server, self.schema).build(dsn.url, self.progress)
+                boundary.on_server(self.server, self.schema).build(dsn.url, self.progress)
             with contextlib.closing(self.server.connect(name, "build")) as connection:
                 emptiness.check(connection, self.schema)
             return

@@ -25,7 +25,7 @@ from ..errors import Error, TemplateError
 from ..process.clock import monotonic
 from ..schema.manifest import Manifest
 from ..schema.sources import Progress, Schema
-from ..server.reconnect import recover, told, twice
+from ..server.reconnect import reconnect, retry_once, translate_lost_connection
 from ..server.roles import ensure_role
 from ..server.server import Server
 from .builder import LACKING, UNLOGGED, Builder, adoptable, flaws, full_manifest
@@ -79,7 +79,7 @@ class Template:
         step of a build or wait. Raises BuildFailed, BuildTimeout, TemplateError, ServerError; then
         no template has been left behind.
         """
-        with told(server, "the template was looked for or built"):
+        with translate_lost_connection(server, "the template was looked for or built"):
             return cls._ensure(server, schema, handle, rebuild, progress)
 
     @classmethod
@@ -90,7 +90,7 @@ class Template:
         if server.settings.role:  # before the schema grants it something
             ensure_role(server, server.settings.role, login=True)
         manifest = full_manifest(server, schema)
-        known = ddl.listed(server)
+        known = ddl.list_databases(server)
         name = free_template_name(server.settings.project, manifest.fingerprint, known)
         found = adoptable(server, known, name)
         if found is not None and not rebuild:
@@ -100,7 +100,7 @@ class Template:
             return cls(server, found, schema, handle, seconds=monotonic() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
         with builder.exclusively():
-            known = ddl.listed(server)
+            known = ddl.list_databases(server)
             found = adoptable(server, known, name)
             built = found is None or rebuild
             why = _why(server, manifest, known, name) if built else ()
@@ -123,11 +123,11 @@ class Template:
         made anew, once. Raises TemplateError, ServerError, and what `ensure` raises.
         """
         run = run or secrets.token_hex(8)
-        return twice(
+        return retry_once(
             self.server,
             "a clone was made",
             lambda: self._clone(owner, run),
-            lambda: recover(self.server),
+            lambda: reconnect(self.server),
         )
 
     def tidy(self) -> None:
@@ -149,7 +149,7 @@ class Template:
                     self.server, self.database, run, owner, self.handle, self.schema
                 )
                 try:
-                    emptied = self._emptied(clone)
+                    emptied = self._has_lost_rows(clone)
                     clone.admit(
                         roles.of_application(
                             self.server, self.database, clone.dsn, self.handle, clone.report.note
@@ -177,7 +177,7 @@ class Template:
             "Find out who drops templates, or why the server crashes, and run again.",
         )
 
-    def _emptied(self, clone: Clone) -> bool:
+    def _has_lost_rows(self, clone: Clone) -> bool:
         """Return whether unlogged tables that had rows when the template was built are empty: a
         crash of the server does that, and leaves the template looking complete. The statistics of
         the build tell which tables had rows."""

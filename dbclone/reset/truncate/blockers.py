@@ -34,7 +34,7 @@ GROUP BY 1, 2, 3, 4, 5, 6, 8, 9, 10 ORDER BY 6 DESC
 
 
 @dataclass(frozen=True)
-class Session:
+class BlockingSession:
     """A session in the database: `name`, its application_name; `seconds`, how old its transaction
     is; `wrote`, it has written; `viewer`, the role that asked; `database` and `started` tell it
     from a later one with its process id."""
@@ -77,7 +77,7 @@ class Session:
         )
 
 
-def sessions(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[Session]:
+def sessions(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[BlockingSession]:
     """Return the sessions in this database that hold locks on its tables or have written in an open
     transaction.
 
@@ -88,15 +88,15 @@ def sessions(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> li
         .execute(_SESSIONS, {"spared": list(spared)})
         .fetchall()
     )
-    return [Session(*row) for row in rows]
+    return [BlockingSession(*row) for row in rows]
 
 
-def writers(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[Session]:
+def writers(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[BlockingSession]:
     """Return those that have written something that they may still commit."""
     return [session for session in sessions(control, spared) if session.wrote]
 
 
-def rolled_back(control: psycopg.Connection[Any]) -> int:
+def roll_back_prepared(control: psycopg.Connection[Any]) -> int:
     """Roll back the prepared transactions of this database, which outlive their sessions; return
     how many there were."""
     found = control.cursor(row_factory=tuple_row).execute(
@@ -109,8 +109,8 @@ def rolled_back(control: psycopg.Connection[Any]) -> int:
 
 
 def end(
-    control: psycopg.Connection[Any], chosen: Iterable[Session], patience: float = 5.0
-) -> list[Session]:
+    control: psycopg.Connection[Any], chosen: Iterable[BlockingSession], patience: float = 5.0
+) -> list[BlockingSession]:
     """End sessions and wait until they have gone; return those that would not go in `patience`
     seconds.
 
@@ -120,14 +120,14 @@ def end(
     for session in told.values():
         Identity(session.pid, session.database, session.started).end(control)
 
-    def left() -> list[Session]:
+    def left() -> list[BlockingSession]:
         there = {s.pid for s in sessions(control)} if told else set()
         return [session for pid, session in told.items() if pid in there]
 
     return wait_while(left, patience, 0.005)
 
 
-def blocked(name: str, seconds: float, found: list[Session]) -> ResetBlocked:
+def blocked(name: str, seconds: float, found: list[BlockingSession]) -> ResetBlocked:
     """Return the error that names who is in the way of resetting database `name`."""
     return ResetBlocked(
         f'could not reset "{name}" in {seconds:g} s: '

@@ -129,7 +129,7 @@ class SchemaCatalog:
             # A view never populated cannot be read; that it stays so is in the catalogue
             rows = [row for row in rows if row[5]]
             opaque = {row[0] for row in rows if row[8] or not row[9]}
-            filled = _filled(cursor, [row for row in rows if row[4] and row[0] not in opaque])
+            filled = _with_rows(cursor, [row for row in rows if row[4] and row[0] not in opaque])
             tables = [
                 Table(
                     row[0], row[1], row[2],
@@ -156,7 +156,7 @@ class SchemaCatalog:
         )
 
 
-def _filled(cursor: psycopg.Cursor[Any], rows: list[Any]) -> set[int]:
+def _with_rows(cursor: psycopg.Cursor[Any], rows: list[Any]) -> set[int]:
     """Return the oids of those tables that have rows:
     storage alone may be what rolled-back rows left."""
     if not rows:

@@ -24,7 +24,7 @@ from ...server.connection import Gen, exchange
 from ...sql.analysis import Control, analyze
 from ..savepoints import Command, Savepoints
 from ..session_lock import ConnectionLock, SessionLock
-from .cursor import close_portals, render, sandboxed
+from .cursor import close_portals, render, sandboxed_class
 from .prepared import Prepared
 
 
@@ -51,7 +51,7 @@ class Shared(Protocol):
 
     def prepared(self) -> Prepared: ...
 
-    def left(self, prepared: Prepared) -> None: ...
+    def keep_prepared(self, prepared: Prepared) -> None: ...
 
 
 TAGS = {
@@ -177,7 +177,7 @@ class Sandboxed(_Base):
         self.lock = ConnectionLock(session.session_lock, lambda: session.stack.writing(owner))
         self._prepared = session.prepared()
         self.portals: set[bytes] = set()  # server-side cursors that end with the block
-        self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
+        self.server_cursor_factory: type[Any] = sandboxed_class(self.server_cursor_factory)  # type: ignore[arg-type]
         session.join(owner, self)
 
     def __del__(self, __warn: Any = None) -> None:
@@ -227,15 +227,15 @@ class Sandboxed(_Base):
 
     @cursor_factory.setter
     def cursor_factory(self, factory: type[Any]) -> None:
-        self._cursor_factory: type[Any] = sandboxed(factory)  # type: ignore[arg-type]
+        self._cursor_factory: type[Any] = sandboxed_class(factory)  # type: ignore[arg-type]
 
     def shut(self) -> None:
         """Be closed, without a word to the server."""
         if not self._closed:
-            self._session.left(self._prepared)
+            self._session.keep_prepared(self._prepared)
         self._closed, self.pgconn = True, self._session.gone
 
-    def _inherited(self) -> bool:
+    def _is_forked(self) -> bool:
         """Return whether this is a fork of the process whose connection this is; then forget it,
         without a word to anybody."""
         if left := self._session.session_lock.home.forked:

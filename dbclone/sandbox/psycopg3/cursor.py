@@ -112,7 +112,7 @@ class _Statements(_Base):
                 else:
                     tag = connection._tag(text, control)
                     yield from connection._check(control)
-                    sent, implicit = self._controlled(text, control, implicit)
+                    sent, implicit = self._run_control(text, control, implicit)
                     tags[number] = tag
                 results.append((yield from exchange(self._pgconn, sent))[-1])
         except psycopg.Error:
@@ -133,7 +133,7 @@ class _Statements(_Base):
     def _inside(self) -> bool:
         return bool(self._conn._session.stack.in_block(self._conn._owner))
 
-    def _controlled(self, text: str, control: Control, implicit: bool) -> tuple[list[bytes], bool]:
+    def _run_control(self, text: str, control: Control, implicit: bool) -> tuple[list[bytes], bool]:
         """Return what is sent for a statement that controls transactions, and whether an implicit
         one is still open after it."""
         connection = self._conn
@@ -181,7 +181,7 @@ def _text(query: Any, connection: Any) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def sandboxed(factory: Any) -> type[Any]:
+def sandboxed_class(factory: Any) -> type[Any]:
     """Return the application's cursor class with ours mixed in."""
     if issubclass(factory, _Statements):
         return factory  # type: ignore[no-any-return]

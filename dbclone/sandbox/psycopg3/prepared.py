@@ -22,7 +22,7 @@ class Prepared(PrepareManager):
         # What may never have been prepared, because its pipeline had failed before
         self.unproven: set[Any] = set()
 
-    def handed_on(self) -> Prepared:
+    def inherit(self) -> Prepared:
         """Forget what the application had set for the connection that is closed,
         but not what was prepared."""
         self.prepare_threshold, self.prepared_max = (
@@ -46,7 +46,7 @@ class Prepared(PrepareManager):
         self.unproven.discard(key)
         super().validate(key, prep, name, results)
 
-    def changed(self) -> int:
+    def forget_inherited(self) -> int:
         """Forget what this connection did not prepare itself, because the objects that it uses may
         have been changed; return how many statements the server still has. Discarding each would be
         a statement that production does not run, and which fails in a block that has failed."""

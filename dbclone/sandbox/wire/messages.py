@@ -74,7 +74,7 @@ def complete(tag: bytes) -> bytes:
     return message(b"C", tag + b"\0")
 
 
-def told(kind: bytes, fields: Mapping[bytes, bytes]) -> bytes:
+def error_or_notice(kind: bytes, fields: Mapping[bytes, bytes]) -> bytes:
     """Return ErrorResponse (kind E) or NoticeResponse (kind N) from fields
     by their one-letter codes."""
     return message(kind, b"".join(code + value + b"\0" for code, value in fields.items()) + b"\0")
@@ -83,10 +83,10 @@ def told(kind: bytes, fields: Mapping[bytes, bytes]) -> bytes:
 def error(code: str, text: str, detail: str = "", hint: str = "") -> bytes:
     """Return the ErrorResponse for an error with SQLSTATE `code` that no server has told us."""
     fields = {b"S": "ERROR", b"V": "ERROR", b"C": code, b"M": text, b"D": detail, b"H": hint}
-    return told(b"E", {key: value.encode() for key, value in fields.items() if value})
+    return error_or_notice(b"E", {key: value.encode() for key, value in fields.items() if value})
 
 
-NO_TRANSACTION = told(
+NO_TRANSACTION = error_or_notice(
     b"N",
     {
         b"S": b"WARNING",

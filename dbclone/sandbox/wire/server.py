@@ -71,7 +71,7 @@ class Conversation:
                 self._socket.shutdown(socket.SHUT_RDWR)
         self.thread.join(_PATIENCE)
 
-    def arrived(self, count: int) -> None:
+    def wait_for(self, count: int) -> None:
         """Wait until `count` bytes have been received in all, or the conversation has ended."""
         with self._arrival:
             self._arrival.wait_for(lambda: self.received >= count or self._ended, _PATIENCE)

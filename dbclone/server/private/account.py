@@ -21,7 +21,7 @@ from .folders import (  # fmt: skip
     check_private,
     mark,
     open_own,
-    opened,
+    open_private,
     own_uid,
     private_folder,
     read_own,
@@ -102,7 +102,7 @@ def _cache(settings: Settings) -> Path:
         return path
     try:
         check_private(path)
-        with opened(path) as folder:
+        with open_private(path) as folder:
             if not os.listdir(folder):
                 # Somebody who starts beside us was first
                 with contextlib.suppress(FileExistsError):

@@ -24,7 +24,7 @@ from typing import Any
 
 from ...errors import ServerError
 from ...process.clock import monotonic, wait_until, wall
-from ...process.file_lock import locked
+from ...process.file_lock import file_lock
 from .account import own_name
 from .binaries import Binaries
 from .folders import (  # fmt: skip
@@ -35,10 +35,10 @@ from .folders import (  # fmt: skip
     inside,
     mark,
     open_own,
-    opened,
+    open_private,
     own_uid,
     private_folder,
-    reached,
+    reach_folder,
     read_own,
     remove,
 )
@@ -187,7 +187,7 @@ class Cluster:
     def _opened(self, *names: str) -> Iterator[int]:
         """Give a descriptor of the folder, or of one in it. Raises ServerError or OSError."""
         with contextlib.ExitStack() as stack:
-            found = stack.enter_context(opened(self.folder, self.account))
+            found = stack.enter_context(open_private(self.folder, self.account))
             for name in names:
                 found = stack.enter_context(inside(found, name))
             yield found
@@ -324,7 +324,7 @@ class Cluster:
         Arguments: `renew`, replace data that look sound but that the server does not start with (a
         file is missing or broken). The caller knows that no server runs here. Raises ServerError.
         """
-        with opened(self.socket, self.account) as folder:
+        with open_private(self.socket, self.account) as folder:
             for left in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
                 # Left by a killed server: the lock would stop the new one if the old number now
                 # belongs to another program of ours.
@@ -434,7 +434,7 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
     Arguments: `home`, the folder with clusters, which may be a user's own; `cache`, ours;
     `account`, which runs the servers.
     """
-    with contextlib.suppress(OSError), reached(home, account) as folder:
+    with contextlib.suppress(OSError), reach_folder(home, account) as folder:
         stopped = (
             []
             if any(running for _, _, running in _clusters(folder, home, account))
@@ -443,7 +443,7 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
         for name, facts, _ in stopped:
             with contextlib.suppress(OSError, TimeoutError), contextlib.ExitStack() as stack:
                 if (lock := Path(str(facts.get("lock", "")))).parent == cache / "locks":
-                    stack.enter_context(locked(lock, 0))  # else somebody is about to start it
+                    stack.enter_context(file_lock(lock, 0))  # else somebody is about to start it
                 if (
                     wall() - os.stat(f"{name}/data", dir_fd=folder, follow_symlinks=False).st_mtime
                     > 30 * 86400
@@ -451,7 +451,7 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
                     remove(folder, name, home / name, "cluster")
     for place in Path("/dev/shm").glob(f"dbclone-{own_uid()}-*") if sys.platform == "linux" else ():
         with contextlib.suppress(OSError, ServerError):
-            with opened(place, account) as folder:
+            with open_private(place, account) as folder:
                 lost = facts_of(folder).get("cache")
                 if (
                     place == home
@@ -463,7 +463,7 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
                 found = {name: running for name, _, running in _clusters(folder, place, account)}
                 if any(found.values()) or set(os.listdir(folder)) - set(found) - {MARK}:
                     continue
-            with reached(place.parent, account) as memory:
+            with reach_folder(place.parent, account) as memory:
                 remove(memory, place.name, place, "home")
 
 

@@ -110,7 +110,7 @@ def _not_private(path: Path, problem: str) -> ServerError:
 
 
 @contextlib.contextmanager
-def reached(path: Path, account: Account | None, last: int = 0) -> Iterator[int]:
+def reach_folder(path: Path, account: Account | None, last: int = 0) -> Iterator[int]:
     """Give a descriptor of a folder, reached so that the server's account cannot lead us elsewhere.
 
     Arguments: `last`, flags of open(2) for the last part of the path. Raises OSError.
@@ -136,7 +136,7 @@ def reached(path: Path, account: Account | None, last: int = 0) -> Iterator[int]
 
 
 @contextlib.contextmanager
-def opened(path: Path, account: Account | None = None) -> Iterator[int]:
+def open_private(path: Path, account: Account | None = None) -> Iterator[int]:
     """Give a descriptor of a folder that is ours alone, or `account`'s: what it leads to stays that
     folder, whatever its name does.
 
@@ -144,7 +144,7 @@ def opened(path: Path, account: Account | None = None) -> Iterator[int]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(reached(path, account, _NO_LINK))
+            folder = stack.enter_context(reach_folder(path, account, _NO_LINK))
         except OSError as error:
             if error.errno in _NOT_A_FOLDER:
                 raise _not_private(path, "it is not a folder of its own") from None
@@ -305,7 +305,7 @@ def _make(path: Path, account: Account | None, kind: str, facts: dict[str, str])
     Whoever is first wins."""
     if not path.parent.exists():
         _make_parents(path.parent, account)
-    with reached(path.parent, account) as parent:
+    with reach_folder(path.parent, account) as parent:
         new = f"{path.name[:200]}.{secrets.token_hex(4)}.new"
         os.mkdir(new, 0o700, dir_fd=parent)
         try:
@@ -345,7 +345,7 @@ def _make_parents(path: Path, account: Account | None) -> None:
     if path.exists():
         return
     _make_parents(path.parent, account)
-    with reached(path.parent, account) as parent, contextlib.suppress(FileExistsError):
+    with reach_folder(path.parent, account) as parent, contextlib.suppress(FileExistsError):
         os.mkdir(path.name, 0o700, dir_fd=parent)
 
 

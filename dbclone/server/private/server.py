@@ -26,7 +26,7 @@ import psycopg
 
 from ...errors import OutOfConnections, ServerError
 from ...process.clock import wait_until
-from ...process.file_lock import locked
+from ...process.file_lock import file_lock
 from ...schema.manifest import digest
 from ...settings import Settings
 from ..dsn import Dsn
@@ -40,7 +40,7 @@ from .folders import (
     foreign,
     inside,
     open_own,
-    opened,
+    open_private,
     private_folder,
     unusable,
 )
@@ -165,7 +165,7 @@ class Embedded:
         with contextlib.ExitStack() as stack:
             while True:
                 try:
-                    stack.enter_context(locked(server.lock_path, min(_GLANCE, seconds)))
+                    stack.enter_context(file_lock(server.lock_path, min(_GLANCE, seconds)))
                     break
                 except TimeoutError:
                     pass
@@ -422,7 +422,7 @@ class Embedded:
         if not on and not self.is_kept():
             return
         try:
-            with opened(self.cluster.folder, self.cluster.account) as folder:
+            with open_private(self.cluster.folder, self.cluster.account) as folder:
                 if on:
                     open_own("keep", folder, self.cluster.folder / "keep").close()
                 else:
@@ -504,7 +504,7 @@ def _free_name(home: Path, binaries: Binaries, account: Account, notes: list[str
     for number in range(1, _NAMES + 1):
         path = home / (f"dbclone-{binaries.key}" + (f".{number}" if number > 1 else ""))
         try:
-            with opened(path, account) as folder:
+            with open_private(path, account) as folder:
                 problem = foreign(folder, path, "cluster")
                 if not problem:
                     problem = _foreign_data(folder, path / "data")
