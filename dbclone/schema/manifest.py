@@ -1,4 +1,5 @@
-"""TODO."""
+"""What decides how a template is built: its inputs by name and digest, and one digest of them all.
+"""
 
 from __future__ import annotations
 
