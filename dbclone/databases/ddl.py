@@ -35,13 +35,9 @@ _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
 # Settings that are lists of identifiers, as pg_dump knows them
 # (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
 _LISTS = (
-    "local_preload_libraries",
-    "search_path",
-    "session_preload_libraries",
-    "shared_preload_libraries",
-    "temp_tablespaces",
-    "unix_socket_directories",
-)
+    "local_preload_libraries", "search_path", "session_preload_libraries",
+    "shared_preload_libraries", "temp_tablespaces", "unix_socket_directories",
+)  # fmt: skip
 
 
 def _run(server: Server, statement: sql.Composed) -> None:

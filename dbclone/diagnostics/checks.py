@@ -34,26 +34,10 @@ from ..template.builder import adoptable, collation_flaw, flaws, full_manifest
 #: not exclude the others.
 SHARED = frozenset(
     [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "ncpfs",
-        "9p",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "ocfs2",
-        "gfs2",
-        "fuse.sshfs",
-        "fuse.glusterfs",
-        "fuse.s3fs",
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "glusterfs", "lustre",
+        "gpfs", "beegfs", "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs",
     ]
-)
+)  # fmt: skip
 
 
 def file_system(path: str, mountinfo: str) -> str:

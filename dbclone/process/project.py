@@ -19,15 +19,9 @@ _REPOSITORY = (".git", ".hg")
 # What pytest takes for the root of a project (its documentation, "Rootdir"),
 # and setuptools for a package.
 _ROOT = (
-    NAME,
-    "pytest.ini",
-    ".pytest.ini",
-    "pytest.toml",
-    ".pytest.toml",
-    "tox.ini",
-    "setup.cfg",
+    NAME, "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "setup.cfg",
     "setup.py",
-)
+)  # fmt: skip
 
 
 def folders(start: Path) -> list[Path]:

@@ -24,14 +24,8 @@ from ..settings import Settings
 
 #: Files of variables that programs load by themselves, where the environment has none of the name.
 ENV_FILES = (
-    ".env",
-    ".env.local",
-    ".env.development",
-    ".env.dev",
-    ".env.test",
-    ".flaskenv",
-    ".envrc",
-)
+    ".env", ".env.local", ".env.development", ".env.dev", ".env.test", ".flaskenv", ".envrc",
+)  # fmt: skip
 _ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)\s*[=:]\s*(.*?)\s*$", re.M)
 # The names that dj-database-url, django-environ and SQLAlchemy have for PostgreSQL.
 _URL = re.compile(r"^\s*(postgres(?:ql)?(?:\+\w+)?|postgis|psql|pgsql|timescale(?:gis)?)://", re.I)

@@ -1,5 +1,4 @@
-"""What decides how a template is built: its inputs by name and digest, and one digest of them all.
-"""
+"""What decides how a template is built: its inputs by name and digest, and one digest of all."""
 
 from __future__ import annotations
 

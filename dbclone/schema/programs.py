@@ -23,35 +23,12 @@ _SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
 _VALUES = {"psql": "cfdhpULovPFRT", "pg_restore": "dhpUfFIjLnNPStT"}
 _LONG = frozenset(
     [
-        *(
-            "host",
-            "port",
-            "username",
-            "dbname",
-            "file",
-            "command",
-            "output",
-            "log-file",
-            "set",
-            "variable",
-            "pset",
-            "field-separator",
-        ),
-        *(
-            "record-separator",
-            "table-attr",
-            "format",
-            "index",
-            "jobs",
-            "use-list",
-            "schema",
-            "exclude-schema",
-            "function",
-            "superuser",
-        ),
-        *("table", "trigger", "section", "role", "filter"),
+        "host", "port", "username", "dbname", "file", "command", "output", "log-file", "set",
+        "variable", "pset", "field-separator", "record-separator", "table-attr", "format", "index",
+        "jobs", "use-list", "schema", "exclude-schema", "function", "superuser", "table", "trigger",
+        "section", "role", "filter",
     ]
-)
+)  # fmt: skip
 
 
 def elsewhere(line: str, root: Path, roles: Roles) -> list[Refusal]:

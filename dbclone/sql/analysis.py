@@ -16,17 +16,9 @@ from .statements import UPPER, fold, split, tokens, without_comments
 
 _LONG = 10_000  # characters: of longer texts only the last one is remembered
 _VERBS = (
-    "BEGIN",
-    "START",
-    "COMMIT",
-    "END",
-    "ROLLBACK",
-    "ABORT",
-    "SAVEPOINT",
-    "RELEASE",
-    "PREPARE",
+    "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE",
     "SET",
-)
+)  # fmt: skip
 _MIGHT_CONTROL = re.compile(
     rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I
 )
@@ -34,21 +26,10 @@ _MIGHT_CONTROL = re.compile(
 # FETCH about a cursor that was declared before.
 _READS = frozenset(
     (
-        "SELECT",
-        "VALUES",
-        "TABLE",
-        "SHOW",
-        "EXPLAIN",
-        "WITH",
-        "SET",
-        "RESET",
-        "FETCH",
-        "MOVE",
-        "CLOSE",
-        "DECLARE",
-        "DEALLOCATE",
+        "SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH", "SET", "RESET", "FETCH", "MOVE",
+        "CLOSE", "DECLARE", "DEALLOCATE",
     )
-)
+)  # fmt: skip
 # What takes no snapshot: after it, a block may still be given another isolation level.
 _BLIND = frozenset(
     ("", "SET", "SHOW", "RESET", "LOCK", "LISTEN", "UNLISTEN", "NOTIFY", "DEALLOCATE")
@@ -56,39 +37,11 @@ _BLIND = frozenset(
 # How statements begin that leave objects as they are: what was prepared before them means the same
 # after they are rolled back.
 _HARMLESS = (
-    *(
-        "SELECT",
-        "INSERT",
-        "UPDATE",
-        "DELETE",
-        "MERGE",
-        "WITH",
-        "VALUES",
-        "TABLE",
-        "(",
-        "COPY",
-        "FETCH",
-        "MOVE",
-        "CLOSE",
-        "DECLARE",
-    ),
-    *(
-        "SET",
-        "SHOW",
-        "RESET",
-        "EXPLAIN",
-        "LOCK",
-        "TRUNCATE",
-        "NOTIFY",
-        "LISTEN",
-        "BEGIN",
-        "START",
-        "COMMIT",
-        "END",
-        "ROLLBACK",
-    ),
-    *("ABORT", "SAVEPOINT", "RELEASE"),
-)
+    "SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE", "(", "COPY",
+    "FETCH", "MOVE", "CLOSE", "DECLARE", "SET", "SHOW", "RESET", "EXPLAIN", "LOCK", "TRUNCATE",
+    "NOTIFY", "LISTEN", "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT",
+    "RELEASE",
+)  # fmt: skip
 _FIRST = re.compile(r"[\s(]*([A-Za-z]*)")
 # FOR UPDATE and FOR SHARE lock rows, ANALYZE runs what is explained; a statement after another is
 # not looked at.

@@ -21,37 +21,12 @@ from ..server.dsn import mask_any, parse
 #: Catalogues of which a new database has no row of a user's (oid from 16384 on:
 #: FirstNormalObjectId, access/transam.h).
 _CATALOGUES = (
-    *(
-        "pg_class",
-        "pg_type",
-        "pg_proc",
-        "pg_namespace",
-        "pg_extension",
-        "pg_operator",
-        "pg_opclass",
-        "pg_opfamily",
-        "pg_am",
-    ),
-    *(
-        "pg_cast",
-        "pg_conversion",
-        "pg_collation",
-        "pg_language",
-        "pg_ts_config",
-        "pg_ts_dict",
-        "pg_ts_parser",
-        "pg_ts_template",
-    ),
-    *(
-        "pg_event_trigger",
-        "pg_publication",
-        "pg_foreign_data_wrapper",
-        "pg_foreign_server",
-        "pg_default_acl",
-        "pg_transform",
-    ),
-    "pg_largeobject_metadata",
-)
+    "pg_class", "pg_type", "pg_proc", "pg_namespace", "pg_extension", "pg_operator", "pg_opclass",
+    "pg_opfamily", "pg_am", "pg_cast", "pg_conversion", "pg_collation", "pg_language",
+    "pg_ts_config", "pg_ts_dict", "pg_ts_parser", "pg_ts_template", "pg_event_trigger",
+    "pg_publication", "pg_foreign_data_wrapper", "pg_foreign_server", "pg_default_acl",
+    "pg_transform", "pg_largeobject_metadata",
+)  # fmt: skip
 _QUESTION = sql.SQL("SELECT {}").format(
     sql.SQL(" OR ").join(
         sql.SQL("EXISTS (SELECT FROM {} WHERE oid >= 16384)").format(

@@ -36,16 +36,11 @@ OLDEST = 14
 _NUMBER = rb"(\d+(?:\.\d+|devel|beta\d+|rc\d+)?)"
 _TIMEOUT = 30  # seconds for a program to say its version
 _USUAL = (
-    "/usr/lib/postgresql/*/bin",
-    "/usr/pgsql-*/bin",
-    "/usr/local/pgsql/bin",
-    "/usr/lib/postgresql*/bin",
-    "/usr/libexec/postgresql*",
-    "/opt/homebrew/opt/postgresql*/bin",
-    "/usr/local/opt/postgresql*/bin",
-    "/opt/local/lib/postgresql*/bin",
+    "/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin",
+    "/usr/lib/postgresql*/bin", "/usr/libexec/postgresql*", "/opt/homebrew/opt/postgresql*/bin",
+    "/usr/local/opt/postgresql*/bin", "/opt/local/lib/postgresql*/bin",
     "/Applications/Postgres.app/Contents/Versions/*/bin",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
