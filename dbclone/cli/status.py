@@ -54,9 +54,8 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
             owner = f", {row['owner']}" if row["owner"] else ""
             life = {True: ", alive", False: ", owner gone", None: ""}[row["alive"]]
             lines.append(
-                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB,"
-                f" {_age(row['age'])} old"
-                f"{used}{owner}{life}{row['problem']}"
+                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB, {_age(row['age'])}"
+                f" old{used}{owner}{life}{row['problem']}"
             )
             if arguments.manifest and row["manifest"]:
                 lines += [

@@ -122,8 +122,7 @@ def of_application(
             raise _refused(server, role, dsn.get("dbname"), text) from None
         note(
             f"the application's own role {role.name} cannot connect, so it connects as"
-            f" {server.facts.role}:"
-            f" {' '.join(text.splitlines()[-1].split())}"
+            f" {server.facts.role}: {' '.join(text.splitlines()[-1].split())}"
         )
         return None
     if not role.asked:
@@ -154,9 +153,8 @@ def _refused(server: Server, role: Role, database: str, text: str) -> Permission
         )
     else:
         hint = (
-            "Its password is the handle's own, where the handle connects as this role, else"
-            " what libpq finds:"
-            " write it into the file that PGPASSFILE names (~/.pgpass)."
+            "Its password is the handle's own, where the handle connects as this role, else what"
+            " libpq finds: write it into the file that PGPASSFILE names (~/.pgpass)."
         )
     return PermissionMissing(
         f"the application's role {role.name!r} cannot connect to {server.where}",
@@ -205,7 +203,6 @@ def unbound(server: Server, template: Database, role: str, handle: object = None
     own = handles.login(handle)[0]
     set_it = f'role = "{own}"' if own and own != role else "role to the application's own"
     return (
-        f"row-level security on {free[0][0]}{f' (+{more} more)' if more else ''} does not"
-        f" bind role {role}, as whom the tests run:"
-        f" set {set_it}"
+        f"row-level security on {free[0][0]}{f' (+{more} more)' if more else ''} does not bind role"
+        f" {role}, as whom the tests run: set {set_it}"
     )

@@ -302,9 +302,8 @@ def connections(patient: Patient) -> Check:
     if limit >= 0:
         free = min(free, int(limit) - int(own) + 1)
     text = (
-        f"{patient.workers} workers need about {needed} connections, besides the"
-        f" application's own; {free} of"
-        f" {server.facts.max_connections} are free"
+        f"{patient.workers} workers need about {needed} connections, besides the application's own;"
+        f" {free} of {server.facts.max_connections} are free"
     )
     if needed > free:
         fit = max(1, (free - 1) // _PER_WORKER)

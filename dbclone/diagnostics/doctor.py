@@ -102,10 +102,9 @@ def advice(patient: Patient, found: Measures) -> list[str]:
     if not patient.server.facts.durable:
         return ["durability costs nothing here: fsync is off"]
     return [
-        f"durability costs about {found.durability:.2g} s per run of {TESTS} tests that"
-        f" commit ({COMMITS} commits each, and the"
-        " reset's; reckoned from the commits measured above). Tests under rollback do not"
-        " wait for the disk.",
+        f"durability costs about {found.durability:.2g} s per run of {TESTS} tests that commit"
+        f" ({COMMITS} commits each, and the reset's; reckoned from the commits measured above)."
+        " Tests under rollback do not wait for the disk.",
         "These remove it, for a throw-away server ONLY, because a crash may destroy every"
         " database on it:",
         *compose(patient.server.facts.major).splitlines(),

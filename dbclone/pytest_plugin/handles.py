@@ -120,8 +120,7 @@ class HandleGuard:
             return NotIsolated(
                 f"{handle} is used in {test} before dbclone has led it to the clone",
                 "By a fixture that was set up first, or by a module that connects when it is"
-                " imported. It would connect to the"
-                " application's own database.",
+                " imported. It would connect to the application's own database.",
                 "Ask for dbclone_worker in the fixture; connect in tests or fixtures, not"
                 " while modules are imported.",
             )

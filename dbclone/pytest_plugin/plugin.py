@@ -175,9 +175,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto,"
-        " rollback, truncate, clone, drop or"
-        " none (see the README)",
+        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback,"
+        " truncate, clone, drop or none (see the README)",
     )
 
 

@@ -110,9 +110,8 @@ def limit(what: str, detail: str) -> SandboxLimit:
 def written_by_another() -> SandboxLimit:
     return limit(
         "another connection has written in a transaction that is still open",
-        "In production this statement would not see those rows, or would wait for them; in"
-        " the one real transaction of a rollback"
-        " it would see them.",
+        "In production this statement would not see those rows, or would wait for them; in the one"
+        " real transaction of a rollback it would see them.",
     )
 
 

@@ -337,9 +337,8 @@ class SessionLock:
         self.limited = f"a connection waits for {who}, which {doing} on another connection"
         return SandboxLimit(
             self.limited,
-            "Inside a rollback all connections share one session, which runs one statement"
-            " at a time; the setting lock_timeout"
-            f" is {self.timeout:g} s.",
+            "Inside a rollback all connections share one session, which runs one statement at a"
+            f" time; the setting lock_timeout is {self.timeout:g} s.",
             "Finish the one before the other, or isolate this test with"
             ' @pytest.mark.dbclone(reset="truncate").',
         )

@@ -398,9 +398,8 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
         )
     if one.kind == reaches.CONNECT:
         return (
-            "It leads into another database. Only a file that creates one database and"
-            " connects to that one, before it makes"
-            " anything, is taken for a dump into the build.",
+            "It leads into another database. Only a file that creates one database and connects to"
+            " that one, before it makes anything, is taken for a dump into the build.",
             _PSQL_INSTEAD["\\connect"],
         )
     if one.kind == reaches.DATABASE:
@@ -426,9 +425,8 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
         if not roles.private and one.verb == "CREATE":
             return (
                 "Roles belong to the whole server, and this one is somebody's own.",
-                "Leave it out: what the schema gives to roles that the server does not have"
-                " is left out, too."
-                " Or use the private server (no url), where a schema may make roles.",
+                "Leave it out: what the schema gives to roles that the server does not have is left"
+                " out, too. Or use the private server (no url), where a schema may make roles.",
             )
         return (
             "It changes what all databases of the server share.",

@@ -31,9 +31,8 @@ _ADMINISTRATIVE = ("admin", "pool")
 _SLOW = ("build", "verify")
 # A role's or database's own settings must not reach the statements that create and drop databases.
 _OPTIONS = (
-    f"-c search_path=pg_catalog -c default_transaction_read_only=off {session_options.ALONE}"
-    f" -c lock_timeout={_LOCKS}s"
-    f" -c client_min_messages=warning {pgbouncer.OPTION}"
+    f"-c search_path=pg_catalog -c default_transaction_read_only=off {session_options.ALONE} -c"
+    f" lock_timeout={_LOCKS}s -c client_min_messages=warning {pgbouncer.OPTION}"
 )
 NO_TRIGGERS = (
     "-c event_triggers=off"  # since 17, of which on a login event trigger may refuse anybody

@@ -125,8 +125,7 @@ _CALLS = re.compile(
 )
 _SHARED = _listed(
     "pg_database pg_authid pg_auth_members pg_db_role_setting pg_tablespace pg_shdescription"
-    " pg_shseclabel pg_shdepend"
-    " pg_parameter_acl pg_replication_origin pg_subscription"
+    " pg_shseclabel pg_shdepend pg_parameter_acl pg_replication_origin pg_subscription"
 )
 #: Statements that run the functions they name, at once. PERFORM, RETURN and assignments are those
 #: of bodies.

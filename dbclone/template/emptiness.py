@@ -73,9 +73,8 @@ def check(connection: psycopg.Connection[Any], schema: Schema) -> None:
         file, place = elsewhere
         raise BuildFailed(
             f"{names} made nothing in the database it was given; its {file} names another",
-            f"{file} names {place}: what the command made may be there. The database that"
-            f" dbclone gave it has {nothing}, so no"
-            " template was made.",
+            f"{file} names {place}: what the command made may be there. The database that dbclone"
+            f" gave it has {nothing}, so no template was made.",
             f"{_remedy(suspects)} Look at {place}: it may have been changed.",
         )
     raise BuildFailed(

@@ -71,9 +71,8 @@ class BlockingSession:
                 f' can show it: GRANT pg_read_all_stats TO "{self.viewer}";'
             )
         return (
-            f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a"
-            f" transaction {self.seconds:.1f} s old,"
-            f" and last ran: {self.query}"
+            f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a transaction"
+            f" {self.seconds:.1f} s old, and last ran: {self.query}"
         )
 
 
