@@ -86,10 +86,9 @@ def role_for(server: Server, template: Database, handle: object) -> Role | None:
     # pg_shdepend says which roles a database mentions as owners, in grants and in policies
     # (PostgreSQL documentation, catalog-pg-shdepend); pg_authid is 1260.
     rows = server.fetch(
-        "SELECT FROM pg_roles r WHERE r.rolname = %s AND NOT r.rolsuper AND (%s OR"
-        " pg_has_role(r.oid, 'USAGE')) AND EXISTS"
-        " (SELECT FROM pg_shdepend d WHERE d.dbid = %s AND d.refclassid = 1260 AND"
-        " pg_has_role(r.oid, d.refobjid, 'MEMBER'))",
+        "SELECT FROM pg_roles r WHERE r.rolname = %s AND NOT r.rolsuper AND (%s"
+        " OR pg_has_role(r.oid, 'USAGE')) AND EXISTS (SELECT FROM pg_shdepend d"
+        " WHERE d.dbid = %s AND d.refclassid = 1260 AND pg_has_role(r.oid, d.refobjid, 'MEMBER'))",
         [name, server.embedded is not None, template.oid],
     )
     return Role(name, password) if rows else None
@@ -169,9 +168,8 @@ def tables_with_row_security(connection: psycopg.Connection[tuple[object, ...]])
     are none."""
     rows = connection.execute(
         "SELECT min(c.oid::regclass::text), count(*), r.rolname::text, c.relforcerowsecurity"
-        " FROM pg_class c"
-        " JOIN pg_roles r ON r.oid = c.relowner WHERE c.relrowsecurity AND c.relkind IN"
-        " ('r', 'p') GROUP BY 3, 4 ORDER BY 1"
+        " FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.relrowsecurity"
+        " AND c.relkind IN ('r', 'p') GROUP BY 3, 4 ORDER BY 1"
     ).fetchall()
     return json.dumps([list(row) for row in rows]) if rows else ""
 

@@ -154,9 +154,9 @@ def close_to_others(
     began = monotonic()
     while True:
         rows = server.fetch(
-            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''),"
-            " datid::int8, backend_start"
-            " FROM pg_stat_activity WHERE datname = %s AND pid <> %s AND usesysid IS NOT NULL",
+            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''), datid::int8,"
+            " backend_start FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
+            " AND usesysid IS NOT NULL",
             [name, own],
         )
         stayed = [(pid, user, application) for pid, user, application, _, _ in rows]
@@ -354,10 +354,9 @@ def carry_over(server: Server, source: str, target: str) -> None:
     """Give `target` the database-level settings and grants of `source`, which CREATE DATABASE …
     TEMPLATE does not copy (PostgreSQL documentation, manage-ag-templatedbs)."""
     rows = server.fetch(
-        "SELECT r.rolname::text, s.setconfig, d.datacl IS NOT NULL, d.datconnlimit FROM"
-        " pg_database d"
-        " LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid LEFT JOIN pg_roles r ON"
-        " r.oid = s.setrole WHERE d.datname = %s",
+        "SELECT r.rolname::text, s.setconfig, d.datacl IS NOT NULL, d.datconnlimit"
+        " FROM pg_database d LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid"
+        " LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = %s",
         [source],
     )
     if any(pairs or acl or -1 < limit < NO_LIMIT for _, pairs, acl, limit in rows):
@@ -370,9 +369,8 @@ def carry_over(server: Server, source: str, target: str) -> None:
     if rows and rows[0][2]:
         grants = server.fetch(
             "SELECT CASE WHEN grantee = 0 THEN NULL ELSE grantee::regrole::text END,"
-            " privilege_type, is_grantable, r.rolname::text"
-            " FROM pg_database d, aclexplode(d.datacl) LEFT JOIN pg_roles r ON r.oid ="
-            " grantee WHERE d.datname = %s",
+            " privilege_type, is_grantable, r.rolname::text FROM pg_database d,"
+            " aclexplode(d.datacl) LEFT JOIN pg_roles r ON r.oid = grantee WHERE d.datname = %s",
             [source],
         )
         with server.connection.transaction():
@@ -436,8 +434,8 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
     who reads from its logical slots (without a reader they are dropped with it); return whether
     there were any. Publishers are not spoken to."""
     subscriptions = server.fetch(
-        "SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM"
-        " pg_database WHERE datname = %s)",
+        "SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid"
+        " FROM pg_database WHERE datname = %s)",
         [name],
     )
     if subscriptions:
@@ -454,9 +452,8 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
                 ):
                     connection.execute(sql.SQL(statement).format(sql.Identifier(subscription)))
     readers = (
-        "SELECT a.pid, a.datid::int8, a.backend_start FROM pg_replication_slots s JOIN"
-        " pg_stat_activity a ON a.pid = s.active_pid"
-        " WHERE s.database = %s"
+        "SELECT a.pid, a.datid::int8, a.backend_start FROM pg_replication_slots s"
+        " JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.database = %s"
     )
     found = server.fetch(readers, [name]) if force else []
     for reader in found:
@@ -495,10 +492,9 @@ def to_end(server: Server, name: str) -> str:
     """Return who is connected to a database and may not be sent away by us, and what would allow
     it: further lines of an error."""
     rows = server.fetch(
-        "SELECT a.pid, a.usename::text, coalesce(a.application_name, ''), r.rolsuper FROM"
-        " pg_stat_activity a"
-        " JOIN pg_roles r ON r.oid = a.usesysid WHERE a.datname = %s AND NOT"
-        " pg_has_role(r.oid, 'USAGE') ORDER BY 1",
+        "SELECT a.pid, a.usename::text, coalesce(a.application_name, ''), r.rolsuper"
+        " FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid WHERE a.datname = %s"
+        " AND NOT pg_has_role(r.oid, 'USAGE') ORDER BY 1",
         [name],
     )
     if not rows:

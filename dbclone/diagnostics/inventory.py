@@ -176,8 +176,8 @@ class Inventory:
         """Return the digest of each column of a table."""
         prefix = f"{name}."
         rows = connection.execute(
-            "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::regclass AND attnum"
-            " > 0 AND NOT attisdropped ORDER BY attnum",
+            "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::regclass"
+            " AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
             [prefix[:-1]],
         ).fetchall()
         names = [column for (column,) in rows]

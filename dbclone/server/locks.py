@@ -120,9 +120,9 @@ class Leases:
         key = lock_key(name) & (2**64 - 1)
         rows = self._fetch(
             "SELECT a.pid, a.application_name, extract(epoch FROM now() - a.backend_start)::int"
-            " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype ="
-            " 'advisory' AND l.objsubid = 1 AND l.granted"
-            " AND l.classid = %s::bigint::oid AND l.objid = %s::bigint::oid",
+            " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'"
+            " AND l.objsubid = 1 AND l.granted AND l.classid = %s::bigint::oid"
+            " AND l.objid = %s::bigint::oid",
             [key >> 32, key & 0xFFFFFFFF],
         )
         return (

@@ -122,10 +122,9 @@ def collation_flaw(server: Server, found: Database) -> str:
     if server.facts.major < 15:  # nothing is recorded, nor refused
         return ""
     rows = server.fetch(
-        "SELECT datcollversion, coalesce(pg_database_collation_actual_version(oid),"
-        " 'unknown') FROM pg_database WHERE oid = %s"
-        " AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND"
-        " datcollversion IS NOT NULL",
+        "SELECT datcollversion, coalesce(pg_database_collation_actual_version(oid), 'unknown')"
+        " FROM pg_database WHERE oid = %s AND datcollversion IS DISTINCT"
+        " FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL",
         [found.oid],
     )
     return "its collation had version {}, the system's has {}".format(*rows[0]) if rows else ""
@@ -235,8 +234,8 @@ class Builder:
             raise settings.error(
                 "locale" if settings.locale else "encoding",
                 "the server cannot create a database like that",
-                "Choose an encoding and a locale that the server has: SELECT collname,"
-                " collencoding FROM pg_collation.",
+                "Choose an encoding and a locale that the server has: SELECT collname, collencoding"
+                " FROM pg_collation.",
                 safe_str(error).strip(),
             ) from None
         except (psycopg.errors.DiskFull, psycopg.errors.InternalError_) as error:
@@ -328,12 +327,12 @@ class Builder:
             connection.execute("VACUUM (FREEZE, ANALYZE)")
             rows = connection.execute(
                 "SELECT e.extname::text, e.extversion, a.default_version FROM pg_extension e"
-                " LEFT JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname"
-                " <> 'plpgsql'"
+                " LEFT JOIN pg_available_extensions a ON a.name = e.extname"
+                " WHERE e.extname <> 'plpgsql'"
             ).fetchall()
             unlogged = connection.execute(
-                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND"
-                " reltuples > 0"
+                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r'"
+                " AND reltuples > 0"
             ).fetchall()
             secured = roles.tables_with_row_security(connection)
         found = {UNLOGGED: str(len(unlogged))} if unlogged else {}

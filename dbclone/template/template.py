@@ -185,8 +185,8 @@ class Template:
             return False
         with contextlib.closing(self.server.connect(clone.name, "check")) as connection:
             found = connection.execute(
-                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND"
-                " reltuples > 0 AND pg_relation_size(oid) = 0"
+                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r'"
+                " AND reltuples > 0 AND pg_relation_size(oid) = 0"
             ).fetchone()
         return found is not None
 

@@ -293,8 +293,8 @@ class PutBack:
             raise CannotRestore("it changed a large object of the template")
         return [
             sql.SQL(
-                "SELECT count(pg_catalog.lo_unlink(oid)) FROM"
-                " pg_catalog.pg_largeobject_metadata WHERE {}"
+                "SELECT count(pg_catalog.lo_unlink(oid)) FROM pg_catalog.pg_largeobject_metadata"
+                " WHERE {}"
             ).format(sql.SQL(since.newer()))
         ]
 

@@ -122,16 +122,14 @@ class Probes:
         """Read them in a database that is equal to its template. Arguments: `opaque`, tables that
         may not be read."""
         row = connection.cursor(row_factory=tuple_row).execute(
-            "WITH r AS (SELECT oid::int8, relkind FROM pg_class WHERE oid >= 16384 AND"
-            " relnamespace <> 'pg_toast'::regnamespace"
-            " AND (relkind NOT IN ('r', 'S', 't') OR oid = ANY(%s)))"
-            " SELECT array(SELECT oid::int8 FROM pg_namespace WHERE oid >= 16384 OR nspname"
-            " = 'public'),"
-            " (SELECT oid::int8 FROM pg_database WHERE datname = current_database()),"
-            " array(SELECT t.oid::int8 FROM pg_type t LEFT JOIN pg_class c ON c.oid ="
-            " t.typrelid WHERE t.oid >= 16384"
-            " AND (c.relkind = 'c' OR t.typrelid = 0 AND t.typelem = 0)),"
-            " array(SELECT oid FROM r), array(SELECT oid FROM r WHERE relkind NOT IN ('i', 'I'))",
+            "WITH r AS (SELECT oid::int8, relkind FROM pg_class WHERE oid >= 16384"
+            " AND relnamespace <> 'pg_toast'::regnamespace AND (relkind NOT IN ('r', 'S', 't')"
+            " OR oid = ANY(%s))) SELECT array(SELECT oid::int8 FROM pg_namespace"
+            " WHERE oid >= 16384 OR nspname = 'public'), (SELECT oid::int8 FROM pg_database"
+            " WHERE datname = current_database()), array(SELECT t.oid::int8 FROM pg_type t"
+            " LEFT JOIN pg_class c ON c.oid = t.typrelid WHERE t.oid >= 16384"
+            " AND (c.relkind = 'c' OR t.typrelid = 0 AND t.typelem = 0)), array(SELECT oid"
+            " FROM r), array(SELECT oid FROM r WHERE relkind NOT IN ('i', 'I'))",
             [opaque],
         )
         return cls(*(row.fetchone() or ([], 0, [], [], [])))
