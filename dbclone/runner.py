@@ -28,7 +28,7 @@ from .server.reconnect import reconnect, retry_once, translate_lost_connection
 from .server.server import Server, external
 from .server.shared_objects import describe_new, list_shared_objects
 from .settings import Settings, load
-from .template.template import Template
+from .template.template import Template, silent
 
 log = logging.getLogger("dbclone")
 
@@ -56,17 +56,13 @@ def remarks(settings: Settings) -> list[str]:
         return []
 
 
-def _silent(text: str) -> None:
-    pass
-
-
 @contextlib.contextmanager
 def controller(
     settings: Settings,
     schema: Any = None,
     rebuild: bool = False,
-    progress: Progress = _silent,
-    note: Progress = _silent,
+    progress: Progress = silent,
+    note: Progress = silent,
 ) -> Iterator[Template]:
     """Ensure server and template, clear away what dead runs left, and hold the server for the
     block.
@@ -106,7 +102,7 @@ def _tidy(server: Server, template: Template, before: Any, note: Any) -> None:
 
 @contextlib.contextmanager
 def worker(
-    settings: Settings, name: str, run: str, schema: Any = None, progress: Progress = _silent
+    settings: Settings, name: str, run: str, schema: Any = None, progress: Progress = silent
 ) -> Iterator[Clone]:
     """One worker's life; each of its tests is a `with clone.isolated(...)` inside.
 
@@ -129,8 +125,8 @@ def single_process(
     run: str,
     schema: Any = None,
     rebuild: bool = False,
-    progress: Progress = _silent,
-    note: Progress = _silent,
+    progress: Progress = silent,
+    note: Progress = silent,
 ) -> Iterator[tuple[Template, Clone]]:
     """Both halves in one process, for a run without workers of its own: prepare, clone, and hold
     the clone for the block."""
@@ -197,7 +193,7 @@ def _environment(settings: Settings, dsn: Dsn) -> dict[str, str]:
 
 
 def prepare(
-    schema: Any = None, *, rebuild: bool = False, progress: Progress = _silent, **options: Any
+    schema: Any = None, *, rebuild: bool = False, progress: Progress = silent, **options: Any
 ) -> Template:
     """Return the template of this project, built if it is not there.
 

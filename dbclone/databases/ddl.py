@@ -17,6 +17,7 @@ from psycopg import sql
 
 from ..errors import NotOwned, PermissionMissing, ServerError
 from ..process.clock import monotonic, wait_while, wall
+from ..server.connect import quoted
 from ..server.connection import Interruptible
 from ..server.server import Server
 from ..server.sessions import Identity, holders
@@ -42,7 +43,7 @@ _LISTS = (
 
 def _run(server: Server, statement: sql.Composed) -> None:
     """Run a statement that may take as long as a database is large. The server itself bounds it:
-    see `admission.enter`."""
+    see `connect.open_session`."""
     connection = server.connection
     with (
         connection.patient(server.settings.build_timeout + _MARGIN)
@@ -50,6 +51,11 @@ def _run(server: Server, statement: sql.Composed) -> None:
         else nullcontext()
     ):
         connection.execute(statement)
+
+
+def _about(text: str, *names: str) -> sql.Composed:
+    """Return a statement about databases, or what is in one, by name."""
+    return sql.SQL(text).format(*map(sql.Identifier, names))
 
 
 def create(
@@ -120,18 +126,14 @@ def seal(server: Server, name: str, mark: Mark) -> None:
     transaction. Raises NotOwned."""
     with server.connection.transaction():
         found = verify_owned(server, name)
-        _run(
-            server,
-            sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(
-                sql.Identifier(name)
-            ),
-        )
+        closed = "ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true"
+        _run(server, _about(closed, name))
         comment(server, name, mark.bound(name, found.oid if found is not None else 0))
 
 
 def opening(name: str) -> sql.Composed:
     """Return the statement that opens a database to connections."""
-    return sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name))
+    return _about("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true", name)
 
 
 def close_to_others(
@@ -145,10 +147,7 @@ def close_to_others(
     second); `made`, as for `verify_owned`. Raises NotOwned.
     """
     verify_owned(server, name, made)
-    _run(
-        server,
-        sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)),
-    )
+    _run(server, _about("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", name))
     told: set[int] = set()
     refused: set[int] = set()
     began = monotonic()
@@ -178,9 +177,7 @@ def close_to_others(
 def renaming(old: str, new: str) -> sql.Composed:
     """Return the statement that renames a database."""
     check_name(new)
-    return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
-        sql.Identifier(old), sql.Identifier(new)
-    )
+    return _about("ALTER DATABASE {} RENAME TO {}", old, new)
 
 
 def _rename(server: Server, old: str, new: str) -> None:
@@ -271,8 +268,7 @@ def drop(
 def _drop(server: Server, now: Database, force: bool) -> None:
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our
-    # connection, DROP works.
-    # Also one that somebody has opened
+    # connection, DROP works. A template is one also if somebody has opened it.
     is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
@@ -282,9 +278,8 @@ def _drop(server: Server, now: Database, force: bool) -> None:
     try:
         _run(server, statement)
     except psycopg.errors.ObjectInUse as error:
-        if not any(
-            [roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]
-        ):
+        ended = roll_back_prepared(server, now.name)
+        if not (stop_replication(server, now.name, force) or ended):
             raise type(error)(f"{str(error).strip()}{to_end(server, now.name)}") from None
         _run(server, statement)
     except psycopg.errors.InsufficientPrivilege as error:
@@ -397,11 +392,9 @@ def carry_over(server: Server, source: str, target: str) -> None:
 def _set(server: Server, database: str, role: str | None, variable: str, value: str) -> None:
     """Store a setting of a database, or of a role in it, exactly as it is stored elsewhere."""
     where = (
-        sql.SQL("ALTER ROLE {} IN DATABASE {}").format(
-            sql.Identifier(role), sql.Identifier(database)
-        )
+        _about("ALTER ROLE {} IN DATABASE {}", role, database)
         if role
-        else sql.SQL("ALTER DATABASE {}").format(sql.Identifier(database))
+        else _about("ALTER DATABASE {}", database)
     )
     shown = sql.SQL(".").join(map(sql.Identifier, variable.split(".")))
     if variable.lower() not in _LISTS:
@@ -439,10 +432,7 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
         [name],
     )
     if subscriptions:
-        closed = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(
-            sql.Identifier(name)
-        )  # as a template is
-        server.connection.execute(closed)
+        server.connection.execute(opening(name))  # it may be closed, as a template is
         with contextlib.closing(server.connect(name, "drop")) as connection:
             for (subscription,) in subscriptions:
                 for statement in (
@@ -450,7 +440,7 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
                     "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",
                     "DROP SUBSCRIPTION {}",
                 ):
-                    connection.execute(sql.SQL(statement).format(sql.Identifier(subscription)))
+                    connection.execute(_about(statement, subscription))
     readers = (
         "SELECT a.pid, a.datid::int8, a.backend_start FROM pg_replication_slots s"
         " JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.database = %s"
@@ -461,11 +451,6 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
     if found:
         wait_while(lambda: server.fetch(readers, [name]), 10, 0.002)
     return bool(subscriptions or found)
-
-
-def quoted(name: str) -> str:
-    """Return an identifier as it stands in a statement that a person is to run."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def to_create(server: Server, template: str, error: psycopg.Error) -> PermissionMissing:

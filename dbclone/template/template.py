@@ -35,8 +35,8 @@ log = logging.getLogger("dbclone")
 _FOUND = (UNLOGGED, LACKING, roles.ROW_SECURITY)
 
 
-def _silent(text: str) -> None:
-    pass
+def silent(text: str) -> None:
+    """Progress that nobody is told of."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Template:
         schema: Schema,
         handle: Any = None,
         rebuild: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Template:
         """Return the template of `schema`, built if it is not there.
 
