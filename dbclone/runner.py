@@ -141,8 +141,8 @@ def single_process(
 def _announce(settings: Settings, clone: Clone) -> None:
     """Lead the application to the clone by its environment, now and if the clone moves."""
     user = clone.role.name if clone.role is not None else ""
-    clone.moved = lambda dsn: export_environment(environment(settings, dsn, user))
-    clone.moved(clone.app_dsn)
+    clone.on_move = lambda dsn: export_environment(environment(settings, dsn, user))
+    clone.on_move(clone.app_dsn)
     if clone.warning:
         clone.report.note(clone.warning)
 

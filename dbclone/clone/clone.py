@@ -78,7 +78,7 @@ class Clone:
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or
     None; `schema`, what the template was built from; `report`, what clones and resets cost;
-    `moved`, is told where the application finds the database if that had to get another name;
+    `on_move`, is told where the application finds the database if that had to get another name;
     `role`, as whom the application connects (None: as the role that builds); `keep_count`, how many
     clones that tests left are kept at most, of the whole project; `escalated`, tests that committed
     outside a sandbox before, which auto isolates by truncate; `state`, what is known of the
@@ -94,7 +94,7 @@ class Clone:
     report: Report = field(default_factory=Report)
     state: ResetState = field(init=False, repr=False)
     _snapshots: Snapshots = field(init=False, repr=False)
-    moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
+    on_move: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
     _pool: Pool | None = field(default=None, repr=False)
     keep_count: int = KEPT
     escalated: set[str] = field(default_factory=set)
@@ -303,7 +303,7 @@ class Clone:
         if self._bound:
             self._binding.close()
             self._binding.enter_context(handles.bound(self.handle, self.url))
-        self.moved(self.app_dsn)
+        self.on_move(self.app_dsn)
 
     def _put_aside(self) -> None:
         """Leave the database to nobody, so that it can be copied."""

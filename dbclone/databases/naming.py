@@ -30,6 +30,10 @@ FORMAT = 2  # of marks; one of another format is another dbclone's, whose databa
 KINDS = ("template", "build", "clone", "spare", "scratch", "kept")
 # A CONNECTION LIMIT from here on is above any max_connections (2^18 - 1), so it limits nothing
 NO_LIMIT = 2**30
+_TEXTS = (
+    "kind", "project", "system", "fingerprint", "run", "worker", "template", "label", "host",
+    "name",
+)  # fmt: skip
 _SHAPE = re.compile(r"dbclone_[a-z0-9_]{1,55}\Z")
 _NEVER = ("postgres", "template0", "template1")
 _NAMES = 4  # that a template may have; the first serves unless another version of dbclone has it
@@ -104,18 +108,7 @@ class Mark:
         if _format(data) != FORMAT or data.get("kind") not in KINDS:
             return None
         del data["dbclone"]
-        for name in (
-            "kind",
-            "project",
-            "system",
-            "fingerprint",
-            "run",
-            "worker",
-            "template",
-            "label",
-            "host",
-            "name",
-        ):
+        for name in _TEXTS:
             if not isinstance(data.get(name, ""), str):
                 return None
         number = (int, float)
