@@ -36,28 +36,11 @@ if TYPE_CHECKING:
     from .template.template import Template
 
 __all__ = [
-    "BuildFailed",
-    "BuildTimeout",
-    "Clone",
-    "Error",
-    "Isolation",
-    "KeptTableReferenced",
-    "NotIsolated",
-    "NotOwned",
-    "OutOfConnections",
-    "PermissionMissing",
-    "ResetBlocked",
-    "ResetError",
-    "SandboxLimit",
-    "ServerError",
-    "ServerNotFound",
-    "Settings",
-    "SettingsError",
-    "Template",
-    "TemplateError",
-    "WriteEscaped",
-    "prepare",
-]
+    "BuildFailed", "BuildTimeout", "Clone", "Error", "Isolation", "KeptTableReferenced",
+    "NotIsolated", "NotOwned", "OutOfConnections", "PermissionMissing", "ResetBlocked",
+    "ResetError", "SandboxLimit", "ServerError", "ServerNotFound", "Settings", "SettingsError",
+    "Template", "TemplateError", "WriteEscaped", "prepare",
+]  # fmt: skip
 
 _LAZY = {
     "Clone": "clone.clone",

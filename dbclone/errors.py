@@ -14,7 +14,7 @@ Error
     ├── ResetBlocked              another session holds a lock that the reset needs
     ├── WriteEscaped              a test wrote where its reset does not reach
     ├── NotIsolated               the database handle was used where nothing undoes what is written
-    ├── SandboxLimit              a statement or an order of transactions that savepoints cannot imitate
+    ├── SandboxLimit              a statement or an order of transactions that no savepoint imitates
     └── KeptTableReferenced       a table to keep references one to empty
 
 The wording follows the Error Message Style Guide of the PostgreSQL documentation: the message is
@@ -131,8 +131,8 @@ class WriteEscaped(ResetError):
 
 
 class NotIsolated(ResetError):
-    """The application's database handle was used where nothing isolates it. It has not been
-    connected."""
+    """The application's database handle was used where nothing isolates it.
+    It has not been connected."""
 
     __module__ = "dbclone"
 

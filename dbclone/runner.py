@@ -24,11 +24,11 @@ from .errors import Error
 from .schema.sources import Progress
 from .server.dsn import Dsn, bound_environment, child_environment, with_libpq_defaults
 from .server.private.server import Embedded
-from .server.reconnect import recover, told, twice
+from .server.reconnect import reconnect, retry_once, translate_lost_connection
 from .server.server import Server, external
-from .server.shared_objects import appeared, shared
+from .server.shared_objects import describe_new, list_shared_objects
 from .settings import Settings, load
-from .template.template import Template
+from .template.template import Template, silent
 
 log = logging.getLogger("dbclone")
 
@@ -43,7 +43,8 @@ def target(settings: Settings) -> str:
     place = ", ".join(
         f"{key} {dsn.get(key)}" for key in ("host", "hostaddr", "port", "user") if dsn.get(key)
     )
-    return f"server at {place or 'the usual place'} (from {settings.source('url') if settings.url else 'PG variables'})"
+    source = settings.source("url") if settings.url else "PG variables"
+    return f"server at {place or 'the usual place'} (from {source})"
 
 
 def remarks(settings: Settings) -> list[str]:
@@ -55,17 +56,13 @@ def remarks(settings: Settings) -> list[str]:
         return []
 
 
-def _silent(text: str) -> None:
-    pass
-
-
 @contextlib.contextmanager
 def controller(
     settings: Settings,
     schema: Any = None,
     rebuild: bool = False,
-    progress: Progress = _silent,
-    note: Progress = _silent,
+    progress: Progress = silent,
+    note: Progress = silent,
 ) -> Iterator[Template]:
     """Ensure server and template, clear away what dead runs left, and hold the server for the
     block.
@@ -78,11 +75,11 @@ def controller(
     parts, handle = handles.load(settings, schema)
     with Server.open(settings) as server:
         template = Template.ensure(server, parts, handle, rebuild, progress)
-        with told(server, "leftovers were dropped"):
+        with translate_lost_connection(server, "leftovers were dropped"):
             prune(server, template.name, budget=10)
         for line in template.notes:
             note(line)
-        before = shared(server)
+        before = list_shared_objects(server)
         yield template
         if not server.home.forked:
             _tidy(server, template, before, note)
@@ -93,19 +90,19 @@ def _tidy(server: Server, template: Template, before: Any, note: Any) -> None:
     Failing never fails the run."""
 
     def attempt() -> None:
-        if line := appeared(server, before):
+        if line := describe_new(server, before):
             note(line)
         prune(server, template.name, budget=10)
 
     try:
-        twice(server, "leftovers were dropped", attempt, lambda: recover(server))
+        retry_once(server, "leftovers were dropped", attempt, lambda: reconnect(server))
     except (psycopg.Error, Error) as error:
         log.warning("leftovers are left to the next run: %s", str(error).strip())
 
 
 @contextlib.contextmanager
 def worker(
-    settings: Settings, name: str, run: str, schema: Any = None, progress: Progress = _silent
+    settings: Settings, name: str, run: str, schema: Any = None, progress: Progress = silent
 ) -> Iterator[Clone]:
     """One worker's life; each of its tests is a `with clone.isolated(...)` inside.
 
@@ -114,23 +111,22 @@ def worker(
     """
     parts, handle = handles.load(settings, schema)  # what
     with Server.open(settings) as server:  # where
-        template = Template.ensure(
-            server, parts, handle, progress=progress
-        )  # built once, found again
+        # Built once, found again
+        template = Template.ensure(server, parts, handle, progress=progress)
         with template.clone(owner=name, run=run) as clone:
             _announce(settings, clone)
             yield clone
 
 
 @contextlib.contextmanager
-def alone(
+def single_process(
     settings: Settings,
     name: str,
     run: str,
     schema: Any = None,
     rebuild: bool = False,
-    progress: Progress = _silent,
-    note: Progress = _silent,
+    progress: Progress = silent,
+    note: Progress = silent,
 ) -> Iterator[tuple[Template, Clone]]:
     """Both halves in one process, for a run without workers of its own: prepare, clone, and hold
     the clone for the block."""
@@ -145,23 +141,23 @@ def alone(
 def _announce(settings: Settings, clone: Clone) -> None:
     """Lead the application to the clone by its environment, now and if the clone moves."""
     user = clone.role.name if clone.role is not None else ""
-    clone.moved = lambda dsn: lead(environment(settings, dsn, user))
-    clone.moved(clone.app_dsn)
+    clone.on_move = lambda dsn: export_environment(environment(settings, dsn, user))
+    clone.on_move(clone.app_dsn)
     if clone.warning:
         clone.report.note(clone.warning)
 
 
-def lead(variables: Mapping[str, str]) -> None:
+def export_environment(variables: Mapping[str, str]) -> None:
     """Set the variables that lead the application to its database, and take away those that libpq
-    would follow instead: a service's database wins over PGDATABASE, an address over the host in a
-    URL."""
+    would follow instead: a service's database wins over PGDATABASE,
+    an address over the host in a URL."""
     os.environ.pop("PGSERVICE", None)
     if "PGHOST" not in variables and not os.environ.get("PGHOST"):
         os.environ.pop("PGHOSTADDR", None)
     os.environ.update(variables)
 
 
-def announced(settings: Settings, name: str, run: str) -> dict[str, str]:
+def predicted_environment(settings: Settings, name: str, run: str) -> dict[str, str]:
     """Return the environment variables that will lead to a worker's clone, before the clone or even
     the server is there.
 
@@ -197,7 +193,7 @@ def _environment(settings: Settings, dsn: Dsn) -> dict[str, str]:
 
 
 def prepare(
-    schema: Any = None, *, rebuild: bool = False, progress: Progress = _silent, **options: Any
+    schema: Any = None, *, rebuild: bool = False, progress: Progress = silent, **options: Any
 ) -> Template:
     """Return the template of this project, built if it is not there.
 

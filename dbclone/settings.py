@@ -249,6 +249,9 @@ def describe() -> list[tuple[str, Any, str, tuple[str, ...]]]:
     ]
 
 
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
 def _unknown(key: str, source: str, spell: str) -> SettingsError:
     near = difflib.get_close_matches(key, _FIELDS, 1, 0.5)
     return SettingsError(
@@ -278,18 +281,9 @@ def _typed(key: str, value: Any, source: str) -> Any:
     ):
         raise refuse("text without NUL characters")
     if isinstance(default, bool):
-        if isinstance(value, str) and value.strip().lower() in (
-            "1",
-            "true",
-            "yes",
-            "on",
-            "0",
-            "false",
-            "no",
-            "off",
-            "",
-        ):
-            return value.strip().lower() in ("1", "true", "yes", "on")
+        said = value.strip().lower() if isinstance(value, str) else None
+        if said in _TRUE or said in _FALSE:
+            return said in _TRUE
         if not isinstance(value, bool):
             raise refuse("true or false")
         return value

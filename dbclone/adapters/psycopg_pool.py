@@ -38,8 +38,8 @@ _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname",
 PRIVATE = {
     **dict.fromkeys(("psycopg_pool.ConnectionPool", "psycopg_pool.AsyncConnectionPool"), (
         "_add_to_pool", "_closed", "_configure", "_connect", "_growing", "_lock", "_nconns",
-        "_open", "_opened", "_pool", "_pool_full_event", "_reset", "_reset_connection", "_sched_runner",
-        "_start_initial_tasks", "_tasks", "_waiting", "_workers",
+        "_open", "_opened", "_pool", "_pool_full_event", "_reset", "_reset_connection",
+        "_sched_runner", "_start_initial_tasks", "_tasks", "_waiting", "_workers",
     )),
     "psycopg.Connection": ("_pool",),
     "threading.Condition": ("_waiters",),
@@ -337,7 +337,7 @@ def _in_loop() -> bool:
 
 
 def _is_sandboxed(pool: Any) -> bool:
-    """Return whether the pool hands out connections into a sandbox, wherever its parameters lead."""
+    """Return whether the pool gives connections into a sandbox, wherever its parameters lead."""
     return "putconn" in vars(pool)
 
 
@@ -393,7 +393,7 @@ def _restart(pool: Any) -> None:
 
 
 def _open(pool: Any) -> None:
-    """Open a pool as its `open` does, which for an asynchronous one is a coroutine, and is a door."""
+    """Open a pool as its `open` does, which for an asynchronous one is a coroutine and watched."""
     with contextlib.nullcontext() if is_async(pool) else pool._lock:
         pool._open()
 

@@ -143,7 +143,7 @@ def url_at(url: URL, dsn: Dsn) -> URL:
 
 
 def sessions_of(engine: Engine) -> Iterator[tuple[Any, Any]]:
-    """Yield the ORM's sessions that are in a transaction on the engine, each with its connection."""
+    """Yield the ORM's sessions in a transaction on the engine, each with its connection."""
     orm: Any = sys.modules.get("sqlalchemy.orm.session")
     for session in list(orm._sessions.values()) if orm is not None else []:
         held = getattr(session.get_transaction(), "_connections", {})

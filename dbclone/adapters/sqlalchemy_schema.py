@@ -66,7 +66,7 @@ def _subject(statement: Any) -> str:
 
 
 def _listeners(target: Any) -> Iterator[str]:
-    """Yield the source of the functions that listen to the creation of a table or of the metadata."""
+    """Yield the source of the functions that listen to the creation of a table or the metadata."""
     for listener in (*target.dispatch.before_create, *target.dispatch.after_create):
         try:
             yield inspect.getsource(inspect.unwrap(listener))

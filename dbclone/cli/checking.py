@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapters import handles
 from ..diagnostics.checks import FAILS, NOT_CHECKED, Check, Patient
-from ..diagnostics.doctor import advice, examine, measured
+from ..diagnostics.doctor import advice, examine, measure_speed
 from ..diagnostics.verify import verify as verify_template
 from ..errors import Error
 from ..server.server import Server
@@ -58,13 +58,14 @@ def doctor(arguments: argparse.Namespace, settings: Settings) -> int:
                 "maintenance": server.connection.info.dbname,
             }
             patient = Patient(server, workers)
-            reached = f"{server.where}, as {server.facts.role}, in database {server.connection.info.dbname}"
+            database = server.connection.info.dbname
+            reached = f"{server.where}, as {server.facts.role}, in database {database}"
             checks = [Check("server", "ok", reached), *examine(patient)]
             if arguments.no_measures:
                 checks.append(Check("speed", NOT_CHECKED, "--no-measures was given"))
             else:
                 with on_terminal() as progress:
-                    more, found = measured(patient, progress)
+                    more, found = measure_speed(patient, progress)
                 checks += more
                 if found is not None:
                     facts["measures"] = found.facts()

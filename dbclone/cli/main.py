@@ -1,4 +1,4 @@
-"""The commands of `python -m dbclone`, one function each. A door: what to do is decided elsewhere."""
+"""The commands of `python -m dbclone`, one function each: a door, all is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..databases.copying import warm
 from ..databases.prune import prune as prune_databases
 from ..errors import Error, ServerNotFound, SettingsError, printable
 from ..server.private.server import Embedded
-from ..server.reconnect import told
+from ..server.reconnect import translate_lost_connection
 from ..server.server import Server, external
 from ..settings import Settings, describe, load
 from ..template.template import Template
@@ -39,7 +39,8 @@ def prepare(arguments: argparse.Namespace, settings: Settings) -> int:
         dropped = [d.name for d, _ in prune_databases(server, template.name)]
         made = warm(server, template.database, arguments.workers)
         facts = {
-            "template": template.name, "built": template.built, "seconds": round(template.seconds, 4), "why": list(template.why),
+            "template": template.name, "built": template.built,
+            "seconds": round(template.seconds, 4), "why": list(template.why),
             "notes": list(template.notes), "server": server.where, "version": server.version,
             "warm_clones_made": made, "dropped": dropped,
         }  # fmt: skip
@@ -57,7 +58,7 @@ def prune(arguments: argparse.Namespace, settings: Settings) -> int:
     if server is None:
         say(arguments, {"dropped": []}, ["the private server is not running; nothing to do"])
         return 0
-    with server, told(server, "leftovers were dropped"):
+    with server, translate_lost_connection(server, "leftovers were dropped"):
         done = prune_databases(
             server, everything=arguments.all, dry_run=arguments.dry_run, sizes=True
         )
@@ -67,7 +68,7 @@ def prune(arguments: argparse.Namespace, settings: Settings) -> int:
         ]
         others = {
             d.name: d.problem(server.facts.system)
-            for d in ddl.listed(server)
+            for d in ddl.list_databases(server)
             if d.own and d.other_format
         }
         lines += [
@@ -75,9 +76,10 @@ def prune(arguments: argparse.Namespace, settings: Settings) -> int:
             for name, why in others.items()
         ]
         facts = {
-            "dry_run": arguments.dry_run, "dropped": [{"name": d.name, "reason": why, "bytes": d.bytes} for d, why in done],
+            "dry_run": arguments.dry_run,
+            "dropped": [{"name": d.name, "reason": why, "bytes": d.bytes} for d, why in done],
             "left_alone": others,
-        }  # fmt: skip
+        }
         say(arguments, facts, lines)
     return 0
 
@@ -101,7 +103,7 @@ def url(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def psql(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Open psql in a database that dbclone made, or in a scratch clone that is dropped afterwards."""
+    """Open psql in a database that dbclone made, or in a scratch clone, which is dropped then."""
     from ..server.dsn import child_environment
 
     with Server.open(settings) as server:
@@ -142,9 +144,10 @@ def server(arguments: argparse.Namespace, settings: Settings) -> int:
         stop(settings, located, arguments.force)
         pid = None
     facts = {
-        "running": pid is not None, "pid": pid, "version": cluster.binaries.version, "folder": str(cluster.folder),
-        "kept": located.is_kept(),
-        "binaries": str(cluster.binaries.folder), "found_by": cluster.binaries.source, "url": located.dsn.url,
+        "running": pid is not None, "pid": pid, "kept": located.is_kept(),
+        "version": cluster.binaries.version, "folder": str(cluster.folder),
+        "binaries": str(cluster.binaries.folder), "found_by": cluster.binaries.source,
+        "url": located.dsn.url,
     }  # fmt: skip
     state = f"running (process {pid})" if pid is not None else "not running"
     lines = [
@@ -314,9 +317,8 @@ def _count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only when what was asked is so."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a name that this terminal cannot print is no reason to fail
+        # A name that this terminal cannot print is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     rest: list[str] = []
     if "--" in words:

@@ -24,7 +24,7 @@ def _age(seconds: float) -> str:
 
 
 def running(settings: Settings) -> Server | None:
-    """Return a connection to the server without starting a private one; None if it is not running."""
+    """Return a connection to the server; None if it is a private one that is not running."""
     if external(settings) is None and Embedded.locate(settings).cluster.pid() is None:
         return None
     return Server.open(settings)
@@ -42,7 +42,7 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
         )
         return 0
     with server:
-        known = ddl.listed(server, sizes=True)
+        known = ddl.list_databases(server, sizes=True)
         leased = server.leases.held()
         rows = [_facts(database, leased, server.facts.system) for database in known]
         lines = [
@@ -54,9 +54,8 @@ def status(arguments: argparse.Namespace, settings: Settings) -> int:
             owner = f", {row['owner']}" if row["owner"] else ""
             life = {True: ", alive", False: ", owner gone", None: ""}[row["alive"]]
             lines.append(
-                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB,"
-                f" {_age(row['age'])} old"
-                f"{used}{owner}{life}{row['problem']}"
+                f"{row['kind']:9} {row['name']}  {row['bytes'] / 2**20:.1f} MB, {_age(row['age'])}"
+                f" old{used}{owner}{life}{row['problem']}"
             )
             if arguments.manifest and row["manifest"]:
                 lines += [
@@ -82,7 +81,8 @@ def _facts(database: Database, leased: set[int], system: str) -> dict[str, Any]:
         "age": now - mark.created if mark else 0, "idle": now - mark.used if mark else 0,
         "owner": _owner(mark) if mark else "",
         "alive": lock_key(database.name) in leased if kind in ("clone", "build") else None,
-        "problem": f", left alone: {problem}" if problem else "", "manifest": mark.manifest if mark else {},
+        "problem": f", left alone: {problem}" if problem else "",
+        "manifest": mark.manifest if mark else {},
     }  # fmt: skip
 
 

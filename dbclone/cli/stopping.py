@@ -1,4 +1,4 @@
-"""Stopping the private server on somebody's behalf: not while others use it, unless that is meant."""
+"""Stopping the private server when asked to: not while others use it, unless that is meant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psycopg
 
 from ..databases import ddl
 from ..errors import ServerError
-from ..server.connect import enter, readable
+from ..server.connect import open_session, readable
 from ..server.locks import lock_key
 from ..server.private.server import Embedded
 from ..server.server import Server
@@ -40,7 +40,7 @@ def stop(settings: Settings, located: Embedded, force: bool = False) -> None:
 def _stop_unused(settings: Settings, located: Embedded, pid: int) -> None:
     forced = "python -m dbclone server stop --force"
     try:
-        connection = located.rejoin(lambda dsn: enter(dsn, settings, "admin"))
+        connection = located.rejoin(lambda dsn: open_session(dsn, settings, "admin"))
     except ServerError as error:
         if located.cluster.pid() is None:
             return
@@ -67,7 +67,7 @@ def _stop_unused(settings: Settings, located: Embedded, pid: int) -> None:
 def _runs(server: Server) -> int:
     """Return how many runs have clones at this moment."""
     try:
-        known = ddl.listed(server)
+        known = ddl.list_databases(server)
         held = server.leases.held()
     except psycopg.Error:
         return 0

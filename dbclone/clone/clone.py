@@ -34,7 +34,7 @@ from ..schema.sources import Schema
 from ..server import session_options
 from ..server.connection import connect
 from ..server.dsn import Dsn, libpq_options
-from ..server.reconnect import is_alive, recover, told, twice
+from ..server.reconnect import is_alive, reconnect, retry_once, translate_lost_connection
 from ..server.server import Server
 from ..server.sessions import application_name, named
 from ..settings import RESETS
@@ -78,7 +78,7 @@ class Clone:
 
     Attributes: `name`; `dsn`; `owner`, the worker; `handle`, the application's database handle or
     None; `schema`, what the template was built from; `report`, what clones and resets cost;
-    `moved`, is told where the application finds the database if that had to get another name;
+    `on_move`, is told where the application finds the database if that had to get another name;
     `role`, as whom the application connects (None: as the role that builds); `keep_count`, how many
     clones that tests left are kept at most, of the whole project; `escalated`, tests that committed
     outside a sandbox before, which auto isolates by truncate; `state`, what is known of the
@@ -94,7 +94,7 @@ class Clone:
     report: Report = field(default_factory=Report)
     state: ResetState = field(init=False, repr=False)
     _snapshots: Snapshots = field(init=False, repr=False)
-    moved: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
+    on_move: Callable[[Dsn], None] = field(default=lambda dsn: None, repr=False)
     _pool: Pool | None = field(default=None, repr=False)
     keep_count: int = KEPT
     escalated: set[str] = field(default_factory=set)
@@ -203,15 +203,14 @@ class Clone:
     def _make(self) -> None:
         started = monotonic()
         leftover = ddl.find(self.server, self.name)
-        if (
-            leftover is not None
-        ):  # ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
+        # Ours by its lease: a worker of this run died in the middle of its CREATE DATABASE
+        if leftover is not None:
             ddl.drop(self.server, leftover, force=True)
         warm = claim_warm_clone(self.server, self.template, self.name, self.mark)
         if not warm:
             copy(self.server, self.template.name, self.name, self.mark)
         self.state.clone_seconds = monotonic() - started
-        self._made()
+        self._note_made()
         self.report.clone(self.state.clone_seconds)
         log.info(
             "%s clone %s of %s",
@@ -264,7 +263,7 @@ class Clone:
             raise
         return connection
 
-    def _made(self) -> None:
+    def _note_made(self) -> None:
         """Note which database it is that this process has just made, and when."""
         query = sql.SQL("SELECT {}, oid::int8 FROM pg_database WHERE datname = %s").format(
             sql.SQL(NOW)
@@ -278,7 +277,7 @@ class Clone:
         """Run the schema and the seed again, with the handle led here as the role that builds, as
         when the template was built."""
         assert self.schema is not None, "a clone made without its schema cannot be built again"
-        schema = boundary.on(self.server, self.schema)
+        schema = boundary.on_server(self.server, self.schema)
         if self.role is None or not self._bound:
             schema.build(self.dsn.url, log.info)
             return
@@ -304,7 +303,7 @@ class Clone:
         if self._bound:
             self._binding.close()
             self._binding.enter_context(handles.bound_to(self.handle, self.url))
-        self.moved(self.app_dsn)
+        self.on_move(self.app_dsn)
 
     def _put_aside(self) -> None:
         """Leave the database to nobody, so that it can be copied."""
@@ -315,7 +314,7 @@ class Clone:
     def _sibling(self) -> Iterator[str]:
         """Make another copy of the template for the block."""
         name = clone_name(self.mark.project, self.mark.run, f"{self.owner} {secrets.token_hex(4)}")
-        with ddl.private(self.server, name):
+        with ddl.temporary_database(self.server, name):
             copy(self.server, self.template.name, name, self.mark)
             yield name
 
@@ -335,8 +334,8 @@ class Clone:
             self.report.note(f"clone replaced after {reason}")
         handles.close(self.handle)
         self.state.forget()
-        twice(
-            self.server, "the clone was replaced", lambda: self._renew(often, gone), self._recover
+        retry_once(
+            self.server, "the clone was replaced", lambda: self._renew(often, gone), self._reconnect
         )
         self._replaced = self._replaced or not gone
         if lost := self.state.refill():
@@ -344,13 +343,13 @@ class Clone:
                 f"what fixtures of the whole session had written was lost with the clone: {lost}"
             )
 
-    def _recover(self) -> None:
+    def _reconnect(self) -> None:
         """Connect again. What was made ahead is not what it was, if the server has lost what it
         committed last."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-        recover(self.server)
+        reconnect(self.server)
 
     def _renew(self, often: bool, gone: bool) -> None:
         try:
@@ -367,7 +366,7 @@ class Clone:
         if self._pool is None:
             self._pool = Pool(self.server, self.template, self.server.settings.clone_limit)
         self.report.clone(self._pool.swap(self.name, self.mark))
-        self._made()
+        self._note_made()
 
     def keep_for(self, label: str) -> bool:
         """Keep the committed state for a test, and go on with a fresh one; return False, and say
@@ -398,7 +397,9 @@ class Clone:
         if self._pool is not None:
             self._pool.close()
         try:
-            twice(self.server, "the clone was dropped", self._drop_it, lambda: recover(self.server))
+            retry_once(
+                self.server, "the clone was dropped", self._drop_it, lambda: reconnect(self.server)
+            )
             log.info("dropped clone %s", self.name)
         except (psycopg.Error, NotOwned, ServerError) as error:
             log.warning(
@@ -414,8 +415,8 @@ class Clone:
             ddl.drop(self.server, database, force=True, patience=_GOODBYE)
 
     def __enter__(self) -> Clone:
-        """Point the application's handle at the clone for the block; at its end the clone is
-        dropped."""
+        """Point the application's handle at the clone for the block;
+        at its end the clone is dropped."""
         self._binding.enter_context(handles.bound_to(self.handle, self.url))
         self._bound = True
         return self
@@ -479,14 +480,13 @@ class Clone:
     def _run(self, strategy: Strategy) -> Iterator[Isolation]:
         """Run the block in the isolation that a strategy gives."""
         self._make_sound(strategy)
-        twice(self.server, "a test began", strategy.begin, self._begin_anew)
+        retry_once(self.server, "a test began", strategy.begin, self._begin_anew)
         isolation = self._view(strategy)
         try:
             yield isolation
         finally:
-            if (
-                not self.server.home.forked
-            ):  # else nothing is over in this forked process: all of it is its parent's
+            # Else nothing is over in this forked process: all of it is its parent's
+            if not self.server.home.forked:
                 isolation.close()
                 self._settle(strategy.end(isolation.kept), strategy.task)
 
@@ -529,7 +529,7 @@ class Clone:
             self.replace("the reset drop", quiet=True)
 
     def _begin_anew(self) -> None:
-        """Have a fresh clone, because it has shown that our sessions were lost since the last test."""
+        """Have a fresh clone: our sessions turn out to have been lost since the last test."""
         if self.state.layered:
             raise data_lost(self.state.lose("its connection was lost between two tests"))
         self.replace("its connections were lost between two tests")
@@ -625,15 +625,15 @@ class Clone:
         else is connected, and SandboxLimit while a test is isolated by rollback.
         """
         self._aside("snapshot")
-        with told(self.server, "a snapshot was taken"):
+        with translate_lost_connection(self.server, "a snapshot was taken"):
             self._snapshots.take(label)
 
     def restore(self, label: str) -> None:
         """Come back to the state that `snapshot` put aside, whatever has been committed since.
         Raises TemplateError if there is none of that name."""
         self._aside("restore")
-        with told(self.server, "a snapshot was restored"):
-            self._snapshots.come_back(label)
+        with translate_lost_connection(self.server, "a snapshot was restored"):
+            self._snapshots.restore(label)
 
     def _aside(self, what: str) -> None:
         if self.state.layered:

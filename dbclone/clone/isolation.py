@@ -63,8 +63,8 @@ class Isolation:
         return connection
 
     async def aconnect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
-        """As `connect`, for asyncio: return a new psycopg.AsyncConnection that sees what the test
-        sees."""
+        """As `connect`, for asyncio: return a new psycopg.AsyncConnection
+        that sees what the test sees."""
         if self._session is not None:
             connection: psycopg.AsyncConnection[Any] = await self._session.aconnect(**options)
         else:

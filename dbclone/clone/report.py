@@ -62,8 +62,8 @@ class Report:
         self.escaped += [test for test in other.escaped if test not in self.escaped]
 
     def data(self) -> dict[str, Any]:
-        """Return the figures as plain data: what workers send to the controller and `--json`
-        prints."""
+        """Return the figures as plain data: what workers send to the
+        controller and `--json` prints."""
         return {**asdict(self), "resets": dict(self.resets)}
 
     @classmethod

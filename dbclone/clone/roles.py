@@ -65,7 +65,7 @@ def require(server: Server) -> None:
         )
 
 
-def wanted(server: Server, template: Database, handle: object) -> Role | None:
+def role_for(server: Server, template: Database, handle: object) -> Role | None:
     """Return as whom the application is to connect to copies of a template; None for the role that
     builds.
 
@@ -86,10 +86,9 @@ def wanted(server: Server, template: Database, handle: object) -> Role | None:
     # pg_shdepend says which roles a database mentions as owners, in grants and in policies
     # (PostgreSQL documentation, catalog-pg-shdepend); pg_authid is 1260.
     rows = server.fetch(
-        "SELECT FROM pg_roles r WHERE r.rolname = %s AND NOT r.rolsuper AND (%s OR"
-        " pg_has_role(r.oid, 'USAGE')) AND EXISTS"
-        " (SELECT FROM pg_shdepend d WHERE d.dbid = %s AND d.refclassid = 1260 AND"
-        " pg_has_role(r.oid, d.refobjid, 'MEMBER'))",
+        "SELECT FROM pg_roles r WHERE r.rolname = %s AND NOT r.rolsuper AND (%s"
+        " OR pg_has_role(r.oid, 'USAGE')) AND EXISTS (SELECT FROM pg_shdepend d"
+        " WHERE d.dbid = %s AND d.refclassid = 1260 AND pg_has_role(r.oid, d.refobjid, 'MEMBER'))",
         [name, server.embedded is not None, template.oid],
     )
     return Role(name, password) if rows else None
@@ -104,7 +103,7 @@ def of_application(
     Arguments: `note`, told if it is not the setting that decides. Raises PermissionMissing if the
     setting's role cannot connect; a handle's own user that cannot is given up.
     """
-    role = wanted(server, template, handle)
+    role = role_for(server, template, handle)
     if role is None:
         return None
     if server.embedded is not None:
@@ -122,8 +121,7 @@ def of_application(
             raise _refused(server, role, dsn.get("dbname"), text) from None
         note(
             f"the application's own role {role.name} cannot connect, so it connects as"
-            f" {server.facts.role}:"
-            f" {' '.join(text.splitlines()[-1].split())}"
+            f" {server.facts.role}: {' '.join(text.splitlines()[-1].split())}"
         )
         return None
     if not role.asked:
@@ -154,9 +152,8 @@ def _refused(server: Server, role: Role, database: str, text: str) -> Permission
         )
     else:
         hint = (
-            "Its password is the handle's own, where the handle connects as this role, else"
-            " what libpq finds:"
-            " write it into the file that PGPASSFILE names (~/.pgpass)."
+            "Its password is the handle's own, where the handle connects as this role, else what"
+            " libpq finds: write it into the file that PGPASSFILE names (~/.pgpass)."
         )
     return PermissionMissing(
         f"the application's role {role.name!r} cannot connect to {server.where}",
@@ -171,9 +168,8 @@ def tables_with_row_security(connection: psycopg.Connection[tuple[object, ...]])
     are none."""
     rows = connection.execute(
         "SELECT min(c.oid::regclass::text), count(*), r.rolname::text, c.relforcerowsecurity"
-        " FROM pg_class c"
-        " JOIN pg_roles r ON r.oid = c.relowner WHERE c.relrowsecurity AND c.relkind IN"
-        " ('r', 'p') GROUP BY 3, 4 ORDER BY 1"
+        " FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.relrowsecurity"
+        " AND c.relkind IN ('r', 'p') GROUP BY 3, 4 ORDER BY 1"
     ).fetchall()
     return json.dumps([list(row) for row in rows]) if rows else ""
 
@@ -205,7 +201,6 @@ def unbound(server: Server, template: Database, role: str, handle: object = None
     own = handles.login(handle)[0]
     set_it = f'role = "{own}"' if own and own != role else "role to the application's own"
     return (
-        f"row-level security on {free[0][0]}{f' (+{more} more)' if more else ''} does not"
-        f" bind role {role}, as whom the tests run:"
-        f" set {set_it}"
+        f"row-level security on {free[0][0]}{f' (+{more} more)' if more else ''} does not bind role"
+        f" {role}, as whom the tests run: set {set_it}"
     )

@@ -4,7 +4,6 @@ number of times."""
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass, field
 
 import psycopg
@@ -13,7 +12,7 @@ from ..databases import ddl
 from ..databases.copying import copy
 from ..databases.naming import Mark, clone_name
 from ..errors import NotOwned, ResetBlocked, ServerError, TemplateError
-from ..process.clock import monotonic
+from ..process.clock import wait_while
 from ..server.server import Server
 
 _PATIENCE = 2.0  # seconds for a prune to let go of a name
@@ -35,7 +34,7 @@ class Snapshots:
 
         Raises ResetBlocked if somebody is.
         """
-        nobody_connected(self.server, self.name)
+        wait_for_nobody(self.server, self.name)
         found = clone_name(self.mark.project, self.mark.run, f"{self.mark.worker} snapshot {label}")
         self._drop(label)
         if not self.server.leases.acquire(found, patience=_PATIENCE):
@@ -51,7 +50,7 @@ class Snapshots:
             self._drop(label)
             raise
 
-    def come_back(self, label: str) -> None:
+    def restore(self, label: str) -> None:
         """Make the clone what it was when `label` was taken. Sessions in it are ended."""
         if label not in self._taken:
             raise TemplateError(
@@ -80,26 +79,19 @@ class Snapshots:
                 self._drop(label)
 
 
-def nobody_connected(server: Server, name: str, patience: float = 1.0) -> None:
+def wait_for_nobody(server: Server, name: str, patience: float = 1.0) -> None:
     """Wait until nobody is connected to a database; raise ResetBlocked naming who stays."""
-    deadline = monotonic() + patience
-    while True:
-        rows = server.fetch(
-            "SELECT pid, coalesce(usename::text, '?'), coalesce(application_name, '') FROM"
-            " pg_stat_activity"
-            " WHERE datname = %s AND usesysid IS NOT NULL",
-            [name],
+    query = (
+        "SELECT pid, coalesce(usename::text, '?'), coalesce(application_name, '')"
+        " FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL"
+    )
+    if rows := wait_while(lambda: server.fetch(query, [name]), patience, 0.005):
+        raise ResetBlocked(
+            f'could not copy "{name}": {len(rows)}'
+            f" session{'s are' if len(rows) > 1 else ' is'} connected to it",
+            "\n".join(
+                f"Session {pid} of user {user} calls itself {application!r}."
+                for pid, user, application in rows
+            ),
+            "Close the connections of the test and the application before taking a snapshot.",
         )
-        if not rows:
-            return
-        if monotonic() > deadline:
-            raise ResetBlocked(
-                f'could not copy "{name}": {len(rows)}'
-                f" session{'s are' if len(rows) > 1 else ' is'} connected to it",
-                "\n".join(
-                    f"Session {pid} of user {user} calls itself {application!r}."
-                    for pid, user, application in rows
-                ),
-                "Close the connections of the test and the application before taking a snapshot.",
-            )
-        time.sleep(0.005)

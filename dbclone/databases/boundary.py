@@ -105,10 +105,10 @@ def prepare(server: Server, schema: Schema) -> Found:
     return found
 
 
-def on(server: Server, schema: Schema) -> Schema:
-    """Return a schema as it is built on a server: on the private one its SQL files may make roles."""
+def on_server(server: Server, schema: Schema) -> Schema:
+    """Return a schema as a server builds it: on the private one its SQL files may make roles."""
     if server.embedded is None:
         return schema
     if isinstance(schema, Steps):
-        return replace(schema, parts=[on(server, part) for part in schema.parts])
+        return replace(schema, parts=[on_server(server, part) for part in schema.parts])
     return replace(schema, private=True) if isinstance(schema, SqlFiles) else schema

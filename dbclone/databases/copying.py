@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from ..errors import TemplateError
-from ..process.clock import monotonic
+from ..process.clock import monotonic, wait_until
 from ..server.connection import exchange
 from ..server.private.cluster import free_bytes
 from ..server.server import Server
@@ -120,20 +120,19 @@ def disk_full(server: Server, template: str, error: psycopg.Error, purpose: str)
 
 
 def warm(server: Server, template: Database, count: int) -> int:
-    """Make sure that `count` warm clones of a template wait for workers; return how many were made."""
+    """Have `count` warm clones of a template wait for workers; return how many were made."""
     assert template.mark is not None
     values = {"fingerprint": template.mark.fingerprint, "template": str(template.oid)}
     mark = Mark.make("spare", server.settings.project, server.facts.system, **values)
     waiting = [
         d
-        for d in ddl.listed(server)
+        for d in ddl.list_databases(server)
         if d.mark and (d.mark.kind, d.mark.template) == ("spare", mark.template)
     ]
     for _ in range(missing := max(0, count - len(waiting))):
         name = spare_name(server.settings.project)
-        server.leases.acquire(
-            name
-        )  # until it is whole, nobody may claim it, nor take it for a leftover
+        # Until it is whole, nobody may claim it, nor take it for a leftover
+        server.leases.acquire(name)
         try:
             copy(server, template.name, name, mark, open_to_all=False)
         finally:
@@ -148,7 +147,7 @@ def claim_warm_clone(server: Server, template: Database, name: str, mark: Mark) 
     Nobody has been able to connect to it since it was copied. Its lease tells whether somebody is
     still making it, or drops it now; the rename decides between several who want it.
     """
-    for spare in ddl.listed(server):
+    for spare in ddl.list_databases(server):
         if (
             spare.mark is None
             or spare.mark.kind != "spare"
@@ -236,16 +235,15 @@ class HandOver:
         aside = b""
         if self.aside and last is not None and _comes_free(server, last.is_free):
             aside = self._put_aside(server, last.oid, True)
-        elif self.aside and (old := self._freed(server, last)) is not None:
+        elif self.aside and (old := self._free(server, last)) is not None:
             aside = self._put_aside(server, old.oid, not old.problem(server.facts.system))
         commands = [aside, self.take_place] if aside else [self.take_place]
         try:
             try:
                 _send(server, *commands)
             except psycopg.errors.ObjectInUse:
-                if not (
-                    aside and self._freed(server, last, certainly=True)
-                ):  # somebody has come in since
+                # Somebody has come in since
+                if not (aside and self._free(server, last, certainly=True)):
                     raise
                 _send(server, *commands)
         except psycopg.errors.DivisionByZero:
@@ -265,14 +263,13 @@ class HandOver:
             parts.append(ddl.commenting(self.aside, self.mark.bound(self.aside, old)))
         return sql.SQL("; ").join(parts).as_bytes(server.connection)
 
-    def _freed(
+    def _free(
         self, server: Server, last: HandOver | None, certainly: bool = False
     ) -> Database | None:
         """Free what has the name of sessions, letting nobody in if there are any or `certainly`;
         return it, if there is one."""
-        made = (
-            last.oid if last is not None else 0
-        )  # that we know better than its mark, which a test may have written over
+        # That we know better than its mark, which a test may have written over
+        made = last.oid if last is not None else 0
         old = verify_owned(server, self.name, made)
         if old is None:
             return None
@@ -292,13 +289,9 @@ class HandOver:
 def _comes_free(server: Server, question: bytes) -> bool:
     """Ask whether a database is free, for a few milliseconds: a session ends a moment after its
     client has closed it."""
-    deadline = monotonic() + 0.005
-    while (
-        not (free := bool(_send(server, question)[-1].get_value(0, 0) == b"t"))
-        and monotonic() < deadline
-    ):
-        time.sleep(0.0001)
-    return free
+    return wait_until(
+        lambda: bool(_send(server, question)[-1].get_value(0, 0) == b"t"), 0.005, 0.0001
+    )
 
 
 def _send(server: Server, *commands: bytes) -> list[Any]:

@@ -16,7 +16,8 @@ import psycopg
 from psycopg import sql
 
 from ..errors import NotOwned, PermissionMissing, ServerError
-from ..process.clock import monotonic, wall
+from ..process.clock import monotonic, wait_while, wall
+from ..server.connect import quoted
 from ..server.connection import Interruptible
 from ..server.server import Server
 from ..server.sessions import Identity, holders
@@ -24,30 +25,25 @@ from . import ownership
 from .naming import NO_LIMIT, Database, Mark, check_name, limit_for
 from .ownership import verify_owned
 
-listed, find = (
-    ownership.listed,
-    ownership.find,
-)  # what there is, for whoever decides what to do about it
+# What there is, for whoever decides what to do about it
+list_databases, find = ownership.list_databases, ownership.find
 
-_LEAVING = 1.0  # seconds for a session that we may not end to end by itself, because its client has just closed it
+# Seconds for a session that we may not end to end by itself: its client has just closed it.
+_LEAVING = 1.0
 _MARGIN = 30.0  # seconds by which the server's own limit comes before ours
 _PATIENCE = 60.0  # seconds that a DROP may take unless somebody says otherwise
 _TAKEN = (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
-# Settings that are lists of identifiers, as pg_dump knows them (variable_is_guc_list_quote in
-# src/bin/pg_dump/dumputils.c).
+# Settings that are lists of identifiers, as pg_dump knows them
+# (variable_is_guc_list_quote in src/bin/pg_dump/dumputils.c).
 _LISTS = (
-    "local_preload_libraries",
-    "search_path",
-    "session_preload_libraries",
-    "shared_preload_libraries",
-    "temp_tablespaces",
-    "unix_socket_directories",
-)
+    "local_preload_libraries", "search_path", "session_preload_libraries",
+    "shared_preload_libraries", "temp_tablespaces", "unix_socket_directories",
+)  # fmt: skip
 
 
 def _run(server: Server, statement: sql.Composed) -> None:
     """Run a statement that may take as long as a database is large. The server itself bounds it:
-    see `admission.enter`."""
+    see `connect.open_session`."""
     connection = server.connection
     with (
         connection.patient(server.settings.build_timeout + _MARGIN)
@@ -55,6 +51,11 @@ def _run(server: Server, statement: sql.Composed) -> None:
         else nullcontext()
     ):
         connection.execute(statement)
+
+
+def _about(text: str, *names: str) -> sql.Composed:
+    """Return a statement about databases, or what is in one, by name."""
+    return sql.SQL(text).format(*map(sql.Identifier, names))
 
 
 def create(
@@ -125,18 +126,14 @@ def seal(server: Server, name: str, mark: Mark) -> None:
     transaction. Raises NotOwned."""
     with server.connection.transaction():
         found = verify_owned(server, name)
-        _run(
-            server,
-            sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true").format(
-                sql.Identifier(name)
-            ),
-        )
+        closed = "ALTER DATABASE {} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true"
+        _run(server, _about(closed, name))
         comment(server, name, mark.bound(name, found.oid if found is not None else 0))
 
 
 def opening(name: str) -> sql.Composed:
     """Return the statement that opens a database to connections."""
-    return sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(sql.Identifier(name))
+    return _about("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true", name)
 
 
 def close_to_others(
@@ -150,18 +147,15 @@ def close_to_others(
     second); `made`, as for `verify_owned`. Raises NotOwned.
     """
     verify_owned(server, name, made)
-    _run(
-        server,
-        sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name)),
-    )
+    _run(server, _about("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", name))
     told: set[int] = set()
     refused: set[int] = set()
     began = monotonic()
     while True:
         rows = server.fetch(
-            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''),"
-            " datid::int8, backend_start"
-            " FROM pg_stat_activity WHERE datname = %s AND pid <> %s AND usesysid IS NOT NULL",
+            "SELECT pid, coalesce(usename::text, ''), coalesce(application_name, ''), datid::int8,"
+            " backend_start FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
+            " AND usesysid IS NOT NULL",
             [name, own],
         )
         stayed = [(pid, user, application) for pid, user, application, _, _ in rows]
@@ -183,9 +177,7 @@ def close_to_others(
 def renaming(old: str, new: str) -> sql.Composed:
     """Return the statement that renames a database."""
     check_name(new)
-    return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
-        sql.Identifier(old), sql.Identifier(new)
-    )
+    return _about("ALTER DATABASE {} RENAME TO {}", old, new)
 
 
 def _rename(server: Server, old: str, new: str) -> None:
@@ -259,12 +251,12 @@ def drop(
 ) -> None:
     """Drop a database that dbclone can prove it made.
 
-    Arguments: `database`, as `listed` returned it: it is looked up again on the same connection
-    just before; `force`, end the sessions in it first, for a database of our own run; `patience`,
-    seconds that each statement may take. One that is gone already is no error. Raises NotOwned;
-    psycopg.Error, the text of which names the sessions that we may not end; ServerError if the
-    server has taken too long, which names who was in the way. What was begun then can be finished
-    by another drop.
+    Arguments: `database`, as `list_databases` returned it: it is looked up again on the same
+    connection just before; `force`, end the sessions in it first, for a database of our own run;
+    `patience`, seconds that each statement may take. One that is gone already is no error. Raises
+    NotOwned; psycopg.Error, the text of which names the sessions that we may not end; ServerError
+    if the server has taken too long, which names who was in the way. What was begun then can be
+    finished by another drop.
     """
     now = verify_owned(server, database.name)
     if now is None or now.oid != database.oid:
@@ -276,10 +268,8 @@ def drop(
 def _drop(server: Server, now: Database, force: bool) -> None:
     name = sql.Identifier(now.name)
     # -2 is how the server marks a database whose DROP was interrupted: ALTER would end our
-    # connection, DROP works.
-    is_template = now.sealed or (
-        now.mark is not None and now.mark.kind == "template"
-    )  # also one that somebody has opened
+    # connection, DROP works. A template is one also if somebody has opened it.
+    is_template = now.sealed or (now.mark is not None and now.mark.kind == "template")
     if is_template and now.limit != -2:
         _run(server, sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(name))
     statement = sql.SQL("DROP DATABASE IF EXISTS {} {}").format(
@@ -288,9 +278,8 @@ def _drop(server: Server, now: Database, force: bool) -> None:
     try:
         _run(server, statement)
     except psycopg.errors.ObjectInUse as error:
-        if not any(
-            [roll_back_prepared(server, now.name), stop_replication(server, now.name, force)]
-        ):
+        ended = roll_back_prepared(server, now.name)
+        if not (stop_replication(server, now.name, force) or ended):
             raise type(error)(f"{str(error).strip()}{to_end(server, now.name)}") from None
         _run(server, statement)
     except psycopg.errors.InsufficientPrivilege as error:
@@ -302,18 +291,12 @@ def _drop(server: Server, now: Database, force: bool) -> None:
 def _is_left(server: Server, name: str) -> bool:
     """Return whether nobody is connected to a database any more, waiting a moment for who is about
     to go."""
-    deadline = monotonic() + _LEAVING
-    while server.fetch(
-        "SELECT FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL", [name]
-    ):
-        if monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
+    query = "SELECT FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL"
+    return not wait_while(lambda: server.fetch(query, [name]), _LEAVING, 0.002)
 
 
 @contextlib.contextmanager
-def private(server: Server, name: str) -> Iterator[None]:
+def temporary_database(server: Server, name: str) -> Iterator[None]:
     """Hold the lease of a database that the block makes for itself, and drop it at the end, whoever
     is in it."""
     server.leases.acquire(name)
@@ -366,10 +349,9 @@ def carry_over(server: Server, source: str, target: str) -> None:
     """Give `target` the database-level settings and grants of `source`, which CREATE DATABASE …
     TEMPLATE does not copy (PostgreSQL documentation, manage-ag-templatedbs)."""
     rows = server.fetch(
-        "SELECT r.rolname::text, s.setconfig, d.datacl IS NOT NULL, d.datconnlimit FROM"
-        " pg_database d"
-        " LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid LEFT JOIN pg_roles r ON"
-        " r.oid = s.setrole WHERE d.datname = %s",
+        "SELECT r.rolname::text, s.setconfig, d.datacl IS NOT NULL, d.datconnlimit"
+        " FROM pg_database d LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid"
+        " LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = %s",
         [source],
     )
     if any(pairs or acl or -1 < limit < NO_LIMIT for _, pairs, acl, limit in rows):
@@ -382,9 +364,8 @@ def carry_over(server: Server, source: str, target: str) -> None:
     if rows and rows[0][2]:
         grants = server.fetch(
             "SELECT CASE WHEN grantee = 0 THEN NULL ELSE grantee::regrole::text END,"
-            " privilege_type, is_grantable, r.rolname::text"
-            " FROM pg_database d, aclexplode(d.datacl) LEFT JOIN pg_roles r ON r.oid ="
-            " grantee WHERE d.datname = %s",
+            " privilege_type, is_grantable, r.rolname::text FROM pg_database d,"
+            " aclexplode(d.datacl) LEFT JOIN pg_roles r ON r.oid = grantee WHERE d.datname = %s",
             [source],
         )
         with server.connection.transaction():
@@ -411,20 +392,17 @@ def carry_over(server: Server, source: str, target: str) -> None:
 def _set(server: Server, database: str, role: str | None, variable: str, value: str) -> None:
     """Store a setting of a database, or of a role in it, exactly as it is stored elsewhere."""
     where = (
-        sql.SQL("ALTER ROLE {} IN DATABASE {}").format(
-            sql.Identifier(role), sql.Identifier(database)
-        )
+        _about("ALTER ROLE {} IN DATABASE {}", role, database)
         if role
-        else sql.SQL("ALTER DATABASE {}").format(sql.Identifier(database))
+        else _about("ALTER DATABASE {}", database)
     )
     shown = sql.SQL(".").join(map(sql.Identifier, variable.split(".")))
     if variable.lower() not in _LISTS:
         # Never applied to our own session: it may be a role, or name what only that database has.
         _run(server, sql.SQL("{} SET {} TO {}").format(where, shown, sql.Literal(value)))
         return
-    with (
-        server.connection.transaction()
-    ):  # a literal would be one element; FROM CURRENT takes the list
+    # A literal would be one element; FROM CURRENT takes the list
+    with server.connection.transaction():
         server.connection.execute("SELECT set_config(%s, %s, true)", [variable, value])
         _run(server, sql.SQL("{} SET {} FROM CURRENT").format(where, shown))
 
@@ -449,15 +427,12 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
     who reads from its logical slots (without a reader they are dropped with it); return whether
     there were any. Publishers are not spoken to."""
     subscriptions = server.fetch(
-        "SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid FROM"
-        " pg_database WHERE datname = %s)",
+        "SELECT subname::text FROM pg_subscription WHERE subdbid = (SELECT oid"
+        " FROM pg_database WHERE datname = %s)",
         [name],
     )
     if subscriptions:
-        closed = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true").format(
-            sql.Identifier(name)
-        )  # as a template is
-        server.connection.execute(closed)
+        server.connection.execute(opening(name))  # it may be closed, as a template is
         with contextlib.closing(server.connect(name, "drop")) as connection:
             for (subscription,) in subscriptions:
                 for statement in (
@@ -465,23 +440,17 @@ def stop_replication(server: Server, name: str, force: bool) -> bool:
                     "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",
                     "DROP SUBSCRIPTION {}",
                 ):
-                    connection.execute(sql.SQL(statement).format(sql.Identifier(subscription)))
+                    connection.execute(_about(statement, subscription))
     readers = (
-        "SELECT a.pid, a.datid::int8, a.backend_start FROM pg_replication_slots s JOIN"
-        " pg_stat_activity a ON a.pid = s.active_pid"
-        " WHERE s.database = %s"
+        "SELECT a.pid, a.datid::int8, a.backend_start FROM pg_replication_slots s"
+        " JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.database = %s"
     )
-    found, deadline = server.fetch(readers, [name]) if force else [], monotonic() + 10
+    found = server.fetch(readers, [name]) if force else []
     for reader in found:
         Identity(*reader).end(server.connection)
-    while found and server.fetch(readers, [name]) and monotonic() < deadline:
-        time.sleep(0.002)
+    if found:
+        wait_while(lambda: server.fetch(readers, [name]), 10, 0.002)
     return bool(subscriptions or found)
-
-
-def quoted(name: str) -> str:
-    """Return an identifier as it stands in a statement that a person is to run."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def to_create(server: Server, template: str, error: psycopg.Error) -> PermissionMissing:
@@ -508,10 +477,9 @@ def to_end(server: Server, name: str) -> str:
     """Return who is connected to a database and may not be sent away by us, and what would allow
     it: further lines of an error."""
     rows = server.fetch(
-        "SELECT a.pid, a.usename::text, coalesce(a.application_name, ''), r.rolsuper FROM"
-        " pg_stat_activity a"
-        " JOIN pg_roles r ON r.oid = a.usesysid WHERE a.datname = %s AND NOT"
-        " pg_has_role(r.oid, 'USAGE') ORDER BY 1",
+        "SELECT a.pid, a.usename::text, coalesce(a.application_name, ''), r.rolsuper"
+        " FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid WHERE a.datname = %s"
+        " AND NOT pg_has_role(r.oid, 'USAGE') ORDER BY 1",
         [name],
     )
     if not rows:

@@ -28,9 +28,12 @@ from ..server.locks import lock_key
 
 FORMAT = 2  # of marks; one of another format is another dbclone's, whose databases are left alone
 KINDS = ("template", "build", "clone", "spare", "scratch", "kept")
-NO_LIMIT = (
-    2**30
-)  # a CONNECTION LIMIT from here on is far above any max_connections (2^18 - 1), so it limits nothing
+# A CONNECTION LIMIT from here on is above any max_connections (2^18 - 1), so it limits nothing
+NO_LIMIT = 2**30
+_TEXTS = (
+    "kind", "project", "system", "fingerprint", "run", "worker", "template", "label", "host",
+    "name",
+)  # fmt: skip
 _SHAPE = re.compile(r"dbclone_[a-z0-9_]{1,55}\Z")
 _NEVER = ("postgres", "template0", "template1")
 _NAMES = 4  # that a template may have; the first serves unless another version of dbclone has it
@@ -71,9 +74,8 @@ class Mark:
     def make(cls, kind: str, project: str, system: str, **values: Any) -> Mark:
         """Return a mark for a database that this process is about to make."""
         now = round(wall(), 3)
-        values = {
-            k: encodable(v) if isinstance(v, str) else v for k, v in values.items()
-        }  # or `read` would not believe it
+        # Or `read` would not believe it
+        values = {k: encodable(v) if isinstance(v, str) else v for k, v in values.items()}
         return cls(
             kind,
             project,
@@ -86,8 +88,8 @@ class Mark:
         )
 
     def bound(self, name: str, oid: int) -> Mark:
-        """Return this mark as that of the database with this name and oid: only so does it prove
-        anything."""
+        """Return this mark as that of the database with this name and oid:
+        only so does it prove anything."""
         return replace(self, name=name, oid=oid)
 
     def text(self) -> str:
@@ -106,18 +108,7 @@ class Mark:
         if _format(data) != FORMAT or data.get("kind") not in KINDS:
             return None
         del data["dbclone"]
-        for name in (
-            "kind",
-            "project",
-            "system",
-            "fingerprint",
-            "run",
-            "worker",
-            "template",
-            "label",
-            "host",
-            "name",
-        ):
+        for name in _TEXTS:
             if not isinstance(data.get(name, ""), str):
                 return None
         number = (int, float)
@@ -209,7 +200,10 @@ class Database:
         if self.mark is not None:
             return self._other(self.mark, system)
         if self.other_format:
-            return f"its mark is that of another version of dbclone (format {self.other_format}, ours is {FORMAT})"
+            return (
+                "its mark is that of another version of dbclone"
+                f" (format {self.other_format}, ours is {FORMAT})"
+            )
         if self.comment:
             return "its comment is not dbclone's"
         return "" if self.limit == limit_for(self.name, system) else "it has no mark of dbclone"
@@ -232,9 +226,8 @@ def _slug(text: str, length: int) -> str:
 
 
 def _digest(text: str) -> str:
-    return digest(
-        text.encode(errors="surrogatepass")
-    )  # of any text, also of what os.fsdecode could not decode
+    # Of any text, also of what os.fsdecode could not decode
+    return digest(text.encode(errors="surrogatepass"))
 
 
 def limit_for(name: str, system: str) -> int:
@@ -292,8 +285,8 @@ def clone_name(project: str, run: str, owner: str) -> str:
 
 
 def kept_name(project: str, label: str, again: bool = False) -> str:
-    """Return the name under which a clone is kept for `label`: the same each time, or one more with
-    `again`."""
+    """Return the name under which a clone is kept for `label`:
+    the same each time, or one more with `again`."""
     shown = _slug(label.rpartition("::")[2] or label, 20)
     unique = f"{project}{chr(0)}{label}{secrets.token_hex(8) if again else ''}"
     return f"dbclone_{_slug(project, 20)}_k_{shown}_{_digest(unique)[:8]}"

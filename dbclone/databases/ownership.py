@@ -28,12 +28,14 @@ SELECT d.oid::int8, d.datname::text,
        d.datconnlimit,
        CASE WHEN %(sizes)s AND pg_catalog.has_database_privilege(d.oid, 'CONNECT')
             THEN coalesce(pg_catalog.pg_database_size(d.oid), 0) ELSE 0 END,
-       (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL
+       (SELECT count(*) FROM pg_catalog.pg_stat_activity a
+         WHERE a.datid = d.oid AND a.usesysid IS NOT NULL
          AND coalesce(a.backend_type, '') !~ '^logical replication ')::int,
        pg_catalog.shobj_description(d.oid, 'pg_database'),
 """
 _FROM = " FROM pg_catalog.pg_database d WHERE "
-_LISTED = f"{_COLUMNS} ''{_FROM} d.datname ~ '^dbclone_' AND (%(name)s::text IS NULL OR d.datname = %(name)s) ORDER BY d.datname"
+_LISTED = f"""{_COLUMNS} ''{_FROM} d.datname ~ '^dbclone_'
+  AND (%(name)s::text IS NULL OR d.datname = %(name)s) ORDER BY d.datname"""
 _NAMED = f"{_COLUMNS} ''{_FROM} d.datname = %(name)s"
 _SYSTEM = "(SELECT system_identifier::text FROM pg_catalog.pg_control_system())"
 _HERE = f"{_COLUMNS} {_SYSTEM}{_FROM} d.datname = pg_catalog.current_database()"
@@ -44,7 +46,7 @@ def _database(row: tuple[Any, ...]) -> Database:
     return Database(oid, name, own, sealed, limit, size, sessions, Mark.read(comment), comment)
 
 
-def listed(server: Server, name: str | None = None, sizes: bool = False) -> list[Database]:
+def list_databases(server: Server, name: str | None = None, sizes: bool = False) -> list[Database]:
     """Return the databases on the server whose names begin as ours do, or the one called `name`;
     with `sizes`, their bytes too."""
     return [
@@ -55,7 +57,7 @@ def listed(server: Server, name: str | None = None, sizes: bool = False) -> list
 
 def find(server: Server, name: str) -> Database | None:
     """Return the database called `name`, or None."""
-    return next(iter(listed(server, name)), None)
+    return next(iter(list_databases(server, name)), None)
 
 
 def verify_owned(server: Server, name: str, made: int = 0) -> Database | None:

@@ -34,7 +34,7 @@ def prune(
     too.
     """
     settings, system = server.settings, server.facts.system
-    known = ddl.listed(server, sizes=sizes)
+    known = ddl.list_databases(server, sizes=sizes)
     if not known:
         return []
     leased = server.leases.held()
@@ -119,7 +119,7 @@ def _bound(server: Server, project: str, count: int) -> None:
     """Drop what was kept of a project beyond the newest `count`."""
     found = [
         (d.mark.created, d)
-        for d in ddl.listed(server)
+        for d in ddl.list_databases(server)
         if d.mark is not None and d.mark.kind == "kept"
     ]
     mine = [

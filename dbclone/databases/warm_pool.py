@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections import deque
 
 import psycopg
@@ -42,17 +41,15 @@ class Pool:
         """Arguments: `server`, of the calling thread, which outlives the pool. Nothing is made
         before the first swap."""
         self._server, self._template, self._limit = server, template, max(1, limit)
-        self._maintenance = (
-            server.connection.info.dbname
-        )  # the one database in which all locks meet
+        # The one database in which all locks meet
+        self._maintenance = server.connection.info.dbname
         self._pid = os.getpid()
         self._last: HandOver | None = None
         self._changed = threading.Condition()  # guards all that follows
         self._thread: threading.Thread | None = None
         self._ready: deque[HandOver] = deque()
-        self._used: deque[HandOver] = (
-            deque()
-        )  # whatever still has one of their two names is to be dropped
+        # Whatever still has one of their two names is to be dropped
+        self._used: deque[HandOver] = deque()
         self._wish: tuple[str, Mark] | None = None  # what the next warm clone will be
         self._target = 0
         self._wanted = False  # whether a swap waits
@@ -103,12 +100,12 @@ class Pool:
         if os.getpid() != self._pid:
             return  # the pool is our parent's
         try:
-            if not self._ended():
+            if not self._end():
                 log.warning("what is left of the warm pool is left to the next run")
         except Exception as error:
             log.warning("what is left of the warm pool is left to the next run: %s", error)
 
-    def _ended(self) -> bool:
+    def _end(self) -> bool:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -154,10 +151,8 @@ class Pool:
                 if self._failure is not None:
                     if self._thread is not None or not again:
                         raise self._failure
-                    self._failure, again = (
-                        None,
-                        False,
-                    )  # the thread ended with its session, perhaps of long ago
+                    # The thread ended with its session, perhaps of long ago
+                    self._failure, again = None, False
                 if monotonic() > deadline:
                     raise TemplateError(
                         f'no copy of template "{self._template.name}" was ready within'
@@ -258,9 +253,7 @@ class Pool:
         for name in (warm.spare, warm.aside):
             try:
                 # Taken already, unless our last session was lost, which may not quite have ended.
-                deadline = monotonic() + 5
-                while not server.leases.acquire(name) and monotonic() < deadline:
-                    time.sleep(0.005)
+                server.leases.acquire(name, patience=5)
                 if (found := ddl.find(server, name)) is not None:
                     ddl.drop(server, found, force=True)
             except (psycopg.Error, NotOwned, ServerError) as error:

@@ -117,7 +117,7 @@ def measure(server: Server, template: Database | None, progress: Callable[[str],
 def _sample(server: Server) -> Iterator[str]:
     """Yield the name of a scratch database with a few tables, under a lease; drop it at the end."""
     name = build_name(server.settings.project)
-    with ddl.private(server, name):
+    with ddl.temporary_database(server, name):
         ddl.create(
             server,
             name,

@@ -30,29 +30,14 @@ from ..settings import Settings
 from ..template import requirements
 from ..template.builder import adoptable, collation_flaw, flaws, full_manifest
 
-#: File systems that other machines may have mounted too: there a file lock of this machine need not exclude the others.
+#: File systems that other machines may have mounted too: there a file lock of this machine need
+#: not exclude the others.
 SHARED = frozenset(
     [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "ncpfs",
-        "9p",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "ocfs2",
-        "gfs2",
-        "fuse.sshfs",
-        "fuse.glusterfs",
-        "fuse.s3fs",
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "glusterfs", "lustre",
+        "gpfs", "beegfs", "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs",
     ]
-)
+)  # fmt: skip
 
 
 def file_system(path: str, mountinfo: str) -> str:
@@ -67,8 +52,8 @@ def file_system(path: str, mountinfo: str) -> str:
         point = PurePosixPath(
             re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
         )
-        # The longest mount point that leads there; of several at one place the last covers the
-        # others.
+        # The longest mount point that leads there; of several at one place
+        # the last covers the others.
         if folder.is_relative_to(point) and len(point.parts) >= best:
             best, found = len(point.parts), after.split(" ")[0]
     return found
@@ -169,7 +154,10 @@ def on_file_system(folder: str, mountinfo: str) -> Check:
     """Return the check of the lock folder on a system with these mounts."""
     found = file_system(folder, mountinfo)
     if found in SHARED:
-        why = f"{folder} is on {found}, where a lock of one machine need not exclude another; the server's own locks still do"
+        why = (
+            f"{folder} is on {found}, where a lock of one machine need not exclude another;"
+            " the server's own locks still do"
+        )
         return Check("lock folder", WARNING, why, "Set cache_dir to a folder on a local disk.")
     return (
         Check("lock folder", OK, f"{folder} is on {found}")
@@ -195,7 +183,10 @@ def orphans(patient: Patient) -> Check:
         return Check(name, NOT_CHECKED, f"{base} cannot be read: {error.strerror}")
     if not lost:
         return Check(name, OK, "every folder of the private server belongs to a database")
-    why = f"{len(lost)} folders of no database in {base}, {size / 2**20:.1f} MB: the server crashed while it copied"
+    why = (
+        f"{len(lost)} folders of no database in {base}, {size / 2**20:.1f} MB:"
+        " the server crashed while it copied"
+    )
     return Check(
         name,
         WARNING,
@@ -289,10 +280,9 @@ def rights(patient: Patient) -> Check:
     (sees,) = patient.server.fetch("SELECT pg_has_role('pg_read_all_stats', 'USAGE')")[0]
     text = f"role {facts.role} may create databases"
     if not sees:
-        hint = f'To be told what they do, run as a superuser: GRANT pg_read_all_stats TO "{facts.role}";'
-        return Check(
-            "rights", OK, f"{text}; what sessions of other roles do is hidden from it", hint
-        )
+        text += "; what sessions of other roles do is hidden from it"
+        grant = f'GRANT pg_read_all_stats TO "{facts.role}";'
+        return Check("rights", OK, text, f"To be told what they do, run as a superuser: {grant}")
     return Check("rights", OK, text)
 
 
@@ -307,16 +297,13 @@ def connections(patient: Patient) -> Check:
         " count(*) FILTER (WHERE usename = current_user)"
         " FROM pg_stat_activity WHERE backend_type = 'client backend' OR backend_type IS NULL"
     )[0]
-    needed, free = (
-        1 + patient.workers * _PER_WORKER,
-        int(allowed) - int(used) + 1,
-    )  # ours will be free again
+    # Ours will be free again
+    needed, free = 1 + patient.workers * _PER_WORKER, int(allowed) - int(used) + 1
     if limit >= 0:
         free = min(free, int(limit) - int(own) + 1)
     text = (
-        f"{patient.workers} workers need about {needed} connections, besides the"
-        f" application's own; {free} of"
-        f" {server.facts.max_connections} are free"
+        f"{patient.workers} workers need about {needed} connections, besides the application's own;"
+        f" {free} of {server.facts.max_connections} are free"
     )
     if needed > free:
         fit = max(1, (free - 1) // _PER_WORKER)
@@ -384,7 +371,7 @@ def role(patient: Patient) -> Check:
     if name and server.embedded is None:
         roles.require(server)
     who = (
-        roles.wanted(server, patient.template, patient.handle)
+        roles.role_for(server, patient.template, patient.handle)
         if patient.template is not None
         else None
     )
@@ -450,7 +437,10 @@ def collations(patient: Patient) -> Check:
         )
     if rows:
         names = ", ".join(name for (name,) in rows)
-        why = f"the collation of {names} has another version than its indexes were built with; dbclone does not copy them"
+        why = (
+            f"the collation of {names} has another version than its indexes were built with;"
+            " dbclone does not copy them"
+        )
         return Check(
             "collations",
             WARNING,
@@ -473,17 +463,14 @@ def background_workers(patient: Patient) -> Check:
     found = [extension for extension in _WORKERS_OF_THEIR_OWN if extension in loaded]
     if not found:
         return Check(name, OK, "no preloaded library is known to connect to databases by itself")
-    why = f"{' and '.join(found)} is preloaded and connects to databases by itself, also to one that is to be copied"
-    if patient.server.facts.superuser:
-        return Check(
-            name,
-            WARNING,
-            f"{why}; its sessions in a template are ended",
-            "Leave it out of shared_preload_libraries for tests.",
+    superuser = patient.server.facts.superuser
+    why = (
+        f"{' and '.join(found)} is preloaded and connects to databases by itself, also to one that"
+        " is to be copied; "
+        + (
+            "its sessions in a template are ended"
+            if superuser
+            else "this role may not end its sessions"
         )
-    return Check(
-        name,
-        WARNING,
-        f"{why}; this role may not end its sessions",
-        "Leave it out of shared_preload_libraries for tests.",
     )
+    return Check(name, WARNING, why, "Leave it out of shared_preload_libraries for tests.")

@@ -37,8 +37,8 @@ from .checks import (
 
 _SLOW_PING, _SLOW_CLONE = 0.005, 1.0  # seconds
 CHECKS: tuple[Callable[[Patient], Check], ...] = (
-    version, rights, connections, durability, template, role, collations, background_workers, leftovers, strangers,
-    interrupted_drops, replication, lock_folder, orphans,
+    version, rights, connections, durability, template, role, collations, background_workers,
+    leftovers, strangers, interrupted_drops, replication, lock_folder, orphans,
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def examine(patient: Patient) -> list[Check]:
     for check in CHECKS:
         name = check.__name__.replace("_", " ")
         try:
-            patient.known = patient.known or ddl.listed(patient.server, sizes=True)
+            patient.known = patient.known or ddl.list_databases(patient.server, sizes=True)
             found.append(check(patient))
         except Error as error:
             found.append(Check.of(name, error))
@@ -63,7 +63,7 @@ def examine(patient: Patient) -> list[Check]:
     return found
 
 
-def measured(
+def measure_speed(
     patient: Patient, progress: Callable[[str], None]
 ) -> tuple[list[Check], Measures | None]:
     """Measure, and return what is slow."""
@@ -102,10 +102,9 @@ def advice(patient: Patient, found: Measures) -> list[str]:
     if not patient.server.facts.durable:
         return ["durability costs nothing here: fsync is off"]
     return [
-        f"durability costs about {found.durability:.2g} s per run of {TESTS} tests that"
-        f" commit ({COMMITS} commits each, and the"
-        " reset's; reckoned from the commits measured above). Tests under rollback do not"
-        " wait for the disk.",
+        f"durability costs about {found.durability:.2g} s per run of {TESTS} tests that commit"
+        f" ({COMMITS} commits each, and the reset's; reckoned from the commits measured above)."
+        " Tests under rollback do not wait for the disk.",
         "These remove it, for a throw-away server ONLY, because a crash may destroy every"
         " database on it:",
         *compose(patient.server.facts.major).splitlines(),

@@ -54,9 +54,9 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What `verify` found: `differences`, and `blind`, what it could not compare, each with the
-    reason."""
+class Comparison:
+    """What `verify` found: `differences`, and `blind`, what it could not compare,
+    each with the reason."""
 
     differences: list[Difference]
     blind: dict[str, str]
@@ -76,8 +76,11 @@ class Verdict:
                 f" {self.rows} rows",
             ]
         if steady:
-            lines += ["Something that the fingerprint does not see decides what is built. Name it in" " inputs, or rebuild now:",
-                      "python -m dbclone prepare --rebuild"]  # fmt: skip
+            lines += [
+                "Something that the fingerprint does not see decides what is built."
+                " Name it in inputs, or rebuild now:",
+                "python -m dbclone prepare --rebuild",
+            ]
         else:
             lines += [
                 "All of it differs with every build: a clock or chance decides it. See"
@@ -93,7 +96,7 @@ class Verdict:
         }  # fmt: skip
 
 
-def verify(server: Server, template: Template, progress: Progress) -> Verdict:
+def verify(server: Server, template: Template, progress: Progress) -> Comparison:
     """Build the schema of a template again and return what differs.
 
     Raises what a build raises. Everything made for it is dropped again.
@@ -112,20 +115,20 @@ def verify(server: Server, template: Template, progress: Progress) -> Verdict:
         progress("comparing")
         found, was, now = _compared(old, new, show)
         if found:
-            # Once more: what differs between two builds of the same inputs tells nothing of the
-            # inputs.
+            # Once more: what differs between two builds of the same inputs
+            # tells nothing of the inputs.
             again = stack.enter_context(_rebuilt(server, template, progress))
             chance = {difference.key for difference in _compared(new, again, show)[0]}
             found = [Difference(**{**asdict(d), "unsteady": d.key in chance}) for d in found]
         counted = sum(digest[0] for digest in was.rows.values())
-        return Verdict(found, {**was.blind, **now.blind}, len(was.objects), counted)
+        return Comparison(found, {**was.blind, **now.blind}, len(was.objects), counted)
 
 
 @contextlib.contextmanager
 def _copied(server: Server, template: Template) -> Iterator[psycopg.Connection[Any]]:
     """A connection to a copy of the template, which admits nobody itself."""
     name = build_name(server.settings.project)
-    with ddl.private(server, name):
+    with ddl.temporary_database(server, name):
         copy(
             server,
             template.name,
@@ -144,7 +147,7 @@ def _rebuilt(
     manifest = full_manifest(server, template.schema)
     builder = Builder(server, template.schema, template.handle, manifest, template.name, progress)
     name = build_name(server.settings.project)
-    with ddl.private(server, name):
+    with ddl.temporary_database(server, name):
         builder.aside(name)
         with contextlib.closing(server.connect(name, "verify", OPTIONS)) as connection:
             yield connection

@@ -2,6 +2,6 @@
 files.
 
 Begin with `forks`: whoever owns a session or a database asks it whether this still is the process
-that made it. For others: `clock.monotonic` and `wall`, `clock.wait_until`, `forks.OwnerProcess`,
-`file_lock.locked`. Nothing here knows Postgres.
+that made it. `clock.wait_until` is how everybody waits, `project` says whose settings count. For
+others: `monotonic`, `wall`, `wait_until`, `OwnerProcess`, `file_lock`. Nothing here knows Postgres.
 """

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .clock import monotonic
+from .clock import wait_until
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience: float) -> Iterator[None]:
+def file_lock(path: Path, patience: float) -> Iterator[None]:
     """Hold the lock file for the block; wait up to `patience` seconds, then raise TimeoutError."""
     from filelock import FileLock, Timeout  # not needed, nor paid for, by who finds everything done
 
-    lock, deadline = FileLock(path, mode=0o600), monotonic() + patience
-    while True:
-        try:
-            lock.acquire(
-                blocking=False
-            )  # its own timeout would be measured by a clock that a test may have stopped
-            break
-        except Timeout:
-            if monotonic() > deadline:
-                raise TimeoutError(str(path)) from None
-            time.sleep(0.02)
+    lock = FileLock(path, mode=0o600)
+
+    def is_acquired() -> bool:
+        # Its own timeout would be measured by a clock that a test may have stopped.
+        with contextlib.suppress(Timeout):
+            lock.acquire(blocking=False)
+        return lock.is_locked
+
+    if not wait_until(is_acquired, patience, 0.02):
+        raise TimeoutError(str(path))
     try:
         yield
     finally:

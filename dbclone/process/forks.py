@@ -30,8 +30,7 @@ class OwnerProcess:
             raise SandboxLimit(
                 f"process {os.getpid()} is a fork of {self.pid}, whose session this is",
                 "A session has one client. What a test has written under rollback is in a"
-                " transaction of its own process, where no"
-                " other process can see it.",
+                " transaction of its own process, where no other process can see it.",
                 "Use threads, or isolate this test with"
                 ' @pytest.mark.dbclone(reset="truncate") and connect anew in the child.',
             )

@@ -16,18 +16,12 @@ from pathlib import Path
 NAME = "pyproject.toml"
 TABLE = b"tool.dbclone"
 _REPOSITORY = (".git", ".hg")
-# What pytest takes for the root of a project (its documentation, "Rootdir"), and setuptools for a
-# package.
+# What pytest takes for the root of a project (its documentation, "Rootdir"),
+# and setuptools for a package.
 _ROOT = (
-    NAME,
-    "pytest.ini",
-    ".pytest.ini",
-    "pytest.toml",
-    ".pytest.toml",
-    "tox.ini",
-    "setup.cfg",
+    NAME, "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "setup.cfg",
     "setup.py",
-)
+)  # fmt: skip
 
 
 def folders(start: Path) -> list[Path]:

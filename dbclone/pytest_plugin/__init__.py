@@ -1,5 +1,6 @@
 """dbclone as pytest sees it: hooks, options, fixtures, the marker, the summary.
 
 Begin with `plugin`. What a run does is decided in `runner`; `items` says which tests are isolated,
-`state` is what one process knows of its run.
+`handles` keeps the application's handle from connecting outside of them, `state` is what one
+process knows of its run.
 """

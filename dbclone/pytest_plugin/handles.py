@@ -24,11 +24,11 @@ from .items import BINDING, ISOLATING
 if TYPE_CHECKING:
     from ..clone.clone import Clone
 
-__all__ = ["Guard"]
+__all__ = ["HandleGuard"]
 _OLD = re.compile(r"_(?:unittest|xunit)_(\w+?)_fixture_(.+)")
 
 
-class Guard:
+class HandleGuard:
     """A plugin of its own, registered in runs that have settings which may name a handle."""
 
     def __init__(self, settings: Settings) -> None:
@@ -52,7 +52,7 @@ class Guard:
         """Watch nothing any more."""
         self._held.close()
 
-    def asked(self) -> None:
+    def isolate_running_test(self) -> None:
         """Take the test that runs for isolated: an isolating fixture has been set up in it, whoever
         asked for it."""
         self._bare = self._alone = False
@@ -121,8 +121,7 @@ class Guard:
             return NotIsolated(
                 f"{handle} is used in {test} before dbclone has led it to the clone",
                 "By a fixture that was set up first, or by a module that connects when it is"
-                " imported. It would connect to the"
-                " application's own database.",
+                " imported. It would connect to the application's own database.",
                 "Ask for dbclone_worker in the fixture; connect in tests or fixtures, not"
                 " while modules are imported.",
             )
@@ -217,9 +216,8 @@ class Guard:
         if self._alone and not self._closing:
             try:
                 self._item.addfinalizer(self._over)
-            except (
-                AssertionError
-            ):  # its module or class could not be set up: nothing belongs to the test alone
+            # Its module or class could not be set up: nothing belongs to the test alone
+            except AssertionError:
                 self._over()
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
@@ -237,8 +235,8 @@ class Guard:
         yield from self._phase()
 
     def _phase(self) -> Iterator[None]:
-        """Fail a phase in which the handle was refused, although the application has swallowed the
-        error."""
+        """Fail a phase in which the handle was refused,
+        although the application has swallowed the error."""
         self._said = None
         outcome: Any = yield
         if self._said is not None and outcome.excinfo is None:

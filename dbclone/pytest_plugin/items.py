@@ -16,16 +16,13 @@ _OURS = {
     "dbclone_class": "class",
     "dbclone": "function",
 }
-ISOLATING = (
-    "dbclone",
-    "dbclone_class",
-    "dbclone_module",
-)  # fixtures inside which what a test writes is undone
+# Fixtures inside which what a test writes is undone
+ISOLATING = ("dbclone", "dbclone_class", "dbclone_module")
 BINDING = ("dbclone_worker",)  # which lead the handle to the clone, and undo nothing
 
 
 def marker_arguments(marker: pytest.Mark | None, nodeid: str) -> dict[str, Any]:
-    """Return the marker's arguments, checked by calling a function that has the marker's signature."""
+    """Return the marker's arguments, checked by calling a function of the marker's signature."""
 
     def dbclone(*, reset: str | None = None, reset_sequences: bool | None = None) -> dict[str, Any]:
         from ..settings import RESETS

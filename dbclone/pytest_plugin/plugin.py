@@ -49,7 +49,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def noted(item: pytest.Item, report: pytest.TestReport) -> None:
+def note_outcome(item: pytest.Item, report: pytest.TestReport) -> None:
     """Remember that a test failed, and say in its report where what it left will be, as soon as its
     fixtures have ended."""
     isolation: Isolation | None = getattr(item, "funcargs", {}).get("dbclone")
@@ -90,9 +90,10 @@ if TYPE_CHECKING:
 # The names of all settings, here so that offering them as options does not import anything; a test
 # keeps the list complete.
 OPTIONS = (
-    "schema", "seed", "inputs", "bind", "role", "url", "env", "name", "reset", "autouse", "reset_sequences", "keep", "strict",
-    "on_leak", "build_timeout", "lock_timeout", "connect_timeout", "clone_strategy", "clone_limit", "retain_templates",
-    "retain_days", "encoding", "locale", "binaries", "data_dir", "keep_server", "cache_dir",
+    "schema", "seed", "inputs", "bind", "role", "url", "env", "name", "reset", "autouse",
+    "reset_sequences", "keep", "strict", "on_leak", "build_timeout", "lock_timeout",
+    "connect_timeout", "clone_strategy", "clone_limit", "retain_templates", "retain_days",
+    "encoding", "locale", "binaries", "data_dir", "keep_server", "cache_dir",
 )  # fmt: skip
 
 
@@ -149,35 +150,33 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     asked = any(given.values()) or any(key.startswith("DBCLONE_") for key in os.environ)
     if not asked and not mentions_dbclone(start(early_config)):
         return
-    from .. import runner as run
-    from .. import settings
+    from .. import runner, settings
 
     try:
         found = settings.load(start(early_config), given, prefix="--dbclone-")
         if not found.sources:
             return
-        run_id, worker = run.identity()
+        run_id, worker = runner.identity()
         if not os.environ.get("PYTEST_XDIST_WORKER"):
             warn(early_config, found.leads_outside)
         if not _is_controller(namespace):
             with contextlib.suppress(Error):  # whatever is wrong is said when a test needs it
-                run.lead(run.announced(found, worker, run_id))
+                runner.export_environment(runner.predicted_environment(found, worker, run_id))
     except SettingsError as error:
         raise pytest.UsageError(f"dbclone.SettingsError: {error}") from None
     early_config.stash[STATE] = state = State(early_config, found, run_id, worker)
     if found.bind or found.schema:
-        from .handles import Guard
+        from .handles import HandleGuard
 
-        state.guard = Guard(found)
+        state.guard = HandleGuard(found)
         early_config.pluginmanager.register(state.guard, "dbclone handles")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto,"
-        " rollback, truncate, clone, drop or"
-        " none (see the README)",
+        "dbclone(reset=None, reset_sequences=None): isolate this test; reset is auto, rollback,"
+        " truncate, clone, drop or none (see the README)",
     )
 
 
@@ -185,16 +184,16 @@ def _asked(config: pytest.Config) -> State:
     """Return the process's state, in which the test that runs is isolated from now on."""
     state = _state(config)
     if state.guard is not None:
-        state.guard.asked()
+        state.guard.isolate_running_test()
     return state
 
 
 def _state(config: pytest.Config) -> State:
     """Return the process's state; a project without settings gets one when its first test asks."""
     if STATE not in config.stash:
-        from .. import runner as run
+        from .. import runner
 
-        run_id, worker = run.identity()
+        run_id, worker = runner.identity()
         config.stash[STATE] = State(config, None, run_id, worker)
     return config.stash[STATE]
 
@@ -203,16 +202,16 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     if STATE not in config.stash or hasattr(config, "workerinput"):
         return None
     settings = config.stash[STATE].needed()
-    from .. import runner as run
+    from .. import runner
 
     try:
-        server = run.target(settings)
+        server = runner.target(settings)
     except SettingsError:  # said when a test needs it
         server = f"server from {settings.source('url')}"
     how = f"reset={settings.reset}" + (
         f" (from {settings.source('reset')})" if "reset" in settings.sources else ""
     )
-    lines = [f"project {ascii(settings.project)[1:-1]}, {server}, {how}", *run.remarks(settings)]
+    lines = [f"project {ascii(settings.project)[1:-1]}, {server}, {how}", *runner.remarks(settings)]
     return [printable(f"dbclone: {line}") for line in lines]
 
 
@@ -233,11 +232,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     settings, schema = state.sources()
     if not settings.schema and schema is None:
         return
-    from .. import runner as run
+    from .. import runner
 
     try:
         with state.progress() as progress:
-            held = run.controller(
+            held = runner.controller(
                 settings, schema, config.option.dbclone_rebuild, progress, state.report.note
             )
             state.template = state.held.enter_context(held)
@@ -283,7 +282,7 @@ def _quietly(state: State) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome: Any = yield
-    noted(item, outcome.get_result())
+    note_outcome(item, outcome.get_result())
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -342,7 +341,7 @@ def _clear_errors() -> Iterator[None]:
 def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
     """This worker's clone for the whole session: a `dbclone.Clone`, to which the application's
     handle is bound."""
-    from .. import runner as run
+    from .. import runner
 
     state = _state(request.config)
     with contextlib.ExitStack() as stack:
@@ -350,24 +349,23 @@ def dbclone_worker(request: pytest.FixtureRequest) -> Iterator[Clone]:
             settings, schema = state.sources()
             if hasattr(request.config, "workerinput"):
                 clone = stack.enter_context(
-                    run.worker(settings, state.worker, state.run, schema, progress)
+                    runner.worker(settings, state.worker, state.run, schema, progress)
                 )
             else:
                 rebuild = bool(request.config.option.dbclone_rebuild)
-                both = run.alone(
+                both = runner.single_process(
                     settings, state.worker, state.run, schema, rebuild, progress, state.report.note
                 )
                 state.template, clone = stack.enter_context(both)
             clone.report = _merged(state.report, clone.report)
-            clone.escalated.update(state.remembered())
+            clone.escalated.update(state.read_escapes())
             if state.guard is not None:
                 state.guard.clone = clone
             clone.keep_count = request.config.option.dbclone_keep_failed or clone.keep_count
         yield clone
         with real_files():
-            state.held.push(
-                stack.pop_all()
-            )  # dropped when the session ends: a busy server takes seconds, which are no test's
+            # Dropped when the session ends: a busy server takes seconds, which are no test's
+            state.held.push(stack.pop_all())
 
 
 def _merged(report: Report, other: Report) -> Report:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..clone.report import Report
     from ..settings import Settings
     from ..template.template import Template
-    from .handles import Guard
+    from .handles import HandleGuard
 
 
 _ESCAPED = "dbclone/escaped"  # a key of pytest's cache
@@ -70,7 +70,7 @@ class State:
         self.report: Report = Report()
         self.template: Template | None = None
         self.held = contextlib.ExitStack()
-        self.guard: Guard | None = None
+        self.guard: HandleGuard | None = None
 
     def needed(self) -> Settings:
         """Return the settings of a project in which a test asks for a database."""
@@ -91,7 +91,7 @@ class State:
             return replace(settings, schema=(given,), sources=sources), None
         return settings, given
 
-    def remembered(self) -> set[str]:
+    def read_escapes(self) -> set[str]:
         """Return the tests that were seen committing outside a sandbox in earlier runs; none
         without pytest's cache."""
         cache = getattr(self.config, "cache", None)
@@ -104,7 +104,7 @@ class State:
         """Add the tests that were seen in this run to those of earlier ones."""
         cache = getattr(self.config, "cache", None)
         if cache is not None and self.report.escaped:
-            cache.set(_ESCAPED, sorted(self.remembered().union(self.report.escaped)))
+            cache.set(_ESCAPED, sorted(self.read_escapes().union(self.report.escaped)))
 
     def progress(self) -> Progress:
         """Return what tells a person what a long build is doing, to be used in a `with` block."""
@@ -119,8 +119,7 @@ class State:
             manager.get_plugin("capturemanager"),
         )
         if reporter is not None and capture is not None:
-            with (
-                capture.global_and_fixture_disabled()
-            ):  # a fixture's output is captured, this is for whoever waits
+            # A fixture's output is captured, this is for whoever waits
+            with capture.global_and_fixture_disabled():
                 reporter.ensure_newline()
                 reporter.write_line(line)

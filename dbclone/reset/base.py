@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Task:
     """What is to be isolated: a `test`, class or module by its id; `sequences`, whether they are
-    put back under rollback too; `auto`, whether the strategy was chosen by dbclone and not by the
-    project."""
+    put back under rollback too; `auto`, whether the strategy was chosen by
+    dbclone and not by the project."""
 
     test: str = ""
     sequences: bool = False
@@ -103,8 +103,8 @@ class Strategy(abc.ABC):
 
 
 class Committing(Strategy):
-    """A strategy under which tests commit for real, and which undoes afterwards what they have
-    committed."""
+    """A strategy under which tests commit for real,
+    and which undoes afterwards what they have committed."""
 
     def begin(self) -> None:
         """Raise SandboxLimit inside a class or module that is isolated by rollback."""

@@ -19,28 +19,38 @@ from .state import Condition, Event
 # Top-level objects in user schemas, by what DROP calls them; what belongs to an extension goes with
 # it, and plpgsql is everywhere.
 _OBJECTS = """
-WITH bound AS (SELECT classid, objid, bool_or(deptype = 'e') AS extension, bool_or(deptype IN ('a', 'i')) AS part
-               FROM pg_depend WHERE deptype IN ('e', 'a', 'i') GROUP BY 1, 2),
-     mine AS (SELECT n.oid, nspname FROM pg_namespace n LEFT JOIN bound ON classid = 'pg_namespace'::regclass AND objid = n.oid
-              WHERE nspname NOT IN ('pg_catalog', 'information_schema') AND nspname !~ '^pg_(toast|temp)' AND extension IS NOT TRUE)
+WITH bound AS (
+         SELECT classid, objid, bool_or(deptype = 'e') AS extension,
+                bool_or(deptype IN ('a', 'i')) AS part
+         FROM pg_depend WHERE deptype IN ('e', 'a', 'i') GROUP BY 1, 2),
+     mine AS (
+         SELECT n.oid, nspname FROM pg_namespace n
+         LEFT JOIN bound ON classid = 'pg_namespace'::regclass AND objid = n.oid
+         WHERE nspname NOT IN ('pg_catalog', 'information_schema')
+               AND nspname !~ '^pg_(toast|temp)' AND extension IS NOT TRUE)
 SELECT 0, 'EXTENSION', extname::text, NULL, NULL FROM pg_extension WHERE extname <> 'plpgsql'
 UNION ALL
 SELECT 1, 'SCHEMA', nspname::text, NULL, NULL FROM mine WHERE nspname <> 'public'
 UNION ALL
-SELECT 2, CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE' WHEN 'f' THEN 'FOREIGN TABLE'
-       ELSE 'TABLE' END, nspname::text, relname::text, NULL
-FROM pg_class c JOIN mine ON mine.oid = relnamespace LEFT JOIN bound ON classid = 'pg_class'::regclass AND objid = c.oid
+SELECT 2, CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
+                       WHEN 'S' THEN 'SEQUENCE' WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END,
+       nspname::text, relname::text, NULL
+FROM pg_class c JOIN mine ON mine.oid = relnamespace
+     LEFT JOIN bound ON classid = 'pg_class'::regclass AND objid = c.oid
 WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND nspname = 'public' AND extension IS NOT TRUE
       AND (relkind <> 'S' OR part IS NOT TRUE)
 UNION ALL
 SELECT 3, 'ROUTINE', nspname::text, proname::text, pg_get_function_identity_arguments(p.oid)
-FROM pg_proc p JOIN mine ON mine.oid = pronamespace LEFT JOIN bound ON classid = 'pg_proc'::regclass AND objid = p.oid
+FROM pg_proc p JOIN mine ON mine.oid = pronamespace
+     LEFT JOIN bound ON classid = 'pg_proc'::regclass AND objid = p.oid
 WHERE nspname = 'public' AND extension IS NOT TRUE
 UNION ALL
 SELECT 4, 'TYPE', nspname::text, typname::text, NULL
-FROM pg_type t JOIN mine ON mine.oid = typnamespace LEFT JOIN bound ON classid = 'pg_type'::regclass AND objid = t.oid
+FROM pg_type t JOIN mine ON mine.oid = typnamespace
+     LEFT JOIN bound ON classid = 'pg_type'::regclass AND objid = t.oid
      LEFT JOIN pg_class c ON c.oid = t.typrelid
-WHERE nspname = 'public' AND extension IS NOT TRUE AND (typtype IN ('e', 'd', 'r') OR typtype = 'c' AND c.relkind = 'c')
+WHERE nspname = 'public' AND extension IS NOT TRUE
+      AND (typtype IN ('e', 'd', 'r') OR typtype = 'c' AND c.relkind = 'c')
 ORDER BY 1
 """
 
@@ -100,9 +110,8 @@ class Rebuild(Committing):
                 self.name, 0.0, spoiled=f"not everything could be dropped: {failure(error)}"
             )
         except BaseException:
-            self.host.replace(
-                "a reset that failed", quiet=True
-            )  # the next test must not find what this one left
+            # The next test must not find what this one left
+            self.host.replace("a reset that failed", quiet=True)
             raise
 
     def _empty(self) -> int:

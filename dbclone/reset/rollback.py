@@ -30,7 +30,7 @@ class Level:
 
     Arguments: `session`, whose real connection this reset alone may send transaction control to;
     `positions`, of sequences to return to, or None: a rollback does not move sequences back by
-    itself (PostgreSQL documentation, functions-sequence); `witness`, which is asked, in the message
+    itself (PostgreSQL documentation, functions-sequence); `commits`, which is asked, in the message
     that rolls back, whether something was committed meanwhile; `over`, returns the session over
     which sequences are put back, if the sandbox's own may not.
     """
@@ -39,13 +39,13 @@ class Level:
         self,
         session: Session,
         positions: tuple[Sequence, ...] | None = None,
-        witness: CommitTracker | None = None,
+        commits: CommitTracker | None = None,
         over: Callable[[], psycopg.Connection[Any] | None] = lambda: None,
     ) -> None:
         self._over = over
         self._session = session
         self._positions = positions
-        self._witness = witness
+        self._commits = commits
         self._level = ""
         self._begun: Moment | None = None
 
@@ -58,11 +58,11 @@ class Level:
             commands = session.stack.enter_level(session.failed)
             self._level = session.stack.level
             sent = [render(command) for command in commands]
-            if self._witness is None:
+            if self._commits is None:
                 self._send([b"BEGIN", *sent] if outermost else sent)
                 return
             if outermost:
-                results = self._prepared(
+                results = self._call_prepared(
                     [], lambda name: f"EXECUTE {name}_now".encode(), [b"BEGIN", *sent]
                 )
             else:
@@ -76,21 +76,22 @@ class Level:
         spoiled, verdict = "", Verdict.NOTHING
         blocked = session.session_lock.force(session.lock)
         if not blocked:
-            free(
-                session.pgconn
-            )  # what raised in the middle of a statement, such as a limit on the test's time, left it running
+            # What raised in the middle of a statement, such as a limit on the test's time,
+            # left it running
+            free(session.pgconn)
         try:
             commands = [render(command) for command in session.stack.leave_level(self._level)]
             outermost = bool(commands) and not session.stack.levels
             if outermost:
                 commands = [commands[0], b"ROLLBACK"]
-            verdict = self._audited(commands, outermost)
+            verdict = self._undo_and_classify(commands, outermost)
         except _LOST:
             spoiled = "the test ended the outer transaction, so what it wrote was committed"
             session.stack.entries.clear()
             self._send([b"ROLLBACK"])
         except psycopg.OperationalError as error:
-            spoiled = f"the connection of the test was lost: {blocked or str(error).strip().splitlines()[0]}"
+            why = blocked or str(error).strip().splitlines()[0]
+            spoiled = f"the connection of the test was lost: {why}"
             session.stack.entries.clear()
         finally:
             session.session_lock.release(session.lock)
@@ -131,26 +132,26 @@ class Level:
         finally:
             session.session_lock.release(session.lock)
 
-    def _audited(self, commands: list[bytes], outermost: bool) -> Verdict:
-        """Send the commands that undo, and in the same message the question of what was committed
-        meanwhile."""
-        witness = self._witness
-        if witness is None or not commands:
+    def _undo_and_classify(self, commands: list[bytes], outermost: bool) -> Verdict:
+        """Send the commands that undo, and in the same message the question of
+        what was committed meanwhile."""
+        commits = self._commits
+        if commits is None or not commands:
             self._send(
                 [*commands, *([b"SELECT pg_catalog.pg_advisory_unlock_all()"] if outermost else [])]
             )
             return Verdict.NOTHING
         results = (
-            self._prepared(commands, witness.question, [])
+            self._call_prepared(commands, commits.question, [])
             if outermost
-            else self._send([*commands, witness.text])
+            else self._send([*commands, commits.text])
         )
-        moment, fates = witness.fates(results[-1])
-        if fates is None:
-            moment, fates = witness.fates(self._send([witness.text])[-1])
-        return witness.judge(moment, fates, self._begun)
+        moment, statuses = commits.statuses(results[-1])
+        if statuses is None:
+            moment, statuses = commits.statuses(self._send([commits.text])[-1])
+        return commits.classify(moment, statuses, self._begun)
 
-    def _prepared(
+    def _call_prepared(
         self, before: list[bytes], call: Callable[[str], bytes], after: list[bytes]
     ) -> list[Any]:
         """Send a call of one of our prepared statements between other commands, and return the
@@ -211,13 +212,13 @@ class Rollback(Strategy):
             outcome = self._level.leave() if not label else None
             failed = self._level.commit() if label else ""
         if outcome is None:
-            outcome = self._kept(label, failed)
+            outcome = self._keep(label, failed)
         state.sequences_moved = state.sequences_moved or self._moves
         if not outcome.spoiled:
             state.vacuum_if_due()
         return replace(outcome, limit=session.refused())
 
-    def _kept(self, label: str, failed: str) -> Outcome:
+    def _keep(self, label: str, failed: str) -> Outcome:
         """Keep what a test left, and its level has committed. Data of a class or module around it
         go along."""
         started = monotonic()

@@ -18,12 +18,14 @@ from psycopg.rows import tuple_row
 # Asked over the application's own session too, whose search_path may lead anywhere.
 _SEQUENCES = """
 SELECT c.oid::int8, n.nspname::text, c.relname::text,
-       coalesce((SELECT d.refobjid::int8 FROM pg_catalog.pg_depend d WHERE d.classid = 1259 AND d.objid = c.oid
+       coalesce((SELECT d.refobjid::int8 FROM pg_catalog.pg_depend d
+                 WHERE d.classid = 1259 AND d.objid = c.oid
                  AND d.refclassid = 1259 AND d.deptype IN ('a', 'i') LIMIT 1), 0),
        c.relpersistence = 'p'
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_(toast|temp)'
-      AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')
+      AND pg_catalog.has_table_privilege(c.oid, 'SELECT')
+      AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')
 ORDER BY c.oid
 """
 

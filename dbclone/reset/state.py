@@ -253,7 +253,7 @@ class ResetState:
         return self._put_back
 
     def _is_start(self) -> bool:
-        """Return whether the database is now what tests start from, so that it can be learned here."""
+        """Return whether the database is now what tests start from, and can be learned here."""
         assert self._control is not None
         assert self.commits is not None
         if self.condition is Condition.DIRTY:

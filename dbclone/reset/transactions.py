@@ -20,24 +20,27 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-_MANY = 5000  # numbers whose fates are worth asking for, rather than for the tables
-_FEW = 16  # numbers that a test seldom exceeds, whose fates cost half as much if each has a column of its own
+_MANY = 5000  # numbers whose statuses are worth asking for, rather than for the tables
+# Numbers that a test seldom exceeds: their statuses cost half as much if each has its own column.
+_FEW = 16
 _WRAP = 1 << 32  # rows have the lower half of a number
 
 # The next number that will be given out is not in a snapshot, which knows only those that have
 # ended; age() counts from it.
 NOW = "pg_catalog.pg_current_snapshot()::text, pg_catalog.age('3'::xid)"
+_NEXT = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8"
 # Whether a row was written after a moment: by a transaction that began later, or was running then,
 # and is none of our own. $1 is the first number that had not ended, $2 those that were running all
 # the same, $3 our own.
 NEWER = "((pg_catalog.age(xmin) <= pg_catalog.age($1) OR xmin = ANY($2)) AND xmin <> ALL($3))"
-NEWER_STILL = "(pg_catalog.age(xmin) <= pg_catalog.age($1) AND xmin <> ALL($3))"  # the same, if none was running
+# The same, if none was running.
+NEWER_STILL = "(pg_catalog.age(xmin) <= pg_catalog.age($1) AND xmin <> ALL($3))"
 TYPES = "(xid, xid[], xid[])"
 _FATES = f"""SELECT {NOW}, ARRAY(
     SELECT x::text || CASE s WHEN 'in progress' THEN 'p' ELSE 'c' END
     FROM (SELECT x, pg_catalog.pg_xact_status(x::text::xid8) AS s FROM (
               SELECT pg_catalog.generate_series($1, LEAST($1 + {_MANY},
-                  pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8 - 1)) AS x
+                  {_NEXT} - 1)) AS x
               UNION ALL SELECT pg_catalog.unnest($2)) AS u) AS v
     WHERE s IS DISTINCT FROM 'aborted')::text"""
 # The same for few numbers, with one column each. What has not been given out may not be asked for:
@@ -45,7 +48,7 @@ _FATES = f"""SELECT {NOW}, ARRAY(
 _EACH = ", ".join(
     f"pg_catalog.pg_xact_status(LEAST($1 + {number}, u.last)::text::xid8)" for number in range(_FEW)
 )
-_LAST = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8 - 1 AS last OFFSET 0"
+_LAST = f"SELECT {_NEXT} - 1 AS last OFFSET 0"
 
 
 @dataclass(frozen=True)
@@ -184,9 +187,10 @@ class CommitTracker:
             .encode()
         )
 
-    def fates(self, result: Any) -> tuple[Moment, bytes | None]:
-        """Return the moment, and the numbers with their fates, that a result of libpq to `question`
-        or `text` tells. None for the fates if there were too many: then `text` has to be asked."""
+    def statuses(self, result: Any) -> tuple[Moment, bytes | None]:
+        """Return the moment, and the numbers with their statuses, that a result of libpq to
+        `question` or `text` tells. None for these if they were too many: then `text` has to be
+        asked."""
         moment = Moment.of((result.get_value(0, 0), result.get_value(0, 1)))
         if result.nfields <= _FEW:
             return moment, result.get_value(0, 2)
@@ -201,15 +205,15 @@ class CommitTracker:
                 )
         return moment, b"{%s}" % b",".join(found)
 
-    def judge(
-        self, moment: Moment, fates: bytes | str | None, begun: Moment | None = None
+    def classify(
+        self, moment: Moment, statuses: bytes | str | None, begun: Moment | None = None
     ) -> Verdict:
         """Return what happened on this server since then, and go on from there if it was nothing
         that lasts.
 
-        Arguments: `moment` and `fates`, the answer to `question`; `begun`, when the test began.
+        Arguments: `moment` and `statuses`, the answer to `question`; `begun`, when the test began.
         """
-        text = fates.decode() if isinstance(fates, bytes) else fates or "{}"
+        text = statuses.decode() if isinstance(statuses, bytes) else statuses or "{}"
         found = [part for part in text.strip("{}").split(",") if part]
         committed = [
             x

@@ -5,10 +5,12 @@ One real transaction holds everything. Inside it a stack of savepoints stands fo
 application believes to be there:
 
     level   a test, or the data of a class or module: undone when it ends
-    block   a transaction block of the application: its COMMIT releases the savepoint, its ROLLBACK rolls back to it
+    block   a transaction block of the application: its COMMIT releases the savepoint, its ROLLBACK
+            rolls back to it
     app     a savepoint that the application itself set inside its block
-    guard   set before a statement outside any block, so that its failure does not poison what follows; kept for the next while
-            there is nothing that the failure of the next could undo
+    guard   set before a statement outside any block, so that its failure does not poison what
+            follows; kept for the next while there is nothing that the failure of the next could
+            undo
     done    what nobody needs any more but cannot be released yet, because something else lies on it
 
 Several connections of the application share the stack; each entry knows its owner. Blocks of
@@ -39,10 +41,10 @@ class StackEntry:
     kind: str
     owner: int
     name: str
-    written: bool = False  # a block in which something may have been written, or a guard after which something may have been
+    written: bool = False  # a block in which, or guard after which, something may have been written
     used: bool = True  # not a guard that was set on suspicion
     covered: bool = False  # a block on which others may have committed something
-    failed: bool = False  # a block that has been rolled back for the others, and waits for its owner to learn of it
+    failed: bool = False  # a block rolled back for the others, of which its owner has yet to learn
     asked: bool = False  # a block in which a statement has run
     stale: bool = False  # a block that has asked before others committed something
     isolation: str = LEVELS[0]
@@ -82,14 +84,14 @@ class StackEntry:
         return wanted != self.isolation or ("READ WRITE" in modes and self.read_only)
 
 
-def committed(entries: list[StackEntry]) -> None:
+def note_commit(entries: list[StackEntry]) -> None:
     """Remember of the blocks among these that something is committed on top of them."""
     for entry in entries:
         if entry.kind == "block":
             entry.covered, entry.stale = True, entry.stale or entry.asked
 
 
-def named(entries: list[StackEntry], index: int, name: str) -> int | None:
+def find_savepoint(entries: list[StackEntry], index: int, name: str) -> int | None:
     """Return where the last savepoint of that name is, in the block at `index`."""
     wanted = ("app", entries[index].owner, name)
     found = ((i, entries[i]) for i in range(len(entries) - 1, index, -1))
@@ -108,9 +110,8 @@ def limit(what: str, detail: str) -> SandboxLimit:
 def written_by_another() -> SandboxLimit:
     return limit(
         "another connection has written in a transaction that is still open",
-        "In production this statement would not see those rows, or would wait for them; in"
-        " the one real transaction of a rollback"
-        " it would see them.",
+        "In production this statement would not see those rows, or would wait for them; in the one"
+        " real transaction of a rollback it would see them.",
     )
 
 
@@ -123,7 +124,7 @@ def interleaving_limit(what: str) -> SandboxLimit:
     )
 
 
-def reserved(name: str) -> SandboxLimit:
+def reserved_name(name: str) -> SandboxLimit:
     """Return the error about a savepoint with a name like ours."""
     return SandboxLimit(
         f"the savepoint name {name!r} is reserved",
@@ -137,24 +138,25 @@ CHECK = "SET CONSTRAINTS ALL IMMEDIATE"
 
 @dataclass
 class Savepoints:
-    """The stack of savepoints; owners are numbers that the shells give to the application's
-    connections."""
+    """The stack of savepoints; owners are numbers that the shells give to
+    the application's connections."""
 
     entries: list[StackEntry] = field(default_factory=list)
     writers: frozenset[str] = frozenset()  # names of functions that may write
-    deferred: str = ""  # SQL that lets constraints wait for a COMMIT as they were declared; none if no constraint can
-    foresees: bool = False  # whether the application was last seen to need a guard after a block or at a test's beginning
-    last: int = (
-        0  # the owner of the last statement, whose failure it is if the real transaction is aborted
-    )
+    # SQL that lets constraints wait for a COMMIT as they were declared; none if no constraint can
+    deferred: str = ""
+    # Whether the application was last seen to need a guard after a block or at a test's beginning
+    foresees: bool = False
+    # The owner of the last statement, whose failure it is if the real transaction is aborted
+    last: int = 0
 
     def in_block(self, owner: int) -> bool:
         """Return whether `owner` believes to be inside a transaction block."""
         return self._block(owner) is not None
 
     def has_failed(self, owner: int, failed: bool) -> bool:
-        """Return whether the block of `owner` is aborted; `failed`, whether the real transaction
-        is."""
+        """Return whether the block of `owner` is aborted;
+        `failed`, whether the real transaction is."""
         index = self._block(owner)
         return index is not None and (self.entries[index].failed or (failed and self.last == owner))
 
@@ -293,8 +295,8 @@ class Savepoints:
         return [command, *(self._push("app", owner, name) for name in savepoints)]
 
     def _within_level(self, index: int) -> None:
-        """Raise SandboxLimit if a block would have to be set anew inside a level that began after
-        it."""
+        """Raise SandboxLimit if a block would have to be set anew inside a
+        level that began after it."""
         above = self.entries[index + 1 :]
         move = self.entries[index].covered or any(e.kind in ("block", "done") for e in above)
         if move and any(e.kind == "level" for e in above):
@@ -303,16 +305,15 @@ class Savepoints:
     def _cover(self, text: str | None) -> None:
         """Remember of all open blocks that something is committed on top of them."""
         if not analyze(text).reads_only(self.writers):
-            committed(self.entries)
+            note_commit(self.entries)
 
     def begin(self, owner: int, failed: bool, modes: str = "") -> list[Command]:
         """Open a block for an owner that has none, with the transaction modes of its BEGIN."""
         self._alone(owner, failed)
         self.foresees = self.foresees and self.entries[-1].used
         commands = [*self._turn(owner, failed), self._push("block", owner)]
-        if (
-            self.deferred
-        ):  # outside blocks all are checked at once, because there each statement commits
+        # Outside blocks all are checked at once, because there each statement commits
+        if self.deferred:
             commands.append(("", self.deferred))
         return commands + self.entries[-1].modes(modes, self.deferred)
 
@@ -384,7 +385,7 @@ class Savepoints:
             return commands + self._release_done()
         keep = keep and not mine and not entry.failed
         if keep and entry.written:
-            committed(self.entries[:index])
+            note_commit(self.entries[:index])
         del self.entries[index:]
         undo: list[Command] = [] if keep else [("ROLLBACK TO", entry.name)]
         return [
@@ -419,7 +420,7 @@ class Savepoints:
         """
         index = self._own(owner)
         if control.name.startswith(PREFIX):
-            raise reserved(control.name)
+            raise reserved_name(control.name)
         verb = {"savepoint": "SAVEPOINT", "release": "RELEASE"}.get(control.verb, "ROLLBACK TO")
         if control.verb != "rollback_to":
             self.entries[index].check_not_failed()
@@ -427,7 +428,7 @@ class Savepoints:
                 return [(verb, control.name)]  # for the server to refuse
         self._alone(owner, failed)
         self._within_level(index)
-        at = named(self.entries, index, control.name)
+        at = find_savepoint(self.entries, index, control.name)
         if (
             control.verb != "savepoint"
             and at is not None
@@ -439,15 +440,14 @@ class Savepoints:
         index = self._own(owner)
         if control.verb == "savepoint":
             return [*commands, self._push("app", owner, control.name)]
-        at = named(self.entries, index, control.name)
+        at = find_savepoint(self.entries, index, control.name)
         if at is not None:
             del self.entries[at if control.verb == "release" else at + 1 :]
             self.entries[self._own(owner)].failed = False
             return [*commands, (verb, control.name)]
         name = control.name
-        while any(
-            e.name == name for e in self.entries
-        ):  # it is another connection's, or lies outside this block
+        # It is another connection's, or lies outside this block
+        while any(e.name == name for e in self.entries):
             name += "_"
         return [*commands, (verb, name)]
 
@@ -478,9 +478,8 @@ class Savepoints:
 
     @property
     def level(self) -> str:
-        return next(
-            entry.name for entry in reversed(self.entries) if entry.kind == "level"
-        )  # the innermost
+        # The innermost
+        return next(entry.name for entry in reversed(self.entries) if entry.kind == "level")
 
     @property
     def levels(self) -> int:

@@ -26,9 +26,12 @@ from .psycopg3.prepared import Prepared
 from .savepoints import CHECK, Savepoints
 from .session_lock import ConnectionLock, ExclusiveUse, SessionLock, TransferableWait
 
-_STALE = 100  # statements to leave in the session, so that not every test that changes objects pays for discarding them
-_DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred FROM pg_catalog.pg_constraint c
-    JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace WHERE c.condeferrable"""
+# Statements to leave in the session, so that not every test that changes objects pays for
+# discarding them.
+_STALE = 100
+_DEFERRABLE = """SELECT n.nspname::text, c.conname::text, c.condeferred
+    FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace
+    WHERE c.condeferrable"""
 
 
 class Session:
@@ -142,18 +145,18 @@ class Session:
             self.real.execute("DEALLOCATE ALL")
 
     def note_statement(self, text: str) -> None:
-        """Remember of a statement that begins whether it may change objects, or what is prepared."""
+        """Note of a statement that begins whether it may change objects, or what is prepared."""
         asked = analyze(text)
         if not asked.alters:
             return
         self._alters, self._prepares = True, self._prepares or asked.prepares
         if asked.deallocates:
             self._forget()
-        self._stale += sum(prepared.changed() for prepared in self._managers())
+        self._stale += sum(prepared.forget_inherited() for prepared in self._managers())
 
     def _managers(self) -> list[Prepared]:
-        """Return what is known of prepared statements: by closed connections, open ones, and our
-        own."""
+        """Return what is known of prepared statements: by closed connections, open ones,
+        and our own."""
         open_ones = [connection._prepared for connection in list(self._connections.values())]
         return [*self._left, *open_ones, self._own]
 
@@ -178,11 +181,11 @@ class Session:
         """Return what a new connection knows of prepared statements: what one that is closed has
         left, if there is any."""
         try:
-            return self._left.pop().handed_on()
+            return self._left.pop().inherit()
         except IndexError:
             return Prepared(next(self._numbers))
 
-    def left(self, prepared: Prepared) -> None:
+    def keep_prepared(self, prepared: Prepared) -> None:
         """Keep what a connection had prepared when it was closed."""
         self._stale += len(prepared.unproven)
         self._left.append(prepared)
@@ -213,7 +216,7 @@ class SandboxConnection(Sandboxed, psycopg.Connection[Any]):
     def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
         pool = getattr(self, "_pool", None)
-        if self.closed or self._inherited():
+        if self.closed or self._is_forked():
             return
         if pool and getattr(pool, "close_returns", False):
             pool.putconn(self)
@@ -259,9 +262,8 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
         running, may finish `gen`."""
         statement = TransferableWait(gen)
         if not self._session.session_lock.running(self.lock, statement):
-            async with (
-                self.lock
-            ):  # a thread took the turn in the middle of psycopg's own `async with`
+            # A thread took the turn in the middle of psycopg's own `async with`
+            async with self.lock:
                 return await super().wait(gen, *arguments, **options)
         try:
             return await super().wait(statement, *arguments, **options)  # type: ignore[arg-type]
@@ -271,7 +273,7 @@ class AsyncSandboxConnection(Sandboxed, psycopg.AsyncConnection[Any]):
     async def close(self) -> None:
         """Close for the application: an open block is rolled back, the session stays."""
         pool = getattr(self, "_pool", None)
-        if self.closed or self._inherited():
+        if self.closed or self._is_forked():
             return
         if pool and getattr(pool, "close_returns", False):
             await pool.putconn(self)

@@ -66,8 +66,8 @@ _MINE: Any = None  # the task of a holder that is a thread
 
 
 class _Hold:
-    """Who has the turn, or waits for it: a `turn` in a thread, or in a task of that thread's event
-    loop."""
+    """Who has the turn, or waits for it: a `turn` in a thread,
+    or in a task of that thread's event loop."""
 
     __slots__ = ("entered", "statement", "task", "thread", "turn", "wake")
 
@@ -105,7 +105,8 @@ class SessionLock:
     def acquire(self, turn: ConnectionLock) -> None:
         """Take the turn for this thread. Raises SandboxLimit if that is impossible, or not possible
         in time."""
-        self.home.require()  # before the mutex, which another thread may have held when this process was forked
+        # Before the mutex, which another thread may have held when this process was forked.
+        self.home.require()
         hold = turn.last
         if hold.thread != (turn.thread or threading.get_ident()) or hold is self._hold:
             hold = turn.last = _Hold(turn)
@@ -176,7 +177,7 @@ class SessionLock:
                 turn.lost -= 1
 
     def pin(self, turn: ConnectionLock, task: Any = _MINE) -> None:
-        """Keep the session for one connection, also between its session_lock. It must be its turn."""
+        """Keep the session for one connection, also between its turns. It must be its turn."""
         with self._mutex:
             if self._claim is None:
                 self._claim = _Hold(turn, task)
@@ -336,9 +337,8 @@ class SessionLock:
         self.limited = f"a connection waits for {who}, which {doing} on another connection"
         return SandboxLimit(
             self.limited,
-            "Inside a rollback all connections share one session, which runs one statement"
-            " at a time; the setting lock_timeout"
-            f" is {self.timeout:g} s.",
+            "Inside a rollback all connections share one session, which runs one statement at a"
+            f" time; the setting lock_timeout is {self.timeout:g} s.",
             "Finish the one before the other, or isolate this test with"
             ' @pytest.mark.dbclone(reset="truncate").',
         )

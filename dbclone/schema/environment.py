@@ -22,16 +22,10 @@ from ..errors import SettingsError
 from ..server.dsn import Dsn, bound_environment, child_environment, parse, with_libpq_defaults
 from ..settings import Settings
 
-#: Files of variables that programs load by themselves, where the environment has no variable of the name.
+#: Files of variables that programs load by themselves, where the environment has none of the name.
 ENV_FILES = (
-    ".env",
-    ".env.local",
-    ".env.development",
-    ".env.dev",
-    ".env.test",
-    ".flaskenv",
-    ".envrc",
-)
+    ".env", ".env.local", ".env.development", ".env.dev", ".env.test", ".flaskenv", ".envrc",
+)  # fmt: skip
 _ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)\s*[=:]\s*(.*?)\s*$", re.M)
 # The names that dj-database-url, django-environ and SQLAlchemy have for PostgreSQL.
 _URL = re.compile(r"^\s*(postgres(?:ql)?(?:\+\w+)?|postgis|psql|pgsql|timescale(?:gis)?)://", re.I)
@@ -49,8 +43,8 @@ _OTHERS = re.compile(
 
 
 def file_variables(root: Path) -> dict[str, str]:
-    """Return the variables that the `.env` files of a folder set; a file that cannot be read sets
-    none."""
+    """Return the variables that the `.env` files of a folder set;
+    a file that cannot be read sets none."""
     found: dict[str, str] = {}
     for name in ENV_FILES:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What decides how a template is built: its inputs by name and digest, and one digest of all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Manifest(dict[str, str]):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all inputs: 16 hexadecimal digits, the same whatever order they were found in."""
+        """Digest of all inputs: 16 hexadecimal digits, whatever order they were found in."""
         lines = "".join(f"{name}\0{digest_}\0" for name, digest_ in sorted(self.items()))
         return digest(lines.encode())
 

@@ -23,35 +23,12 @@ _SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
 _VALUES = {"psql": "cfdhpULovPFRT", "pg_restore": "dhpUfFIjLnNPStT"}
 _LONG = frozenset(
     [
-        *(
-            "host",
-            "port",
-            "username",
-            "dbname",
-            "file",
-            "command",
-            "output",
-            "log-file",
-            "set",
-            "variable",
-            "pset",
-            "field-separator",
-        ),
-        *(
-            "record-separator",
-            "table-attr",
-            "format",
-            "index",
-            "jobs",
-            "use-list",
-            "schema",
-            "exclude-schema",
-            "function",
-            "superuser",
-        ),
-        *("table", "trigger", "section", "role", "filter"),
+        "host", "port", "username", "dbname", "file", "command", "output", "log-file", "set",
+        "variable", "pset", "field-separator", "record-separator", "table-attr", "format", "index",
+        "jobs", "use-list", "schema", "exclude-schema", "function", "superuser", "table", "trigger",
+        "section", "role", "filter",
     ]
-)
+)  # fmt: skip
 
 
 def elsewhere(line: str, root: Path, roles: Roles) -> list[Refusal]:
@@ -67,7 +44,7 @@ def elsewhere(line: str, root: Path, roles: Roles) -> list[Refusal]:
 
 
 def _commands(words: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the programs of a command with their arguments: itself, or what a shell is told to run."""
+    """Yield the programs of a command with their arguments: itself, or what a shell has to run."""
     words = list(words)
     while words and (
         re.fullmatch(r"\w+=.*", words[0], re.S) or words[0] in ("env", "exec", "time", "nice")
@@ -131,9 +108,8 @@ def _program(words: list[str], root: Path, roles: Roles) -> Iterator[Refusal]:
         elif option == "<" and name == "psql":
             files.append(value)
     for target in targets:
-        if (
-            "$" not in target
-        ):  # which a shell takes from the environment, and that leads to the build
+        # Which a shell takes from the environment, and that leads to the build
+        if "$" not in target:
             yield Refusal(
                 name,
                 f"{name} {mask_any(target)}",
@@ -148,8 +124,14 @@ def _program(words: list[str], root: Path, roles: Roles) -> Iterator[Refusal]:
 
 
 _TARGETS = ("d", "dbname", "h", "host", "p", "port")
-_RESTORE = "Leave --create out, and let a shell name the database: sh -c 'pg_restore -d \"$PGDATABASE\" FILE'."
-_TARGET = "Leave it out: the environment of the command leads to the database being built (PGHOST, PGDATABASE and so on)."
+_RESTORE = (
+    "Leave --create out, and let a shell name the database:"
+    " sh -c 'pg_restore -d \"$PGDATABASE\" FILE'."
+)
+_TARGET = (
+    "Leave it out: the environment of the command leads to the database being built"
+    " (PGHOST, PGDATABASE and so on)."
+)
 
 
 def _options(words: Sequence[str], valued: str) -> Iterator[tuple[str, str]]:

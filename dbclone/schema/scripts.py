@@ -49,7 +49,7 @@ class Roles:
 
 
 @dataclass
-class Plan:
+class ScriptPlan:
     """What becomes of a script: `changed`, by number, statements that run otherwise or (None) not
     at all; `notes`, what to tell; `lacking`, the roles that there are not."""
 
@@ -87,26 +87,20 @@ class _Found(NamedTuple):
     naming: Naming | None
 
 
-_QUIET = (
-    "SET",
-    "RESET",
-    "SELECT",
-    "SHOW",
-    "BEGIN",
-    "COMMIT",
-    "END",
-    "START",
-)  # what a dump does before it connects
+# What a dump does before it connects
+_QUIET = ("SET", "RESET", "SELECT", "SHOW", "BEGIN", "COMMIT", "END", "START")
 _SET_ROLE = ("SET ROLE", "SET SESSION AUTHORIZATION")
 
 
-def plans(scripts: Sequence[Script], roles: Roles, here: str = "") -> tuple[list[Plan], list[str]]:
+def plans(
+    scripts: Sequence[Script], roles: Roles, here: str = ""
+) -> tuple[list[ScriptPlan], list[str]]:
     """Return what becomes of each script, and the roles that are missing and are to be made before.
 
     Arguments: `roles`, those of the server; `here`, the database being built, if it is there
     already. Raises BuildFailed, with file, line and statement, if one reaches beyond that database.
     """
-    found = [(Plan(script), list(_look(script.text))) for script in scripts]
+    found = [(ScriptPlan(script), list(_look(script.text))) for script in scripts]
     created = {
         n
         for _, entries in found
@@ -125,14 +119,14 @@ def plans(scripts: Sequence[Script], roles: Roles, here: str = "") -> tuple[list
 
 
 def refusals(script: Script, roles: Roles) -> list[Refusal]:
-    """Return what psql itself may not run of a script: it leaves nothing out, and obeys backslash
-    commands."""
+    """Return what psql itself may not run of a script:
+    it leaves nothing out, and obeys backslash commands."""
     judge = _Judge(roles, frozenset(), "", by_psql=True)
     entries = list(_look(script.text))
     judge.created = frozenset(
         n for e in entries for r in e.reaches if _makes(r) for n in r.names if n
     )
-    judge.judge(Plan(script), entries)
+    judge.judge(ScriptPlan(script), entries)
     return judge.refused
 
 
@@ -205,6 +199,28 @@ def _creates_database(one: Reach) -> bool:
     return one.kind == reaches.DATABASE and one.verb == "CREATE" and not one.body
 
 
+_LEFT_OUT = "left out, because"
+
+
+@dataclass
+class _Notes:
+    """What is left out of a script, or run otherwise, and how often; `target`, the database that
+    stands in it for the one being built."""
+
+    target: str
+    left: Counter[str] = field(default_factory=Counter)  # about the database
+    aimed: Counter[str] = field(default_factory=Counter)
+    there: Counter[str] = field(default_factory=Counter)  # about roles
+
+    def lines(self) -> list[str]:
+        """Return what is to be said about it."""
+        stands = f"{_LEFT_OUT} {self.target} stands for the database being built"
+        aimed = f"run on the database being built instead of {self.target}"
+        roles = f"{_LEFT_OUT} the roles of the server are as they are"
+        found = ((stands, self.left), (aimed, self.aimed), (roles, self.there))
+        return [f"{why}: {_shown(what)}" for why, what in found if what]
+
+
 class _Judge:
     """Decides statement by statement, over all scripts."""
 
@@ -215,68 +231,22 @@ class _Judge:
         self.refused: list[Refusal] = []
         self.missing: set[str] = set()
 
-    def judge(self, plan: Plan, entries: Sequence[_Found]) -> None:
+    def judge(self, plan: ScriptPlan, entries: Sequence[_Found]) -> None:
         target, first = ("", 0) if self.by_psql else _target(entries)
-        left: Counter[str] = Counter()  # about the database
-        aimed: Counter[str] = Counter()
-        there: Counter[str] = Counter()  # roles
+        notes = _Notes(target)
         lacking: dict[str, Counter[str]] = {}
         for entry in entries:
             text: str | None = entry.statement.text
             for one in entry.reaches:
-                if one.kind == reaches.HARMLESS or (
-                    self.by_psql
-                    and one.kind == reaches.PSQL
-                    and not reaches.LEADING.fullmatch(one.what)
-                ):
+                if not self._is_run(plan, entry, one, first, notes):
                     text = None
-                elif one.kind == reaches.CONNECT and one.names[0] in (
-                    "",
-                    target,
-                ):  # none: the same again
-                    text = None
-                    if one.names[0]:
-                        left[one.what] += 1
-                elif (
-                    one.kind == reaches.DATABASE
-                    and target
-                    and set(one.names) == {target}
-                    and not one.body
-                ):
-                    if one.verb in ("CREATE", "DROP") and entry.number > first:
-                        self._refuse(plan, entry, one)
-                    elif one.spans and all(self._known(role) for role, _ in one.pairs):
-                        aimed[one.what] += 1
-                        continue
-                    else:
-                        left[one.what] += 1
-                    text = None
-                elif one.kind == reaches.ROLE:
-                    answer = self._role(one, entry.naming)
-                    if answer == "leave":
-                        text = None
-                        there[one.what] += 1
-                    elif answer != "run":
-                        self._refuse(plan, entry, one)
-                else:
-                    self._refuse(plan, entry, one)
             if text is not None and entry.naming is not None and not self.by_psql:
                 text = self._named(text, entry.naming, lacking)
             if text is not None and any(one.spans for one in entry.reaches):
                 text = self._aimed(text)
             if text is not entry.statement.text:
                 plan.changed[entry.number] = text
-        because = "left out, because"
-        if left:
-            plan.notes.append(
-                f"{because} {target} stands for the database being built: {_shown(left)}"
-            )
-        if aimed:
-            plan.notes.append(
-                f"run on the database being built instead of {target}: {_shown(aimed)}"
-            )
-        if there:
-            plan.notes.append(f"{because} the roles of the server are as they are: {_shown(there)}")
+        plan.notes += notes.lines()
         plan.lacking = sorted(name for name in lacking if name not in self.roles.there)
         for name, clauses in sorted(lacking.items()):
             why = (
@@ -284,9 +254,41 @@ class _Judge:
                 if name not in self.roles.stand_ins
                 else f"role {name} is there in name only"
             )
-            plan.notes.append(f"{because} {why}: {_shown(clauses)}")
+            plan.notes.append(f"{_LEFT_OUT} {why}: {_shown(clauses)}")
 
-    def _refuse(self, plan: Plan, entry: _Found, one: Reach) -> None:
+    def _is_run(
+        self, plan: ScriptPlan, entry: _Found, one: Reach, first: int, notes: _Notes
+    ) -> bool:
+        """Return whether a statement may run as far as `one` goes that it reaches; what is refused
+        is noted, and so is what is left out. `first` is the first statement of the script that
+        counts as one on the database being built."""
+        target = notes.target
+        if one.kind == reaches.HARMLESS:
+            return False
+        if self.by_psql and one.kind == reaches.PSQL and not reaches.LEADING.fullmatch(one.what):
+            return False
+        if one.kind == reaches.CONNECT and one.names[0] in ("", target):  # none: the same again
+            if one.names[0]:
+                notes.left[one.what] += 1
+            return False
+        if one.kind == reaches.DATABASE and target and set(one.names) == {target} and not one.body:
+            if one.verb in ("CREATE", "DROP") and entry.number > first:
+                self._refuse(plan, entry, one)
+            elif one.spans and all(self._known(role) for role, _ in one.pairs):
+                notes.aimed[one.what] += 1
+                return True
+            else:
+                notes.left[one.what] += 1
+            return False
+        answer = self._role(one, entry.naming) if one.kind == reaches.ROLE else "refuse"
+        if answer == "leave":
+            notes.there[one.what] += 1
+            return False
+        if answer != "run":
+            self._refuse(plan, entry, one)
+        return True
+
+    def _refuse(self, plan: ScriptPlan, entry: _Found, one: Reach) -> None:
         why, instead = _reason(one, self.roles, self.by_psql)
         self.refused.append(Refusal(f"{plan.script.shown}:{entry.line}", one.what, why, instead))
 
@@ -304,9 +306,8 @@ class _Judge:
         own = names <= self.created
         # psql leaves nothing out.
         leave = "leave" if not self.by_psql else "run" if roles.private else "refuse"
-        harmless = (
-            "run" if one.body or self.by_psql else "leave"
-        )  # what changes nothing as things are
+        # What changes nothing as things are
+        harmless = "run" if one.body or self.by_psql else "leave"
         if one.pairs:
             if roles.private:
                 return "run"
@@ -387,8 +388,8 @@ _PSQL_INSTEAD = {
 
 
 def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
-    """Return why something is refused, and what to do instead: never a command that writes
-    elsewhere."""
+    """Return why something is refused, and what to do instead:
+    never a command that writes elsewhere."""
     if by_psql and one.kind in (reaches.DATABASE, reaches.CONNECT):
         return (
             "psql would do that on the whole server, and go where it is told.",
@@ -397,9 +398,8 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
         )
     if one.kind == reaches.CONNECT:
         return (
-            "It leads into another database. Only a file that creates one database and"
-            " connects to that one, before it makes"
-            " anything, is taken for a dump into the build.",
+            "It leads into another database. Only a file that creates one database and connects to"
+            " that one, before it makes anything, is taken for a dump into the build.",
             _PSQL_INSTEAD["\\connect"],
         )
     if one.kind == reaches.DATABASE:
@@ -425,9 +425,8 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
         if not roles.private and one.verb == "CREATE":
             return (
                 "Roles belong to the whole server, and this one is somebody's own.",
-                "Leave it out: what the schema gives to roles that the server does not have"
-                " is left out, too."
-                " Or use the private server (no url), where a schema may make roles.",
+                "Leave it out: what the schema gives to roles that the server does not have is left"
+                " out, too. Or use the private server (no url), where a schema may make roles.",
             )
         return (
             "It changes what all databases of the server share.",

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ..errors import BuildFailed, Error, encodable, safe_str
-from ..server import session_options
 from ..server.dsn import Dsn, libpq_options, mask_any, parse, redacting
+from ..server.session_options import ALONE, UNTIL_THE_END
 from ..settings import Settings
 from .environment import program_environment
 from .manifest import digest
-from .scripts import STAND_IN, Plan, Roles, Script, plans
+from .scripts import STAND_IN, Roles, Script, ScriptPlan, plans
 
 Progress = Callable[[str], None]
 
@@ -150,19 +150,18 @@ class SqlFiles:
                 progress(f"{plan.script.shown}: {note}")
             self._run(plan, dsn, progress)
 
-    def _run(self, plan: Plan, dsn: Dsn, progress: Progress) -> None:
+    def _run(self, plan: ScriptPlan, dsn: Dsn, progress: Progress) -> None:
         import psycopg
 
         from ..server.connection import connect
 
         shown = plan.script.shown
-        mask = (
-            dsn.mask
-        )  # what is shown is masked before it is cut, which could leave half a password
+        # What is shown is masked before it is cut, which could leave half a password
+        mask = dsn.mask
         with connect(
-            dsn, autocommit=True, options=f"{libpq_options(dsn)} {session_options.ALONE}".strip()
+            dsn, autocommit=True, options=f"{libpq_options(dsn)} {ALONE}".strip()
         ) as connection:
-            connection.execute(f"SELECT {session_options.UNTIL_THE_END}".encode())
+            connection.execute(f"SELECT {UNTIL_THE_END}".encode())
             for statement in plan.statements():
                 where = f"{shown}:{statement.line}"
                 progress(f"{where}: {' '.join(mask(statement.text[:2000]).split())[:60]}")
@@ -176,7 +175,10 @@ class SqlFiles:
                     quoted = "\n".join(
                         line[:200] for line in mask(statement.text[:20_000]).splitlines()[:12]
                     )
-                    lacks = f"Give role {connection.info.user!r} what it lacks, or let url name a role that has it."
+                    lacks = (
+                        f"Give role {connection.info.user!r} what it lacks, or let url name a role"
+                        " that has it."
+                    )
                     more = [
                         f"{k}: {v}"
                         for k, v in (

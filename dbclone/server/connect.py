@@ -21,23 +21,18 @@ from .dsn import Dsn
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 MAINTENANCE = "postgres"
-_LOCKS = (
-    60  # seconds that a statement of ours waits for a lock at most, unless somebody says otherwise
-)
-_SILENCE = 60.0  # seconds that the server may say nothing to a question about its databases, locks and sessions
-_ADMINISTRATIVE = (
-    "admin",
-    "pool",
-)  # what sessions are for whose statements are such questions, or CREATE and DROP DATABASE
-_SLOW = (
-    "build",
-    "verify",
-)  # what sessions are for whose statements may take as long as a template is large
+# Seconds that a statement of ours waits for a lock at most, unless somebody says otherwise.
+_LOCKS = 60
+# Seconds that the server may say nothing to a question about its databases, locks and sessions.
+_SILENCE = 60.0
+# What sessions are for whose statements are such questions, or CREATE and DROP DATABASE
+_ADMINISTRATIVE = ("admin", "pool")
+# What sessions are for whose statements may take as long as a template is large
+_SLOW = ("build", "verify")
 # A role's or database's own settings must not reach the statements that create and drop databases.
 _OPTIONS = (
-    f"-c search_path=pg_catalog -c default_transaction_read_only=off {session_options.ALONE}"
-    f" -c lock_timeout={_LOCKS}s"
-    f" -c client_min_messages=warning {pgbouncer.OPTION}"
+    f"-c search_path=pg_catalog -c default_transaction_read_only=off {session_options.ALONE} -c"
+    f" lock_timeout={_LOCKS}s -c client_min_messages=warning {pgbouncer.OPTION}"
 )
 NO_TRIGGERS = (
     "-c event_triggers=off"  # since 17, of which on a login event trigger may refuse anybody
@@ -61,16 +56,16 @@ def connect_maintenance(dsn: Dsn, settings: Settings) -> Connection:
     """Connect to the one database in which all locks are taken; to the URL's own if there is no
     such database for us."""
     try:
-        return enter(dsn.replace(dbname=MAINTENANCE), settings, "admin")
+        return open_session(dsn.replace(dbname=MAINTENANCE), settings, "admin")
     except (PermissionMissing, ServerNotFound):
         # The reason is in the text alone, which the server may write in any language, so whatever
         # it is the other way is tried.
         if dsn.get("dbname", MAINTENANCE) == MAINTENANCE:
             raise
-        return enter(dsn, settings, "admin")
+        return open_session(dsn, settings, "admin")
 
 
-def enter(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
+def open_session(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connection:
     """Return a new autocommit connection to `dsn`, with our settings, named after `purpose` in the
     server's list of sessions.
 
@@ -92,7 +87,7 @@ def enter(dsn: Dsn, settings: Settings, purpose: str, more: str = "") -> Connect
     try:
         connection: Connection = connect(dsn, Interruptible, **arguments, autocommit=True)
     except psycopg.OperationalError as error:
-        shown, trigger = translated(error, dsn), bool(_TRIGGER.search(str(error)))
+        shown, trigger = translate_error(error, dsn), bool(_TRIGGER.search(str(error)))
         if not trigger or NO_TRIGGERS in options:
             raise shown from None
         try:
@@ -141,12 +136,12 @@ class _Text(Loader):
         return bytes(data).decode(errors="replace")
 
 
-def translated(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
+def translate_error(error: psycopg.OperationalError, dsn: Dsn) -> ServerError:
     """Return our error for a refused connection. The codes are in the text: libpq does not pass
     them on for connections."""
     text = dsn.mask(str(error).strip())
     database = dsn.get("dbname", MAINTENANCE)
-    if pgbouncer.speaks(text):
+    if pgbouncer.is_poolers(text):
         return pgbouncer.refusal(dsn.replace(dbname="").shown, text)
     if re.search(r"too many (clients|connections)|remaining connection slots", text):
         return OutOfConnections(

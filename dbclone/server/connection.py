@@ -15,8 +15,8 @@ from .dsn import Dsn
 
 
 def exchange(pgconn: pq.abc.PGconn, commands: list[bytes]) -> Gen:
-    """Send commands in one message, wait for all results, and raise the first error; nothing for no
-    commands."""
+    """Send commands in one message, wait for all results, and raise the first error;
+    nothing for no commands."""
     if not commands:
         return []
     if pgconn.status != pq.ConnStatus.OK:
@@ -133,8 +133,8 @@ def hang_up(pgconn: Any) -> None:
 
 
 def free(pgconn: Any) -> None:
-    """Cancel what a connection of libpq has begun, if it has and nobody waits for it, and take its
-    end."""
+    """Cancel what a connection of libpq has begun, if it has and nobody waits for it,
+    and take its end."""
     if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
         with contextlib.suppress(psycopg.Error):
             pgconn.get_cancel().cancel()

@@ -23,15 +23,8 @@ Build = TypeVar("Build", bound=Callable[..., None])
 _SCHEME = re.compile(r"^(postgres(?:ql)?)(\+[a-z0-9_]+)?://", re.I)
 _HOST = re.compile(r"^[A-Za-z0-9_.:%-]*$")
 _SECRET = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
-_PLACE = (
-    "host",
-    "hostaddr",
-    "port",
-    "user",
-    "dbname",
-    "service",
-    "options",
-)  # parameters that say where a session leads
+# Parameters that say where a session leads
+_PLACE = ("host", "hostaddr", "port", "user", "dbname", "service", "options")
 _URL_SECRET = re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s/:@'\"]{0,200}:)[^\s'\"]{1,500}@", re.I)
 _KEY_SECRET = re.compile(r"(password=)(?:'[^']{0,500}'|[^\s'\"&]{1,500})", re.I)
 _URL_START = r"\bpostgres(?:ql)?(?:\+\w+)?://"
@@ -183,7 +176,10 @@ def _parsed(text: str) -> Dsn | str:
     dsn = Dsn(params)
     for host in dsn.get("host").split(","):
         if not (host.startswith(("/", "@")) or _HOST.match(host)):
-            return "Its host contains characters that no host has; most often an @ or / in the password was not escaped."
+            return (
+                "Its host contains characters that no host has; most often an @ or / in the"
+                " password was not escaped."
+            )
     for port in dsn.get("port").split(","):
         if port and not (port.isdigit() and 0 < int(port) < 65536):
             return "Its port is not a number from 1 to 65535."
@@ -269,8 +265,8 @@ def inherited_password(dsn: Dsn) -> str:
 
 
 def with_libpq_defaults(dsn: Dsn) -> Dsn:
-    """Return a copy in which the place that libpq's variables and their service name is said
-    outright."""
+    """Return a copy in which the place that libpq's variables and their
+    service name is said outright."""
     found = {
         key: value
         for key, _, value, _ in _libpq()
@@ -282,9 +278,8 @@ def with_libpq_defaults(dsn: Dsn) -> Dsn:
 def libpq_options(dsn: Dsn) -> str:
     """Return the settings with which libpq begins a session at `dsn`: its own, or those of libpq's
     variables and their service."""
-    if dsn.get("options") or not os.environ.get(
-        "PGSERVICE"
-    ):  # only a service has to be looked up in files
+    # Only a service has to be looked up in files
+    if dsn.get("options") or not os.environ.get("PGSERVICE"):
         return dsn.get("options") or os.environ.get("PGOPTIONS", "")
     return next((value for key, _, value, _ in _libpq() if key == "options"), "")
 
@@ -314,9 +309,8 @@ def child_environment(dsn: Dsn, current: Mapping[str, str]) -> dict[str, str]:
             environ[variable] = given[key]
     defaults = {key: value for key, _, value, _ in found}
     if defaults["hostaddr"] and not given.get("hostaddr") and given.get("host") == defaults["host"]:
-        environ["PGHOSTADDR"] = defaults[
-            "hostaddr"
-        ]  # of this very host, so it is how we ourselves reach it
+        # Of this very host, so it is how we ourselves reach it
+        environ["PGHOSTADDR"] = defaults["hostaddr"]
     return environ
 
 

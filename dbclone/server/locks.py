@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psycopg
 
-from ..process.clock import monotonic
+from ..process.clock import monotonic, wait_until
 
 
 def lock_key(name: str) -> int:
@@ -31,20 +32,16 @@ class Leases:
     """The locks held through one autocommit connection to the maintenance database."""
 
     connection: psycopg.Connection[tuple[Any, ...]]
-    _taken: dict[str, bool] = field(
-        default_factory=dict, repr=False
-    )  # by name, whether it is shared
+    # By name, whether it is shared
+    _taken: dict[str, bool] = field(default_factory=dict, repr=False)
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float) -> Iterator[None]:
-        """Hold the advisory lock `name` for the block; wait up to `timeout` seconds, then raise
-        TimeoutError."""
-        key, deadline, pause = lock_key(name), monotonic() + timeout, 0.005
-        while not self._try_lock(key):
-            if monotonic() > deadline:
-                raise TimeoutError(name)
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.1)
+        """Hold the advisory lock `name` for the block; wait up to `timeout` seconds,
+        then raise TimeoutError."""
+        key = lock_key(name)
+        if not wait_until(lambda: self._try_lock(key), timeout, 0.005, longest=0.1):
+            raise TimeoutError(name)
         try:
             yield
         finally:
@@ -59,17 +56,17 @@ class Leases:
         depends on it.
         """
         keys = [lock_key(f"{purpose} slot {number}") for number in range(limit)]
-        deadline, pause, held = monotonic() + timeout, 0.002, None
-        while held is None and monotonic() < deadline:
-            held = next((key for key in keys if self._try_lock(key)), None)
-            if held is None:
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.05)
+        held = wait_until(
+            lambda: [*itertools.islice(filter(self._try_lock, keys), 1)],
+            timeout,
+            0.002,
+            longest=0.05,
+        )
         try:
             yield
         finally:
-            if held is not None:
-                self._unlock(held)
+            for key in held:
+                self._unlock(key)
 
     def acquire(self, name: str, shared: bool = False, patience: float = 0.0) -> bool:
         """Take the lease `name` for as long as this connection lives; return False if somebody else
@@ -80,9 +77,7 @@ class Leases:
         """
         if name in self._taken:
             return True  # the server counts locks: taken twice, it would outlive `release`
-        deadline = monotonic() + patience
-        while not (taken := self._try_lock(lock_key(name), shared)) and monotonic() < deadline:
-            time.sleep(0.01)
+        taken = wait_until(lambda: self._try_lock(lock_key(name), shared), patience)
         if taken:
             self._taken[name] = shared
         return taken
@@ -99,10 +94,9 @@ class Leases:
         """
         self.connection = connection
         for name, shared in self._taken.items():
-            while not self._try_lock(lock_key(name), shared):
-                if monotonic() > deadline:
-                    raise TimeoutError(name)
-                time.sleep(0.02)
+            attempt = partial(self._try_lock, lock_key(name), shared)
+            if not wait_until(attempt, deadline - monotonic(), 0.02):
+                raise TimeoutError(name)
 
     def release(self, name: str, shared: bool = False) -> None:
         """Give up a lease that `acquire` took."""
@@ -126,9 +120,9 @@ class Leases:
         key = lock_key(name) & (2**64 - 1)
         rows = self._fetch(
             "SELECT a.pid, a.application_name, extract(epoch FROM now() - a.backend_start)::int"
-            " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype ="
-            " 'advisory' AND l.objsubid = 1 AND l.granted"
-            " AND l.classid = %s::bigint::oid AND l.objid = %s::bigint::oid",
+            " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'"
+            " AND l.objsubid = 1 AND l.granted AND l.classid = %s::bigint::oid"
+            " AND l.objid = %s::bigint::oid",
             [key >> 32, key & 0xFFFFFFFF],
         )
         return (

@@ -11,17 +11,21 @@ import re
 
 from ..errors import ServerError
 
-OPTION = "-c dbclone.direct=on"  # asked for as each session of ours begins, which a pooler refuses or ignores
+# Asked for as each session of ours begins, which a pooler refuses or ignores.
+OPTION = "-c dbclone.direct=on"
 # What PgBouncer says, in this language only, where it does not let a session begin.
-_WORDS = r"(?i)unsupported (options )?startup parameter|FATAL:\s+no (such database: |more connections allowed)|query_wait_timeout"
+_WORDS = (
+    r"(?i)unsupported (options )?startup parameter"
+    r"|FATAL:\s+no (such database: |more connections allowed)|query_wait_timeout"
+)
 
 
-def speaks(text: str) -> bool:
+def is_poolers(text: str) -> bool:
     """Return whether the text of an error is a pooler's and not the server's."""
     return re.search(_WORDS, text) is not None
 
 
-def lent(opened: int, answers: int, direct: bool) -> str:
+def sign_of_pooler(opened: int, answers: int, direct: bool) -> str:
     """Return how we know that our session is a pooler's, or nothing.
 
     Arguments: `opened` and `answers`, the process ids of the session that was opened and of the one
@@ -30,7 +34,10 @@ def lent(opened: int, answers: int, direct: bool) -> str:
     """
     if opened == answers or direct:
         return ""
-    return f"The session that answers is process {answers}, not {opened}, the one opened, and did not begin as we asked."
+    return (
+        f"The session that answers is process {answers}, not {opened}, the one opened,"
+        " and did not begin as we asked."
+    )
 
 
 def refusal(where: str, why: str) -> ServerError:

@@ -29,7 +29,7 @@ _ENDED = ("57P01", "57P02", "57P03", "57P05")
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether an error means that a connection broke, or that none could be made just now."""
+    """Return whether an error means that a connection broke, or none could be made just now."""
     if isinstance(error, ServerNotFound):
         return True
     if not isinstance(error, psycopg.OperationalError):
@@ -53,7 +53,7 @@ def is_alive(connection: psycopg.Connection[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def told(server: Server, doing: str) -> Iterator[None]:
+def translate_lost_connection(server: Server, doing: str) -> Iterator[None]:
     """Raise ServerError for a connection that is lost in the block, for a statement that somebody
     cancels, or for a lock that is not to be had, `doing` something."""
     try:
@@ -81,14 +81,16 @@ def told(server: Server, doing: str) -> Iterator[None]:
         ) from None
 
 
-def twice(server: Server, doing: str, attempt: Callable[[], T], repair: Callable[[], None]) -> T:
+def retry_once(
+    server: Server, doing: str, attempt: Callable[[], T], repair: Callable[[], None]
+) -> T:
     """Return what `attempt` returns; if a connection is lost in it, repair and attempt it again,
     once.
 
     Arguments: `doing`, for the error if that is in vain too. Raises ServerError then, and whatever
     else the two raise.
     """
-    with told(server, doing):
+    with translate_lost_connection(server, doing):
         try:
             return attempt()
         except (psycopg.OperationalError, ServerError) as error:
@@ -104,7 +106,7 @@ def twice(server: Server, doing: str, attempt: Callable[[], T], repair: Callable
         return attempt()
 
 
-def recover(server: Server) -> None:
+def reconnect(server: Server) -> None:
     """Give a server a new administrative connection for the one that was lost, with all leases that
     it had.
 
@@ -124,7 +126,10 @@ def recover(server: Server) -> None:
             if monotonic() > deadline:
                 raise
         time.sleep(0.02)
-    with told(server, "connecting to it again"), contextlib.ExitStack() as stack:
+    with (
+        translate_lost_connection(server, "connecting to it again"),
+        contextlib.ExitStack() as stack,
+    ):
         stack.callback(connection.close)
         if (now := Facts.ask(connection)).system != before.system:
             raise ServerError(

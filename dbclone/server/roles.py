@@ -1,4 +1,6 @@
-"""TODO."""
+"""Roles that a schema or a setting names: made on the private server, which is ours; looked at, and
+nothing else, on any other.
+"""
 
 from __future__ import annotations
 

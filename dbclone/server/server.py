@@ -24,10 +24,10 @@ from .connect import (
     NO_TRIGGERS,
     Connection,
     connect_maintenance,
-    enter,
+    open_session,
     quoted,
     readable,
-    translated,
+    translate_error,
 )
 from .dsn import Dsn, inherited_password, parse
 from .locks import Leases
@@ -67,10 +67,13 @@ class Facts(NamedTuple):
 
 
 _FACTS = f"""
-SELECT current_setting('server_version_num')::int, (SELECT system_identifier::text FROM pg_control_system()),
+SELECT current_setting('server_version_num')::int,
+       (SELECT system_identifier::text FROM pg_control_system()),
        rolname::text, rolsuper, rolcreatedb, current_setting('fsync')::bool, pg_is_in_recovery(),
-       current_setting('max_connections')::int, pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text,
-       pg_backend_pid(), current_setting('dbclone.direct', true) IS NOT DISTINCT FROM 'on', {session_options.UNTIL_THE_END}
+       current_setting('max_connections')::int, pg_encoding_to_char(d.encoding)::text,
+       d.datcollate::text, d.datctype::text, pg_backend_pid(),
+       current_setting('dbclone.direct', true) IS NOT DISTINCT FROM 'on',
+       {session_options.UNTIL_THE_END}
 FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = 'template0'
 """  # noqa: S608 - two constants
 
@@ -108,7 +111,7 @@ class Server:
             dsn = external(settings)
         embedded = None
         if dsn is None:
-            embedded = Embedded.open(settings, lambda where: enter(where, settings, "admin"))
+            embedded = Embedded.open(settings, lambda where: open_session(where, settings, "admin"))
             dsn, connection = embedded.dsn, embedded.connection
             assert connection is not None
         else:
@@ -140,8 +143,10 @@ class Server:
         except (
             psycopg.OperationalError
         ) as error:  # a pooler lets us in first, and then asks the server
-            raise translated(error, self.dsn) from None
-        if lent := pgbouncer.lent(self.connection.info.backend_pid, facts.process, facts.direct):
+            raise translate_error(error, self.dsn) from None
+        if lent := pgbouncer.sign_of_pooler(
+            self.connection.info.backend_pid, facts.process, facts.direct
+        ):
             raise pgbouncer.refusal(self.where, lent)
         if facts.major < 14:
             raise ServerError(
@@ -181,11 +186,11 @@ class Server:
         return self.dsn.replace(dbname=name)
 
     def connect_again(self) -> Connection:
-        """Return a new administrative connection, because the last one was lost. Raises
-        ServerError."""
+        """Return a new administrative connection, because the last one was lost.
+        Raises ServerError."""
         if self.embedded is not None:
-            return self.embedded.rejoin(lambda dsn: enter(dsn, self.settings, "admin"))
-        return enter(self.database(self.maintenance), self.settings, "admin")
+            return self.embedded.rejoin(lambda dsn: open_session(dsn, self.settings, "admin"))
+        return open_session(self.database(self.maintenance), self.settings, "admin")
 
     def connect(self, database: str, purpose: str, options: str = "") -> Connection:
         """Return a new autocommit connection to a database, named after `purpose` in the server's
@@ -196,7 +201,7 @@ class Server:
         self.home.require()
         more = f"{session_options.options(self.facts.major)} {options}"
         quiet = f"{more} {NO_TRIGGERS}" if self.facts.superuser and self.facts.major >= 17 else more
-        connection = enter(self.database(database), self.settings, purpose, quiet)
+        connection = open_session(self.database(database), self.settings, purpose, quiet)
         self.sessions.add(connection)
         return connection
 

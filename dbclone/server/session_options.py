@@ -9,12 +9,13 @@ and config-setting, "Parameter Interaction via SQL").
 
 from __future__ import annotations
 
-#: For a session in which somebody else's statements run, whose own limits are the application's business.
+#: For a session in which somebody else's statements run: its other limits are the application's
+#: business.
 OPTIONS = "-c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0"
 #: For a session in which only our statements run.
 ALONE = f"{OPTIONS} -c statement_timeout=0 -c tcp_user_timeout=0"
-#: What no server before 17 knows, and therefore none is asked for as a session begins that may be older: one that it ends at once.
-#: A value for a query, so that it costs no round trip of its own.
+#: What no server before 17 knows: one that may be older, and would end the session at once, is not
+#: asked for it as a session begins. A value for a query, so that it costs no round trip of its own.
 UNTIL_THE_END = (
     "CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 170000"
     " THEN pg_catalog.set_config('transaction_timeout', '0', false) END"

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import tuple_row
 
-# The start of another role's session is hidden from a plain role, which may not end that session
-# either.
+# The start of another role's session is hidden from a plain role,
+# which may not end that session either.
 _END = (
     "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
     " WHERE pid = %s AND datid = %s AND backend_start IS NOT DISTINCT FROM %s"
@@ -36,7 +36,10 @@ class Identity(NamedTuple):
     @classmethod
     def of(cls, connection: psycopg.Connection[Any]) -> Identity:
         """Return the identity of a connection's own session."""
-        query = "SELECT pid, datid::int8, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()"
+        query = (
+            "SELECT pid, datid::int8, backend_start FROM pg_catalog.pg_stat_activity"
+            " WHERE pid = pg_catalog.pg_backend_pid()"
+        )
         row = connection.cursor(row_factory=tuple_row).execute(query).fetchone()
         assert row is not None
         return cls(*row)
@@ -51,13 +54,15 @@ class Identity(NamedTuple):
 
 
 _HOLDERS = """
-SELECT DISTINCT a.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, '?'), coalesce(a.state, '?'),
+SELECT DISTINCT a.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, '?'),
+       coalesce(a.state, '?'),
        coalesce(extract(epoch FROM clock_timestamp() - a.state_change)::int, 0)
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
 WHERE l.granted AND l.pid <> pg_catalog.pg_backend_pid() AND (
       l.locktype = 'object' AND l.classid = 'pg_catalog.pg_database'::regclass
       OR l.locktype = 'relation' AND l.mode <> 'AccessShareLock'
-         AND l.relation IN ('pg_catalog.pg_database'::regclass, 'pg_catalog.pg_shdescription'::regclass))
+         AND l.relation IN ('pg_catalog.pg_database'::regclass,
+                            'pg_catalog.pg_shdescription'::regclass))
 """
 
 

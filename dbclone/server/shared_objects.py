@@ -9,13 +9,15 @@ _SHARED = """
 SELECT 'role ' || rolname FROM pg_roles
 UNION ALL SELECT 'tablespace ' || spcname FROM pg_tablespace
 UNION ALL SELECT concat('setting ', split_part(said, '=', 1), ' of ', coalesce(rolname, 'all'))
-    FROM pg_db_role_setting LEFT JOIN pg_roles r ON r.oid = setrole, unnest(setconfig) AS said WHERE setdatabase = 0
+    FROM pg_db_role_setting LEFT JOIN pg_roles r ON r.oid = setrole, unnest(setconfig) AS said
+    WHERE setdatabase = 0
 """
 # Values are not shown: there are settings with passwords.
-_SYSTEM = "UNION ALL SELECT 'setting ' || name FROM pg_file_settings WHERE sourcefile ~ 'postgresql.auto.conf$'"
+_SYSTEM = """UNION ALL SELECT 'setting ' || name FROM pg_file_settings
+    WHERE sourcefile ~ 'postgresql.auto.conf$'"""
 
 
-def shared(server: Server) -> frozenset[str]:
+def list_shared_objects(server: Server) -> frozenset[str]:
     """Return what there is on a server besides databases, in words. Only a superuser sees what
     ALTER SYSTEM has set."""
     return frozenset(
@@ -23,9 +25,9 @@ def shared(server: Server) -> frozenset[str]:
     )
 
 
-def appeared(server: Server, before: frozenset[str]) -> str:
-    """Return a line about what was not there `before`, whoever made it; empty if there is nothing."""
-    new = sorted(shared(server) - before)
+def describe_new(server: Server, before: frozenset[str]) -> str:
+    """Return a line about what was not there `before`, whoever made it; empty if nothing is new."""
+    new = sorted(list_shared_objects(server) - before)
     more = f" and {len(new) - 5} more" if len(new) > 5 else ""
     return (
         f"appeared on the server during this run, where no reset undoes it:"

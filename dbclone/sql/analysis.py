@@ -16,39 +16,20 @@ from .statements import UPPER, fold, split, tokens, without_comments
 
 _LONG = 10_000  # characters: of longer texts only the last one is remembered
 _VERBS = (
-    "BEGIN",
-    "START",
-    "COMMIT",
-    "END",
-    "ROLLBACK",
-    "ABORT",
-    "SAVEPOINT",
-    "RELEASE",
-    "PREPARE",
+    "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE",
     "SET",
-)
+)  # fmt: skip
 _MIGHT_CONTROL = re.compile(
     rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I
 )
-# What can only look. SET and the like are about the session, FETCH about a cursor that was declared
-# before.
+# What can only look. SET and the like are about the session,
+# FETCH about a cursor that was declared before.
 _READS = frozenset(
     (
-        "SELECT",
-        "VALUES",
-        "TABLE",
-        "SHOW",
-        "EXPLAIN",
-        "WITH",
-        "SET",
-        "RESET",
-        "FETCH",
-        "MOVE",
-        "CLOSE",
-        "DECLARE",
-        "DEALLOCATE",
+        "SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH", "SET", "RESET", "FETCH", "MOVE",
+        "CLOSE", "DECLARE", "DEALLOCATE",
     )
-)
+)  # fmt: skip
 # What takes no snapshot: after it, a block may still be given another isolation level.
 _BLIND = frozenset(
     ("", "SET", "SHOW", "RESET", "LOCK", "LISTEN", "UNLISTEN", "NOTIFY", "DEALLOCATE")
@@ -56,39 +37,11 @@ _BLIND = frozenset(
 # How statements begin that leave objects as they are: what was prepared before them means the same
 # after they are rolled back.
 _HARMLESS = (
-    *(
-        "SELECT",
-        "INSERT",
-        "UPDATE",
-        "DELETE",
-        "MERGE",
-        "WITH",
-        "VALUES",
-        "TABLE",
-        "(",
-        "COPY",
-        "FETCH",
-        "MOVE",
-        "CLOSE",
-        "DECLARE",
-    ),
-    *(
-        "SET",
-        "SHOW",
-        "RESET",
-        "EXPLAIN",
-        "LOCK",
-        "TRUNCATE",
-        "NOTIFY",
-        "LISTEN",
-        "BEGIN",
-        "START",
-        "COMMIT",
-        "END",
-        "ROLLBACK",
-    ),
-    *("ABORT", "SAVEPOINT", "RELEASE"),
-)
+    "SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE", "(", "COPY",
+    "FETCH", "MOVE", "CLOSE", "DECLARE", "SET", "SHOW", "RESET", "EXPLAIN", "LOCK", "TRUNCATE",
+    "NOTIFY", "LISTEN", "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT",
+    "RELEASE",
+)  # fmt: skip
 _FIRST = re.compile(r"[\s(]*([A-Za-z]*)")
 # FOR UPDATE and FOR SHARE lock rows, ANALYZE runs what is explained; a statement after another is
 # not looked at.
@@ -97,7 +50,8 @@ _MAY_WRITE = re.compile(
     re.I,
 )
 # Functions of the project and of its extensions that are not promised to leave the database alone.
-WRITERS = "SELECT DISTINCT lower(proname::text) FROM pg_catalog.pg_proc WHERE oid >= 16384 AND provolatile = 'v' AND prokind <> 'a'"
+WRITERS = """SELECT DISTINCT lower(proname::text) FROM pg_catalog.pg_proc
+    WHERE oid >= 16384 AND provolatile = 'v' AND prokind <> 'a'"""
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _PURE = re.compile(r"[\s(]*(SELECT|VALUES|TABLE)\b(?!.*\bset_config\b)", re.I | re.S)
 _ONLY_INSIDE = re.compile(r"\s*(LOCK|DECLARE)\b(?!.*;\s*\S)", re.I | re.S)
@@ -154,8 +108,8 @@ class Analysis:
     @cached_property
     def controls(self) -> tuple[tuple[str, Control | None], ...]:
         """The single statements with what each does to the transaction; empty if none of them does
-        anything to it. A text without any such word in it, which is the usual case, costs one
-        search."""
+        anything to it. A text without any such word in it, which is the usual case,
+        costs one search."""
         if not _MIGHT_CONTROL.search(self.plain):
             return ()
         pieces = tuple((s.text, control(s.text)) for s in split(self.text or ""))
@@ -163,7 +117,7 @@ class Analysis:
 
     @cached_property
     def empty(self) -> bool:
-        """Whether there is no statement: the server answers that whatever the transaction's state."""
+        """Whether there is no statement: the server answers that in any state of a transaction."""
         return self.text is not None and not self.plain.strip("; \t\r\n")
 
     @cached_property
@@ -179,8 +133,8 @@ class Analysis:
         return frozenset(_WORD.findall(self.plain.lower()))
 
     def reads_only(self, writers: frozenset[str] = frozenset()) -> bool:
-        """Whether it only reads. Arguments: `writers`, names of functions that may write, from
-        `WRITERS`."""
+        """Whether it only reads. Arguments: `writers`, names of functions that may write,
+        from `WRITERS`."""
         return self._reads and (not writers or writers.isdisjoint(self._words))
 
     def leaves_nothing(self, writers: frozenset[str] = frozenset()) -> bool:
@@ -203,7 +157,7 @@ class Analysis:
 
     @cached_property
     def never_inside(self) -> str:
-        """The command, if it cannot run, or does nothing, inside a transaction block; else empty."""
+        """The command, if inside a transaction block it cannot run, or does nothing; else empty."""
         match = _NEVER_INSIDE.match(self.plain)
         return " ".join(match[1].upper().split()) if match else ""
 
@@ -245,8 +199,8 @@ class Analysis:
 
 
 def analyze(text: str | None) -> Analysis:
-    """Return what is known of a query string; the same object for the same text, as far as it is
-    remembered."""
+    """Return what is known of a query string; the same object for the same text,
+    as far as it is remembered."""
     return _remembered(text) if text is None or len(text) <= _LONG else _last(text)
 
 

@@ -125,12 +125,12 @@ _CALLS = re.compile(
 )
 _SHARED = _listed(
     "pg_database pg_authid pg_auth_members pg_db_role_setting pg_tablespace pg_shdescription"
-    " pg_shseclabel pg_shdepend"
-    " pg_parameter_acl pg_replication_origin pg_subscription"
+    " pg_shseclabel pg_shdepend pg_parameter_acl pg_replication_origin pg_subscription"
 )
-#: Statements that run the functions they name, at once. PERFORM, RETURN and assignments are those of bodies.
+#: Statements that run the functions they name, at once. PERFORM, RETURN and assignments are those
+#: of bodies.
 _RUNS = _listed(
-    """SELECT WITH INSERT UPDATE DELETE MERGE CALL VALUES TABLE EXPLAIN COPY EXECUTE PREPARE DECLARE"""
+    "SELECT WITH INSERT UPDATE DELETE MERGE CALL VALUES TABLE EXPLAIN COPY EXECUTE PREPARE DECLARE"
 )
 ANYONE = _listed("""PUBLIC CURRENT_USER CURRENT_ROLE SESSION_USER NONE""")
 _ROLES = ("ROLE", "USER", "GROUP")
@@ -166,8 +166,8 @@ def _significant(text: str, most: int = 0) -> list[Token]:
 
 
 class _Words:
-    """The significant tokens of a statement, asked by position; beyond the end there are empty
-    ones."""
+    """The significant tokens of a statement, asked by position;
+    beyond the end there are empty ones."""
 
     _NONE = Token("", "", "", -1, -1)
 
@@ -211,7 +211,7 @@ class _Words:
         return at + len(words) if self.says(at, *words) else at
 
     def names(self, at: int) -> tuple[list[Token], int]:
-        """Return the names of a list with commas that begins at `at`, and the position behind it."""
+        """Return the names of a list with commas that begins at `at`, and where it ends."""
         found = []
         while True:
             if self[at].word == "GROUP" and self[at + 1].name and self.symbol(at + 1) == "":
@@ -224,8 +224,8 @@ class _Words:
 
 
 def _literal(text: str) -> str:
-    """Return what a string constant says; of escapes only the doubled quotes and backslashes matter
-    here."""
+    """Return what a string constant says; of escapes only the doubled quotes
+    and backslashes matter here."""
     if not text:
         return ""
     if text.startswith("$"):
@@ -240,7 +240,7 @@ def _literal(text: str) -> str:
 
 
 def first_word(text: str) -> str:
-    """Return the first word of a statement, in upper case; empty if it begins with something else."""
+    """Return the first word of a statement, in upper case; empty if it begins with no word."""
     return next(
         (
             text[start:stop].upper() if kind == "word" else ""
@@ -379,7 +379,8 @@ def _head(words: _Words) -> list[Reach]:
         at = words.find(1, "ON") + 1
         if at and words[at].word in ("DATABASE", "ROLE", "TABLESPACE", "SUBSCRIPTION"):
             kind = {"DATABASE": DATABASE, "ROLE": ROLE}.get(words[at].word, OUTSIDE)
-            what = f"{'SECURITY LABEL' if verb == 'SECURITY' else verb} ON {words[at].word} {words[at + 1].name}".strip()
+            label = "SECURITY LABEL" if verb == "SECURITY" else verb
+            what = f"{label} ON {words[at].word} {words[at + 1].name}".strip()
             return [Reach(kind, what, (words[at + 1].name,), verb="COMMENT")]
     if verb in ("GRANT", "REVOKE"):
         return _grant(words, verb)
@@ -393,11 +394,8 @@ def _head(words: _Words) -> list[Reach]:
         at := next((at for at in (1, 2) if words[at].name == "standard_conforming_strings"), 0)
     ):
         value = words[at + 2].word or _literal(words.symbol(at + 2)).upper()
-        if value not in (
-            "ON",
-            "TRUE",
-            "DEFAULT",
-        ):  # then the server would read the rest of the file otherwise than we do
+        # Then the server would read the rest of the file otherwise than we do
+        if value not in ("ON", "TRUE", "DEFAULT"):
             return [Reach(OUTSIDE, "SET standard_conforming_strings")]
     if words.says(0, "IMPORT", "FOREIGN", "SCHEMA"):
         return [Reach(OUTSIDE, "IMPORT FOREIGN SCHEMA")]
@@ -484,8 +482,9 @@ def _grant(words: _Words, verb: str) -> list[Reach]:
         for role in roles
         for member in members
     )
-    what = f"{verb} {', '.join(t.name for t in roles)} {words[to].word} {', '.join(t.name for t in members)}"
-    return [Reach(ROLE, what, tuple(t.name for t in roles), verb=verb, pairs=pairs)]
+    names, others = tuple(t.name for t in roles), ", ".join(t.name for t in members)
+    what = f"{verb} {', '.join(names)} {words[to].word} {others}"
+    return [Reach(ROLE, what, names, verb=verb, pairs=pairs)]
 
 
 def _body(text: str) -> list[Reach]:
@@ -553,7 +552,7 @@ def _significant_with_ends(text: str) -> list[Token]:
 
 
 # ---- commands of psql
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 # What only prints, or says how; `\restrict` is how pg_dump guards what it writes (PostgreSQL
 # documentation, app-psql).
@@ -565,8 +564,8 @@ _SETS = re.compile(
     r"\\(?:un)?set\s+(?:ON_ERROR_STOP|ON_ERROR_ROLLBACK|ECHO|ECHO_HIDDEN|QUIET|VERBOSITY|SHOW_CONTEXT|FETCH_COUNT|HISTCONTROL|HISTFILE"
     r"|HISTSIZE|COMP_KEYWORD_CASE|PROMPT[123]|SHOW_ALL_RESULTS)(?:\s|$)"
 )
-# SQL_ASCII is what pg_dump writes before a \connect to an odd name (appendPsqlMetaConnect in
-# src/fe_utils/string_utils.c).
+# SQL_ASCII is what pg_dump writes before a \connect to an odd name
+# (appendPsqlMetaConnect in src/fe_utils/string_utils.c).
 _ENCODING = re.compile(r"\\encoding(?:\s+'?(?:utf-?8|unicode|sql_ascii)'?)?\s*$", re.I)
 _CONNECT = re.compile(r"\\c(?:onnect)?(?:\s|$)")
 HARMLESS = "harmless"  # the kind of a command of psql that only prints
@@ -598,7 +597,8 @@ def command(line: str) -> Reach:
     return Reach(PSQL, _first(line))
 
 
-#: Which commands lead psql itself elsewhere: into another database, a shell, a file, or statements that are not in the script.
+#: Which commands lead psql itself elsewhere: into another database, a shell, a file, or statements
+#: that are not in the script.
 LEADING = re.compile(
     r"\\(?:c|connect|!|gexec|o|out|w|write|copy …)(?: .*)?|.* with a command of the shell", re.S
 )
@@ -625,7 +625,7 @@ def _connected(line: str) -> str | None:
 
 
 # ---- roles that a statement names
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class Naming(NamedTuple):
@@ -647,11 +647,17 @@ def naming(text: str) -> Naming | None:
         return None
     words = _Words(text, _significant(text))
     verb = words[0].word
-    lists: list[
-        tuple[int, list[Token], int]
-    ] = []  # where a clause begins, its roles, where it ends
+    if words.says(0, "CREATE", "SCHEMA"):
+        return _authorization(text, words)
+    if verb == "SET":
+        return _set_role(text, words)
+    defaults = words.says(0, "ALTER", "DEFAULT", "PRIVILEGES")
+    if verb == "ALTER" and words[1].word != "POLICY" and not defaults:
+        return _owner(text, words)
+    # Where a clause begins, its roles, where it ends.
+    lists: list[tuple[int, list[Token], int]] = []
     clause = verb
-    if words.says(0, "ALTER", "DEFAULT", "PRIVILEGES"):
+    if defaults:
         clause = "DEFAULT PRIVILEGES"
         act = words.find(3, "GRANT", "REVOKE")
         if words[3].word == "FOR":
@@ -676,49 +682,6 @@ def naming(text: str) -> Naming | None:
         if to < 0 or words[to - 1].word == "RENAME":
             return None
         lists.append((to, *words.names(to + 1)))
-    elif words.says(0, "CREATE", "SCHEMA"):
-        clause = "AUTHORIZATION"
-        at = words.optional(2, "IF", "NOT", "EXISTS")
-        own = words[at].word == "AUTHORIZATION"
-        at = at if own else at + 1
-        if words[at].word != "AUTHORIZATION" or words[at + 1].word in ANYONE:
-            return None
-        role = words[at + 1]
-        return _cutting(
-            text, clause, role, words[at].start, role.start if own else role.stop
-        )  # own: it is the schema's name, too
-    elif verb == "ALTER":
-        clause = "OWNER"
-        at = next((at for at in words.top(1) if words.says(at, "OWNER", "TO")), -1)
-        if at < 0 or words[at + 2].word in ANYONE or (words[1].word == "DATABASE"):
-            return None
-        role = words[at + 2]
-        if words.symbol(at + 3) == ",":
-            return _cutting(text, clause, role, words[at].start, words[at + 3].stop)
-        if words.symbol(at - 1) == ",":
-            return _cutting(text, clause, role, words[at - 1].start, role.stop)
-        return Naming((role.name,), clause, lambda missing: None)
-    elif verb == "SET":
-        clause = "SET ROLE"
-        at = (
-            1
-            if words[1].word not in ("SESSION", "LOCAL")
-            or words.says(1, "SESSION", "AUTHORIZATION")
-            else 2
-        )
-        if words.says(at, "SESSION", "AUTHORIZATION"):
-            clause, at = "SET SESSION AUTHORIZATION", at + 2
-        elif words[at].word == "ROLE":
-            at += 1 + (words.symbol(at + 1) == "=" or words[at + 1].word == "TO")
-        else:
-            return None
-        role = words[at]
-        name = role.name or (
-            _literal(text[role.start : role.stop]) if role.kind == "string" else ""
-        )
-        if role.word in (*ANYONE, "DEFAULT") or not name or name == "none":
-            return None
-        return Naming((name,), clause, lambda missing: None)
     else:
         return None
     names = tuple(
@@ -727,6 +690,47 @@ def naming(text: str) -> Naming | None:
         )
     )
     return Naming(names, clause, lambda missing: _thinned(text, lists, missing)) if names else None
+
+
+def _authorization(text: str, words: _Words) -> Naming | None:
+    at = words.optional(2, "IF", "NOT", "EXISTS")
+    own = words[at].word == "AUTHORIZATION"
+    at = at if own else at + 1
+    if words[at].word != "AUTHORIZATION" or words[at + 1].word in ANYONE:
+        return None
+    role = words[at + 1]
+    # Own: it is the schema's name, too.
+    stop = role.start if own else role.stop
+    return _cutting(text, "AUTHORIZATION", role, words[at].start, stop)
+
+
+def _owner(text: str, words: _Words) -> Naming | None:
+    at = next((at for at in words.top(1) if words.says(at, "OWNER", "TO")), -1)
+    if at < 0 or words[at + 2].word in ANYONE or words[1].word == "DATABASE":
+        return None
+    role = words[at + 2]
+    if words.symbol(at + 3) == ",":
+        return _cutting(text, "OWNER", role, words[at].start, words[at + 3].stop)
+    if words.symbol(at - 1) == ",":
+        return _cutting(text, "OWNER", role, words[at - 1].start, role.stop)
+    return Naming((role.name,), "OWNER", lambda missing: None)
+
+
+def _set_role(text: str, words: _Words) -> Naming | None:
+    clause = "SET ROLE"
+    authorization = words.says(1, "SESSION", "AUTHORIZATION")
+    at = 1 if authorization or words[1].word not in ("SESSION", "LOCAL") else 2
+    if words.says(at, "SESSION", "AUTHORIZATION"):
+        clause, at = "SET SESSION AUTHORIZATION", at + 2
+    elif words[at].word == "ROLE":
+        at += 1 + (words.symbol(at + 1) == "=" or words[at + 1].word == "TO")
+    else:
+        return None
+    role = words[at]
+    name = role.name or (_literal(text[role.start : role.stop]) if role.kind == "string" else "")
+    if role.word in (*ANYONE, "DEFAULT") or not name or name == "none":
+        return None
+    return Naming((name,), clause, lambda missing: None)
 
 
 def _cutting(text: str, clause: str, role: Token, start: int, stop: int) -> Naming:

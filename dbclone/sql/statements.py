@@ -85,9 +85,9 @@ def tokens(text: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
     """Yield (kind, start, end); comments come as `space`, quoted text whole. Time and memory grow
     as the text does, no faster."""
     at = start
-    escaped = broken = (
-        False  # whether an E string came last, and a new line since: then a string goes on with it, escapes included
-    )
+    # Whether an E string came last, and a new line since: then a string goes on with it, escapes
+    # included.
+    escaped = broken = False
     while at < len(text):
         match = _TOKEN.match(text, at)
         assert match is not None  # `other` takes any character

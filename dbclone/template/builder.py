@@ -1,4 +1,4 @@
-"""One build of a template: under locks, in a private database, sealed, and published by a rename."""
+"""One build of a template: under locks, in a private database, sealed, published by a rename."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..errors import (
     safe_str,
 )
 from ..process.clock import monotonic, wall
-from ..process.file_lock import locked
+from ..process.file_lock import file_lock
 from ..schema.manifest import Manifest, digest
 from ..schema.sources import Progress, Schema
 from ..server.private.account import cache_folder, private_folder
@@ -42,11 +42,13 @@ UNLOGGED = "unlogged tables with rows"
 LACKING = "roles that were not there"
 #: How servers of several versions refuse an encoding or a locale.
 _UNFIT = (
-    psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType, psycopg.errors.InvalidParameterValue,
-    psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidObjectDefinition, psycopg.errors.SyntaxError, psycopg.DataError,
+    psycopg.errors.UndefinedObject, psycopg.errors.WrongObjectType,
+    psycopg.errors.InvalidParameterValue, psycopg.errors.FeatureNotSupported,
+    psycopg.errors.InvalidObjectDefinition, psycopg.errors.SyntaxError, psycopg.DataError,
     UnicodeEncodeError,
 )  # fmt: skip
-_DEFAULT = ", default "  # follows the version of an extension if the schema asked for another than the server's default
+# Follows the version of an extension if the schema asked for another than the server's default.
+_DEFAULT = ", default "
 
 
 def full_manifest(server: Server, schema: Schema) -> Manifest:
@@ -120,10 +122,9 @@ def collation_flaw(server: Server, found: Database) -> str:
     if server.facts.major < 15:  # nothing is recorded, nor refused
         return ""
     rows = server.fetch(
-        "SELECT datcollversion, coalesce(pg_database_collation_actual_version(oid),"
-        " 'unknown') FROM pg_database WHERE oid = %s"
-        " AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND"
-        " datcollversion IS NOT NULL",
+        "SELECT datcollversion, coalesce(pg_database_collation_actual_version(oid), 'unknown')"
+        " FROM pg_database WHERE oid = %s AND datcollversion IS DISTINCT"
+        " FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL",
         [found.oid],
     )
     return "its collation had version {}, the system's has {}".format(*rows[0]) if rows else ""
@@ -143,7 +144,7 @@ class Builder:
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Hold the locks of this template; say who holds them if that takes longer than a second."""
+        """Hold the locks of this template; say who has them if that takes longer than a second."""
         patience = self.server.settings.build_timeout
         path = self._lock_path()
         with contextlib.ExitStack() as stack:
@@ -151,7 +152,7 @@ class Builder:
             if path is not None:
                 while True:
                     try:
-                        stack.enter_context(locked(path, 1.0))
+                        stack.enter_context(file_lock(path, 1.0))
                         break
                     except TimeoutError:
                         self._still_waiting(monotonic() - started, patience)
@@ -233,8 +234,8 @@ class Builder:
             raise settings.error(
                 "locale" if settings.locale else "encoding",
                 "the server cannot create a database like that",
-                "Choose an encoding and a locale that the server has: SELECT collname,"
-                " collencoding FROM pg_collation.",
+                "Choose an encoding and a locale that the server has: SELECT collname, collencoding"
+                " FROM pg_collation.",
                 safe_str(error).strip(),
             ) from None
         except (psycopg.errors.DiskFull, psycopg.errors.InternalError_) as error:
@@ -251,7 +252,7 @@ class Builder:
         finally:
             server.leases.release(name)
         log.info("built template %s in %.2f s", self.name, monotonic() - started)
-        found = adoptable(server, ddl.listed(server, self.name), self.name)
+        found = adoptable(server, ddl.list_databases(server, self.name), self.name)
         if found is None:
             raise TemplateError(
                 f'template "{self.name}" was dropped as soon as it was built',
@@ -272,9 +273,8 @@ class Builder:
         )
         ddl.create(self.server, name, "template0", mark, self._options())
         self._fill(name)
-        ddl.close_to_others(
-            self.server, name
-        )  # what a forgotten session has not committed is not in a template either
+        # What a forgotten session has not committed is not in a template either
+        ddl.close_to_others(self.server, name)
         self.server.connection.execute(ddl.opening(name))
 
     def _options(self) -> dict[str, str | bool]:
@@ -289,7 +289,7 @@ class Builder:
         dsn = self.server.database(name)
         try:
             with handles.bound_to(self.handle, dsn.url):
-                boundary.on(self.server, self.schema).build(dsn.url, self.progress)
+                boundary.on_server(self.server, self.schema).build(dsn.url, self.progress)
             with contextlib.closing(self.server.connect(name, "build")) as connection:
                 emptiness.check(connection, self.schema)
             return
@@ -311,8 +311,8 @@ class Builder:
         extensions, whether unlogged tables have rows, and which tables have row-level security."""
         self.progress("vacuuming")
         with contextlib.closing(self.server.connect(name, "build")) as connection:
-            # Before the VACUUM, which would wait for ever for a lock that a forgotten session
-            # holds.
+            # Before the VACUUM, which would wait for ever for a lock that a
+            # forgotten session holds.
             if stayed := ddl.close_to_others(self.server, name, connection.info.backend_pid):
                 shown = "\n".join(
                     f"Server process {pid} of {user or 'the server'} ({application or 'unnamed'})"
@@ -327,12 +327,12 @@ class Builder:
             connection.execute("VACUUM (FREEZE, ANALYZE)")
             rows = connection.execute(
                 "SELECT e.extname::text, e.extversion, a.default_version FROM pg_extension e"
-                " LEFT JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname"
-                " <> 'plpgsql'"
+                " LEFT JOIN pg_available_extensions a ON a.name = e.extname"
+                " WHERE e.extname <> 'plpgsql'"
             ).fetchall()
             unlogged = connection.execute(
-                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND"
-                " reltuples > 0"
+                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r'"
+                " AND reltuples > 0"
             ).fetchall()
             secured = roles.tables_with_row_security(connection)
         found = {UNLOGGED: str(len(unlogged))} if unlogged else {}
@@ -343,7 +343,7 @@ class Builder:
         }
 
     def _publish(self, name: str, replaced: Database | None) -> None:
-        """Give the finished database its name. A template that is being replaced steps aside first."""
+        """Give the finished database its name. A template that it replaces steps aside first."""
         if replaced is not None and replaced.limit == -2:
             ddl.drop(self.server, replaced)  # all that the server still allows with it
         elif replaced is not None and self._replace(name, replaced):
@@ -361,9 +361,8 @@ class Builder:
         try:
             if not ddl.swap(server, replaced.name, aside, name):
                 return False
-            with contextlib.suppress(
-                psycopg.Error, ServerError
-            ):  # published all the same; what cannot be dropped now is pruned later
+            # Published all the same; what cannot be dropped now is pruned later
+            with contextlib.suppress(psycopg.Error, ServerError):
                 if (old := ddl.find(server, aside)) is not None:
                     ddl.drop(server, old)
             return True

@@ -18,39 +18,15 @@ from ..schema.environment import ENV_FILES
 from ..schema.sources import Command, Function, Schema, Steps
 from ..server.dsn import mask_any, parse
 
-#: Catalogues of which a new database has no row of a user's (oid from 16384 on: FirstNormalObjectId, access/transam.h).
+#: Catalogues of which a new database has no row of a user's (oid from 16384 on:
+#: FirstNormalObjectId, access/transam.h).
 _CATALOGUES = (
-    *(
-        "pg_class",
-        "pg_type",
-        "pg_proc",
-        "pg_namespace",
-        "pg_extension",
-        "pg_operator",
-        "pg_opclass",
-        "pg_opfamily",
-        "pg_am",
-    ),
-    *(
-        "pg_cast",
-        "pg_conversion",
-        "pg_collation",
-        "pg_language",
-        "pg_ts_config",
-        "pg_ts_dict",
-        "pg_ts_parser",
-        "pg_ts_template",
-    ),
-    *(
-        "pg_event_trigger",
-        "pg_publication",
-        "pg_foreign_data_wrapper",
-        "pg_foreign_server",
-        "pg_default_acl",
-        "pg_transform",
-    ),
-    "pg_largeobject_metadata",
-)
+    "pg_class", "pg_type", "pg_proc", "pg_namespace", "pg_extension", "pg_operator", "pg_opclass",
+    "pg_opfamily", "pg_am", "pg_cast", "pg_conversion", "pg_collation", "pg_language",
+    "pg_ts_config", "pg_ts_dict", "pg_ts_parser", "pg_ts_template", "pg_event_trigger",
+    "pg_publication", "pg_foreign_data_wrapper", "pg_foreign_server", "pg_default_acl",
+    "pg_transform", "pg_largeobject_metadata",
+)  # fmt: skip
 _QUESTION = sql.SQL("SELECT {}").format(
     sql.SQL(" OR ").join(
         sql.SQL("EXISTS (SELECT FROM {} WHERE oid >= 16384)").format(
@@ -61,8 +37,9 @@ _QUESTION = sql.SQL("SELECT {}").format(
 )
 #: Files in which tools look for their database.
 _FILES = (
-    *ENV_FILES, "alembic.ini", "database.yml", "config/database.yml", "dbconfig.yml", "flyway.conf", "conf/flyway.conf",
-    "flyway.toml", "liquibase.properties", "prisma/schema.prisma", "sqitch.conf", "yoyo.ini",
+    *ENV_FILES, "alembic.ini", "database.yml", "config/database.yml", "dbconfig.yml", "flyway.conf",
+    "conf/flyway.conf", "flyway.toml", "liquibase.properties", "prisma/schema.prisma",
+    "sqitch.conf", "yoyo.ini",
 )  # fmt: skip
 _URL = re.compile(r"\b(?:postgres(?:ql)?(?:\+\w+)?|postgis|psql|pgsql)://[^\s\"'<>`,)]+", re.I)
 _NAME = re.compile(
@@ -92,9 +69,8 @@ def check(connection: psycopg.Connection[Any], schema: Schema) -> None:
         file, place = elsewhere
         raise BuildFailed(
             f"{names} made nothing in the database it was given; its {file} names another",
-            f"{file} names {place}: what the command made may be there. The database that"
-            f" dbclone gave it has {nothing}, so no"
-            " template was made.",
+            f"{file} names {place}: what the command made may be there. The database that dbclone"
+            f" gave it has {nothing}, so no template was made.",
             f"{_remedy(suspects)} Look at {place}: it may have been changed.",
         )
     raise BuildFailed(
@@ -113,17 +89,26 @@ def _shown(part: Command | Function) -> str:
 def _remedy(suspects: list[Command | Function]) -> str:
     lines = " ".join(part.line for part in suspects if isinstance(part, Command))
     if "alembic" in lines:
-        return 'Write schema = "alembic", which no file leads elsewhere, or let env.py read DATABASE_URL.'
+        return (
+            'Write schema = "alembic", which no file leads elsewhere, or let env.py read'
+            " DATABASE_URL."
+        )
     if "manage.py" in lines:
-        return 'Write schema = "manage.py migrate", which no settings lead elsewhere, or let the settings read DATABASE_URL.'
+        return (
+            'Write schema = "manage.py migrate", which no settings lead elsewhere, or let the'
+            " settings read DATABASE_URL."
+        )
     if lines:
-        return "Let it read its database from the environment: DATABASE_URL, or PGHOST, PGPORT, PGUSER and PGDATABASE."
+        return (
+            "Let it read its database from the environment: DATABASE_URL,"
+            " or PGHOST, PGPORT, PGUSER and PGDATABASE."
+        )
     return "Let it use the URL that it is called with, or the handle that bind names."
 
 
 def _elsewhere(command: Command) -> Iterator[tuple[str, str]]:
-    """Yield (file, database in words) of what the files of a command and those that tools look into
-    name."""
+    """Yield (file, database in words) of what the files of a command and
+    those that tools look into name."""
     root = command.settings.root
     words: list[str] = []
     with contextlib.suppress(SettingsError):

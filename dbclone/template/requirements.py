@@ -30,11 +30,11 @@ class Feature(NamedTuple):
     where: str
 
 
-def wanted(schema: Schema) -> Iterator[Feature]:
+def scan(schema: Schema) -> Iterator[Feature]:
     """Yield what the SQL files of a schema ask for at the top level."""
     if isinstance(schema, Steps):
         for part in schema.parts:
-            yield from wanted(part)
+            yield from scan(part)
     if not isinstance(schema, SqlFiles):
         return
     for path in find_files(schema.settings, "schema", schema.patterns):
@@ -57,7 +57,7 @@ def wanted(schema: Schema) -> Iterator[Feature]:
 def check(server: Server, schema: Schema) -> None:
     """Raise TemplateError if the SQL files of a schema ask for what the server does not have."""
     try:
-        asked = list(wanted(schema))
+        asked = list(scan(schema))
     except (OSError, SettingsError):  # for the build to say
         return
     if not asked:

@@ -25,21 +25,18 @@ from ..errors import Error, TemplateError
 from ..process.clock import monotonic
 from ..schema.manifest import Manifest
 from ..schema.sources import Progress, Schema
-from ..server.reconnect import recover, told, twice
+from ..server.reconnect import reconnect, retry_once, translate_lost_connection
 from ..server.roles import ensure_role
 from ..server.server import Server
 from .builder import LACKING, UNLOGGED, Builder, adoptable, flaws, full_manifest
 
 log = logging.getLogger("dbclone")
-_FOUND = (
-    UNLOGGED,
-    LACKING,
-    roles.ROW_SECURITY,
-)  # in a mark's manifest, and no input of the template
+# In a mark's manifest, and no input of the template
+_FOUND = (UNLOGGED, LACKING, roles.ROW_SECURITY)
 
 
-def _silent(text: str) -> None:
-    pass
+def silent(text: str) -> None:
+    """Progress that nobody is told of."""
 
 
 @dataclass
@@ -73,7 +70,7 @@ class Template:
         schema: Schema,
         handle: Any = None,
         rebuild: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Template:
         """Return the template of `schema`, built if it is not there.
 
@@ -82,7 +79,7 @@ class Template:
         step of a build or wait. Raises BuildFailed, BuildTimeout, TemplateError, ServerError; then
         no template has been left behind.
         """
-        with told(server, "the template was looked for or built"):
+        with translate_lost_connection(server, "the template was looked for or built"):
             return cls._ensure(server, schema, handle, rebuild, progress)
 
     @classmethod
@@ -93,7 +90,7 @@ class Template:
         if server.settings.role:  # before the schema grants it something
             ensure_role(server, server.settings.role, login=True)
         manifest = full_manifest(server, schema)
-        known = ddl.listed(server)
+        known = ddl.list_databases(server)
         name = free_template_name(server.settings.project, manifest.fingerprint, known)
         found = adoptable(server, known, name)
         if found is not None and not rebuild:
@@ -103,7 +100,7 @@ class Template:
             return cls(server, found, schema, handle, seconds=monotonic() - started)
         builder = Builder(server, schema, handle, manifest, name, progress)
         with builder.exclusively():
-            known = ddl.listed(server)
+            known = ddl.list_databases(server)
             found = adoptable(server, known, name)
             built = found is None or rebuild
             why = _why(server, manifest, known, name) if built else ()
@@ -126,11 +123,11 @@ class Template:
         made anew, once. Raises TemplateError, ServerError, and what `ensure` raises.
         """
         run = run or secrets.token_hex(8)
-        return twice(
+        return retry_once(
             self.server,
             "a clone was made",
             lambda: self._clone(owner, run),
-            lambda: recover(self.server),
+            lambda: reconnect(self.server),
         )
 
     def tidy(self) -> None:
@@ -152,7 +149,7 @@ class Template:
                     self.server, self.database, run, owner, self.handle, self.schema
                 )
                 try:
-                    emptied = self._emptied(clone)
+                    emptied = self._has_lost_rows(clone)
                     clone.admit(
                         roles.of_application(
                             self.server, self.database, clone.dsn, self.handle, clone.report.note
@@ -180,7 +177,7 @@ class Template:
             "Find out who drops templates, or why the server crashes, and run again.",
         )
 
-    def _emptied(self, clone: Clone) -> bool:
+    def _has_lost_rows(self, clone: Clone) -> bool:
         """Return whether unlogged tables that had rows when the template was built are empty: a
         crash of the server does that, and leaves the template looking complete. The statistics of
         the build tell which tables had rows."""
@@ -188,13 +185,13 @@ class Template:
             return False
         with contextlib.closing(self.server.connect(clone.name, "check")) as connection:
             found = connection.execute(
-                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r' AND"
-                " reltuples > 0 AND pg_relation_size(oid) = 0"
+                "SELECT FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r'"
+                " AND reltuples > 0 AND pg_relation_size(oid) = 0"
             ).fetchone()
         return found is not None
 
     def close(self) -> None:
-        """End the connection to the server, and with it the leases of all clones made through it."""
+        """End the connection to the server, and with it the leases of all clones made by it."""
         if self.tidies and not self.server.home.forked and not self.server.connection.closed:
             self.tidy()
         self.server.close()

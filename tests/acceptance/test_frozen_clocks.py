@@ -69,14 +69,14 @@ def test_who_holds_the_session_too_long_is_an_error_in_time(dbclone):
     thread.join()
 
 def test_locks_that_others_hold_are_waited_for_no_longer_than_said(dbclone_worker, tmp_path):
-    from dbclone.process.file_lock import locked
+    from dbclone.process.file_lock import file_lock
     from dbclone.server.server import Server
 
     server = dbclone_worker.server
-    with Server.open(server.settings) as other, other.leases.lock("one", 5), locked(tmp_path / "lock", 5):
+    with Server.open(server.settings) as other, other.leases.lock("one", 5), file_lock(tmp_path / "lock", 5):
         with pytest.raises(TimeoutError), server.leases.lock("one", 0.1):
             pass
-        with pytest.raises(TimeoutError), locked(tmp_path / "lock", 0.1):
+        with pytest.raises(TimeoutError), file_lock(tmp_path / "lock", 0.1):
             pass
 """
 
@@ -100,7 +100,7 @@ def test_resets_and_deadlines_work_and_marks_tell_the_true_time(
     project.configure(lock_timeout=0.3)
     done = project.pytest("-q", "-n", str(workers), timeout=90, PYTEST_ADDOPTS="")
     assert "11 passed" in done.stdout, done.stdout
-    found = {database.name: database.mark for database in ddl.listed(server)}
+    found = {database.name: database.mark for database in ddl.list_databases(server)}
     marks = [
         mark for name, mark in found.items() if f"_{project.name}_t_" in name and mark is not None
     ]

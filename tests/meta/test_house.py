@@ -14,7 +14,7 @@ import pytest
 HOUSE = Path(__file__).parents[2] / "dbclone"
 #: From the lowest: a module imports from its own layer and from those below. What is not named belongs to its package.
 LAYERS = (
-    ("sql", "errors", "process", "server.dsn", "server.connection"),
+    ("sql", "errors", "process", "server.dsn", "server.connection", "server.session_options"),
     ("settings", "schema", "server.private"),
     ("server",),
     ("databases", "sandbox"),

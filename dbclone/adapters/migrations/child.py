@@ -32,8 +32,10 @@ def main() -> None:
     else:
         # An error raised by the guard says all; of one that the project raised, what the tool had
         # printed tells more.
-        reply = {"error": type(error).__name__, "message": error.message, "detail": error.detail, "hint": error.hint,
-                 "said": error.__cause__ is None}  # fmt: skip
+        reply = {
+            **{"error": type(error).__name__, "message": error.message, "detail": error.detail},
+            **{"hint": error.hint, "said": error.__cause__ is None},
+        }
     answer.write(json.dumps(reply))
     answer.flush()
     for stream in (sys.stdout, sys.stderr):

@@ -22,7 +22,7 @@ from ...server.dsn import Dsn
 
 
 class Guard:
-    """What may connect where. Arguments: `dsn`, the database being built, which alone has its name."""
+    """What may connect where. Arguments: `dsn`, the database being built, alone of its name."""
 
     def __init__(self, dsn: Dsn) -> None:
         self.dsn = dsn

@@ -39,7 +39,10 @@ _RUNNERS = (
     "rye",
 )  # of programs in the project's own environment
 # Not `-m`, which would let a folder called alembic in the project be found before the library.
-_CHILD = "import sys; sys.path[:] = [*filter(None, sys.path), {!r}]; from dbclone.adapters.migrations.child import main; main()"
+_CHILD = (
+    "import sys; sys.path[:] = [*filter(None, sys.path), {!r}];"
+    " from dbclone.adapters.migrations.child import main; main()"
+)
 
 
 @dataclass(frozen=True)
@@ -280,8 +283,10 @@ class Migrations:
                 for name in named[:1]
             ]
         # The URL goes through a pipe: arguments of a process can be read by others.
-        job = {"tool": self.tool.name, "arguments": arguments, "script": self.tool.script, "url": str(url),
-               "root": str(self.settings.root)}  # fmt: skip
+        job = {
+            **{"tool": self.tool.name, "arguments": arguments, "script": self.tool.script},
+            **{"url": str(url), "root": str(self.settings.root)},
+        }
         parent = str(Path(errors.__file__).parent.parent)
         with program_environment(self.settings, dsn) as environ:
             done = subprocess.run(

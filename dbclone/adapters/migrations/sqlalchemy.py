@@ -11,9 +11,12 @@ from ...server.dsn import Dsn
 from ..sqlalchemy import TARGET, url_at
 from .guard import Guard, texts
 
-#: Parameters that say how a connection is proved and ciphered: those of the database that a project names are not the build's.
-_SECURITY = ("passfile", "servicefile", "direct_tls", "requiressl", "channel_binding", "target_session_attrs", "require_auth",
-             "krbsrvname", "load_balance_hosts")  # fmt: skip
+#: Parameters that say how a connection is proved and ciphered: those of the database that a project
+#: names are not the build's.
+_SECURITY = (
+    "passfile", "servicefile", "direct_tls", "requiressl", "channel_binding",
+    "target_session_attrs", "require_auth", "krbsrvname", "load_balance_hosts",
+)  # fmt: skip
 
 
 def lead(guard: Guard) -> None:
@@ -38,7 +41,10 @@ def lead(guard: Guard) -> None:
         if not first:
             first.append(place)
         if place != first[0] and wanted["dbname"] != guard.dsn.get("dbname"):
-            hint = f'The first one is for "{first[0][0]}", and a template holds one database. Let env.py migrate that alone.'
+            hint = (
+                f'The first one is for "{first[0][0]}", and a template holds one database.'
+                " Let env.py migrate that alone."
+            )
             raise guard.refusal("a second engine", wanted, hint)
         own_arguments, own = dialect.create_connect_args(
             url_at(URL.create(f"postgresql+{dialect.driver}"), guard.dsn)

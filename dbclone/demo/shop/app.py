@@ -36,8 +36,8 @@ def create_app() -> Flask:
 
     @app.errorhandler(IntegrityError)
     def conflict(error: Exception) -> ResponseReturnValue:
-        # The first line names the constraint; the rest quotes values that may be somebody's e-mail
-        # address.
+        # The first line names the constraint; the rest quotes values that may
+        # be somebody's e-mail address.
         return {"error": str(error).splitlines()[0]}, 409
 
     @app.errorhandler(DataError)

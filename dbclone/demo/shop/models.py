@@ -16,8 +16,8 @@ from peewee import (
     PostgresqlDatabase,
 )
 
-# None: which database it is gets decided where the application is started, or by dbclone for a
-# test.
+# None: which database it is gets decided where the application is started,
+# or by dbclone for a test.
 db = PostgresqlDatabase(None, prefer_psycopg3=True)
 
 

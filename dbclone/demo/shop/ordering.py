@@ -45,8 +45,8 @@ def _customer(data: dict[str, Any]) -> User:
 
 
 def _product(line: dict[str, Any]) -> Product:
-    """Return the product that a line names; one that is described as well is taken into the
-    catalogue."""
+    """Return the product that a line names; one that is described as well
+    is taken into the catalogue."""
     sku = text(line, "sku").upper()
     product = Product.get_or_none(Product.sku == sku)
     if product is None and "name" not in line:

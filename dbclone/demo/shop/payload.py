@@ -42,8 +42,8 @@ def whole(data: dict[str, Any], key: str, default: int | None = None) -> int:
 
 
 def money(data: dict[str, Any], key: str) -> Decimal:
-    """Return an amount with at most two decimals; strings are taken, floats would have been rounded
-    already."""
+    """Return an amount with at most two decimals; strings are taken,
+    floats would have been rounded already."""
     value = data.get(key)
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise Problem(400, f"{key} must be an amount such as '9.90'")

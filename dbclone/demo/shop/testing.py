@@ -12,8 +12,9 @@ TABLES = ("user", "role", "user_role", "category", "product", "orders", "order_i
 
 # One round trip for all tables, as every test asks this.
 COUNTS = """
-SELECT (SELECT count(*) FROM "user"), (SELECT count(*) FROM role), (SELECT count(*) FROM user_role),
-       (SELECT count(*) FROM category), (SELECT count(*) FROM product), (SELECT count(*) FROM orders),
+SELECT (SELECT count(*) FROM "user"), (SELECT count(*) FROM role),
+       (SELECT count(*) FROM user_role), (SELECT count(*) FROM category),
+       (SELECT count(*) FROM product), (SELECT count(*) FROM orders),
        (SELECT count(*) FROM order_item), (SELECT count(*) FROM payment)
 """
 
@@ -57,7 +58,7 @@ def product_body(sku: str, **more: Any) -> dict[str, Any]:
         "sku": sku,
         "name": f"The {sku.lower()}",
         "price": "20.00",
-        "category": "OwnerProcess",
+        "category": "Home",
         **more,
     }
 
@@ -68,10 +69,10 @@ def post_product(client: FlaskClient, sku: str, **more: Any) -> dict[str, Any]:
 
 
 def order_body(username: str = "ann", reference: str | None = "R-1", **more: Any) -> dict[str, Any]:
-    """Return an order of 2 lamps and 1 novel for 50.00: in the categories OwnerProcess,
-    OwnerProcess/Light, Books; without reference, unpaid."""
+    """Return an order of 2 lamps and 1 novel for 50.00: in the categories Home,
+    Home/Light, Books; without reference, unpaid."""
     lines = [
-        product_body("LAMP", category="OwnerProcess/Light", quantity=2),
+        product_body("LAMP", category="Home/Light", quantity=2),
         product_body("NOVEL", category="Books", price="10.00", quantity=1),
     ]
     body = {

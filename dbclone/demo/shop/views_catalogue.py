@@ -15,11 +15,11 @@ catalogue = Blueprint("catalogue", __name__)
 
 
 def category_at(path: str) -> Category:
-    """Return the category at a path such as "OwnerProcess/Light"; what is missing of it is created."""
+    """Return the category at a path such as "Home/Light"; what is missing of it is created."""
     node: Category | None = None
     for name in path.split("/"):
         if not name.strip():
-            raise Problem(400, "category must be a path such as 'OwnerProcess/Light'")
+            raise Problem(400, "category must be a path such as 'Home/Light'")
         node, _ = Category.get_or_create(parent=node, name=name.strip())
     assert node is not None  # split() yields at least one name
     return node

@@ -35,7 +35,7 @@ def shown(order: Order) -> dict[str, Any]:
 
 @orders.post("/orders")
 def post_order() -> ResponseReturnValue:
-    """Place an order; customer, roles, categories and products are created where they are missing."""
+    """Place an order; a customer, roles, categories and products that are missing are created."""
     return shown(ordering.place(body())), 201
 
 

@@ -97,8 +97,8 @@ def test_short_stock_rolls_everything_back(client: FlaskClient, order: dict[str,
 
 
 def test_gift_out_of_stock_is_left_out(client: FlaskClient) -> None:
-    # The gift's savepoint is rolled back, and with it the product and category that it brought
-    # along.
+    # The gift's savepoint is rolled back, and with it the product and
+    # category that it brought along.
     gift = product_body("SOCKS", category="Gifts", stock=0, optional=True)
     order = post_order(client, lines=[*order_body()["lines"], gift])
     assert order["lines"] == {"LAMP": 2, "NOVEL": 1}

@@ -48,8 +48,8 @@ class Baseline:
         return cls(facts, answer, counts, SchemaDrift(), seeds, fixed)
 
     def blind(self, clone_seconds: float) -> list[Table]:
-        """Return the seeded tables that cannot be looked at, or not for less than a fresh clone
-        costs."""
+        """Return the seeded tables that cannot be looked at,
+        or not for less than a fresh clone costs."""
         return [
             table
             for table in self.facts.tables

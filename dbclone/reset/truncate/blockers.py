@@ -3,7 +3,6 @@ still open; and ending them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,26 +13,28 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from ...errors import ResetBlocked
-from ...process.clock import monotonic
+from ...process.clock import wait_while
 from ...server.sessions import Identity
 
 # pg_locks shows everybody's locks to everybody; of others' sessions a plain role sees who and from
 # where, not what they run. ExclusiveLock on a transactionid is how a transaction with a number
 # holds it (PostgreSQL documentation, view-pg-locks).
 _SESSIONS = """
-SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, '?'),
-       coalesce(left(a.query, 200), ''), coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
+SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''),
+       coalesce(a.state, '?'), coalesce(left(a.query, 200), ''),
+       coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8,
        bool_or(l.locktype = 'transactionid'), current_user::text, a.datid::int8, a.backend_start
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
-WHERE a.datname = current_database() AND l.granted AND a.pid <> pg_backend_pid() AND a.pid <> ALL(%(spared)s)
-      AND a.usesysid IS NOT NULL
-      AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' OR l.locktype IN ('relation', 'tuple') AND l.relation >= 16384)
+WHERE a.datname = current_database() AND l.granted AND a.pid <> pg_backend_pid()
+      AND a.pid <> ALL(%(spared)s) AND a.usesysid IS NOT NULL
+      AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock'
+           OR l.locktype IN ('relation', 'tuple') AND l.relation >= 16384)
 GROUP BY 1, 2, 3, 4, 5, 6, 8, 9, 10 ORDER BY 6 DESC
 """
 
 
 @dataclass(frozen=True)
-class Session:
+class BlockingSession:
     """A session in the database: `name`, its application_name; `seconds`, how old its transaction
     is; `wrote`, it has written; `viewer`, the role that asked; `database` and `started` tell it
     from a later one with its process id."""
@@ -70,13 +71,12 @@ class Session:
                 f' can show it: GRANT pg_read_all_stats TO "{self.viewer}";'
             )
         return (
-            f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a"
-            f" transaction {self.seconds:.1f} s old,"
-            f" and last ran: {self.query}"
+            f"Session {self.pid} of user {self.user} {opened}, is {self.state} in a transaction"
+            f" {self.seconds:.1f} s old, and last ran: {self.query}"
         )
 
 
-def sessions(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[Session]:
+def sessions(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[BlockingSession]:
     """Return the sessions in this database that hold locks on its tables or have written in an open
     transaction.
 
@@ -87,15 +87,15 @@ def sessions(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> li
         .execute(_SESSIONS, {"spared": list(spared)})
         .fetchall()
     )
-    return [Session(*row) for row in rows]
+    return [BlockingSession(*row) for row in rows]
 
 
-def writers(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[Session]:
+def writers(control: psycopg.Connection[Any], spared: Iterable[int] = ()) -> list[BlockingSession]:
     """Return those that have written something that they may still commit."""
     return [session for session in sessions(control, spared) if session.wrote]
 
 
-def rolled_back(control: psycopg.Connection[Any]) -> int:
+def roll_back_prepared(control: psycopg.Connection[Any]) -> int:
     """Roll back the prepared transactions of this database, which outlive their sessions; return
     how many there were."""
     found = control.cursor(row_factory=tuple_row).execute(
@@ -108,26 +108,25 @@ def rolled_back(control: psycopg.Connection[Any]) -> int:
 
 
 def end(
-    control: psycopg.Connection[Any], chosen: Iterable[Session], patience: float = 5.0
-) -> list[Session]:
+    control: psycopg.Connection[Any], chosen: Iterable[BlockingSession], patience: float = 5.0
+) -> list[BlockingSession]:
     """End sessions and wait until they have gone; return those that would not go in `patience`
     seconds.
 
     Raises psycopg.errors.InsufficientPrivilege for a session of a role above ours.
     """
-    left = {session.pid: session for session in chosen}
-    for session in left.values():
+    told = {session.pid: session for session in chosen}
+    for session in told.values():
         Identity(session.pid, session.database, session.started).end(control)
-    deadline = monotonic() + patience
-    while left and monotonic() < deadline:
-        there = {s.pid for s in sessions(control)}
-        left = {pid: session for pid, session in left.items() if pid in there}
-        if left:
-            time.sleep(0.005)
-    return list(left.values())
+
+    def left() -> list[BlockingSession]:
+        there = {s.pid for s in sessions(control)} if told else set()
+        return [session for pid, session in told.items() if pid in there]
+
+    return wait_while(left, patience, 0.005)
 
 
-def blocked(name: str, seconds: float, found: list[Session]) -> ResetBlocked:
+def blocked(name: str, seconds: float, found: list[BlockingSession]) -> ResetBlocked:
     """Return the error that names who is in the way of resetting database `name`."""
     return ResetBlocked(
         f'could not reset "{name}" in {seconds:g} s: '

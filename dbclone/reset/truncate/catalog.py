@@ -26,24 +26,32 @@ from ..sequences import ask as ask_sequences
 # has what is declared on its parent as an internal one. Those of keys have a constraint, whose kind
 # is 't' where it is a constraint trigger of the user's.
 _TABLES = """
-SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, pg_relation_size(c.oid) > 0, c.relispopulated,
+SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text,
+       pg_relation_size(c.oid) > 0, c.relispopulated,
        coalesce((SELECT bit_or(t.tgtype::int) FROM pg_trigger t
                  WHERE t.tgrelid = c.oid AND t.tgenabled = ANY(%(fires)s)
-                 AND NOT EXISTS (SELECT FROM pg_constraint i WHERE i.oid = t.tgconstraint AND i.contype <> 't')), 0),
+                 AND NOT EXISTS (SELECT FROM pg_constraint i
+                                 WHERE i.oid = t.tgconstraint AND i.contype <> 't')), 0),
        coalesce((SELECT array_agg(DISTINCT r.ev_type::text) FROM pg_rewrite r
-                 WHERE r.ev_class = c.oid AND r.ev_type <> '1' AND r.ev_enabled = ANY(%(fires)s)), '{}'),
+                 WHERE r.ev_class = c.oid AND r.ev_type <> '1'
+                 AND r.ev_enabled = ANY(%(fires)s)), '{}'),
        NOT %(superuser)s AND c.relrowsecurity AND c.relforcerowsecurity,
-       pg_has_role(c.relowner, 'USAGE') OR (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE')),
+       pg_has_role(c.relowner, 'USAGE')
+       OR (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE')),
        CASE WHEN c.relispartition THEN
-            (SELECT u.nspname || '.' || p.relname FROM pg_class p JOIN pg_namespace u ON u.oid = p.relnamespace
+            (SELECT u.nspname || '.' || p.relname
+             FROM pg_class p JOIN pg_namespace u ON u.oid = p.relnamespace
              WHERE p.oid = pg_partition_root(c.oid)) END,
        NOT %(superuser)s AND EXISTS (
-           SELECT FROM pg_constraint k WHERE k.contype = 'f' AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd')
+           SELECT FROM pg_constraint k
+           WHERE k.contype = 'f' AND k.confrelid = c.oid AND k.confdeltype IN ('c', 'n', 'd')
            AND (EXISTS (SELECT FROM pg_trigger t
                         WHERE t.tgrelid = k.conrelid AND t.tgenabled = ANY(%(fires)s)
-                        AND NOT EXISTS (SELECT FROM pg_constraint i WHERE i.oid = t.tgconstraint AND i.contype <> 't'))
+                        AND NOT EXISTS (SELECT FROM pg_constraint i
+                                        WHERE i.oid = t.tgconstraint AND i.contype <> 't'))
                 OR EXISTS (SELECT FROM pg_rewrite r
-                           WHERE r.ev_class = k.conrelid AND r.ev_type <> '1' AND r.ev_enabled = ANY(%(fires)s))))
+                           WHERE r.ev_class = k.conrelid AND r.ev_type <> '1'
+                           AND r.ev_enabled = ANY(%(fires)s))))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
       AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
@@ -118,11 +126,10 @@ class SchemaCatalog:
         fires = ["R", "A"] if superuser else ["O", "A"]
         with connection.cursor(row_factory=tuple_row) as cursor:
             rows = cursor.execute(_TABLES, {"fires": fires, "superuser": superuser}).fetchall()
-            rows = [
-                row for row in rows if row[5]
-            ]  # a view never populated cannot be read; that it stays so is in the catalogue
+            # A view never populated cannot be read; that it stays so is in the catalogue
+            rows = [row for row in rows if row[5]]
             opaque = {row[0] for row in rows if row[8] or not row[9]}
-            filled = _filled(cursor, [row for row in rows if row[4] and row[0] not in opaque])
+            filled = _with_rows(cursor, [row for row in rows if row[4] and row[0] not in opaque])
             tables = [
                 Table(
                     row[0], row[1], row[2],
@@ -149,9 +156,9 @@ class SchemaCatalog:
         )
 
 
-def _filled(cursor: psycopg.Cursor[Any], rows: list[Any]) -> set[int]:
-    """Return the oids of those tables that have rows: storage alone may be what rolled-back rows
-    left."""
+def _with_rows(cursor: psycopg.Cursor[Any], rows: list[Any]) -> set[int]:
+    """Return the oids of those tables that have rows:
+    storage alone may be what rolled-back rows left."""
     if not rows:
         return set()
     parts = [

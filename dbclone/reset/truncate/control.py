@@ -59,10 +59,10 @@ def options(superuser: bool, lock_timeout: float) -> str:
     )
 
 
-def nothing_committed(control: psycopg.Connection[Any], witness: CommitTracker) -> bool:
+def nothing_committed(control: psycopg.Connection[Any], commits: CommitTracker) -> bool:
     """Return whether every transaction on the server since the last reset was rolled back."""
-    row = control.cursor(row_factory=tuple_row).execute(witness.text).fetchone() or ()
-    return witness.judge(Moment.of(tuple(row)), row[2]) is Verdict.NOTHING
+    row = control.cursor(row_factory=tuple_row).execute(commits.text).fetchone() or ()
+    return commits.classify(Moment.of(tuple(row)), row[2]) is Verdict.NOTHING
 
 
 def now(connection: psycopg.Connection[Any]) -> Moment:

@@ -27,8 +27,8 @@ class Costs:
 
     @classmethod
     def start(cls, durable: bool) -> Costs:
-        """Return what to believe before anything has been measured: files of a durable server are
-        flushed."""
+        """Return what to believe before anything has been measured:
+        files of a durable server are flushed."""
         return cls(truncate=6e-3 if durable else 1e-3)
 
     def learn(self, pages: int, truncated: int, seconds: float) -> Costs:
@@ -77,8 +77,10 @@ def plan(
         pages = dirty[table.oid] // PAGE
         if closure is None:
             if table.undeletable:
-                reason = "its own triggers or rules, or a table with rows to keep that references it, stand against both ways"
-                return Plan(impossible=f"{table.shown} cannot be emptied: {reason}")
+                return Plan(
+                    impossible=f"{table.shown} cannot be emptied: its own triggers or rules, or a"
+                    " table with rows to keep that references it, stand against both ways"
+                )
         elif (
             table.undeletable
             or pages * costs.page > len(closure.keys() - truncated.keys()) * costs.truncate
@@ -103,8 +105,8 @@ def plan(
 
 
 def together(parts: Sequence[sql.Composed]) -> sql.Composed:
-    """Return one statement that does what all these parts do, each seeing the tables as they were
-    before."""
+    """Return one statement that does what all these parts do,
+    each seeing the tables as they were before."""
     *first, last = parts
     if not first:
         return last
@@ -116,8 +118,8 @@ def together(parts: Sequence[sql.Composed]) -> sql.Composed:
 
 
 def _closure(facts: SchemaCatalog, table: Table) -> dict[int, Table] | None:
-    """Return the tables that a TRUNCATE of this one has to name; None if one of them must not be
-    truncated."""
+    """Return the tables that a TRUNCATE of this one has to name;
+    None if one of them must not be truncated."""
     found = {table.oid: table}
     queue = [table]
     while queue:
@@ -125,9 +127,8 @@ def _closure(facts: SchemaCatalog, table: Table) -> dict[int, Table] | None:
         if parent.untruncatable or parent.seeded or parent.view:
             return None
         for child in sorted(c for c, p in facts.references if p == parent.oid and c not in found):
-            if (
-                child not in facts.by_oid
-            ):  # kept, or a partitioned table, which cannot be named without all its parts
+            # Kept, or a partitioned table, which cannot be named without all its parts
+            if child not in facts.by_oid:
                 return None
             found[child] = facts.by_oid[child]
             queue.append(facts.by_oid[child])

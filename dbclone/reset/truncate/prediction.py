@@ -111,8 +111,8 @@ class DirtyPredictor:
 
 
 def _most(recent: deque[frozenset[int]]) -> tuple[int, ...]:
-    """Return, in order of oid, what is in half of the sets at least: tests of two kinds often take
-    session_lock."""
+    """Return, in order of oid, what is in half of the sets at least:
+    tests of two kinds often take turns."""
     often = Counter(oid for found in recent for oid in found)
     return tuple(
         sorted(oid for oid, times in often.most_common(_TABLES) if times * 2 >= len(recent))

@@ -79,12 +79,8 @@ class DirtyProbe:
         found: list[tuple[str, bool]] = []
 
         def prepare(types: bool, columns: list[sql.Composable]) -> None:
-            found.append(
-                (
-                    f"dbclone_{'running' if running else 'still'}_{len(self._ignored)}_{len(found)}",
-                    types,
-                )
-            )
+            kind = "running" if running else "still"
+            found.append((f"dbclone_{kind}_{len(self._ignored)}_{len(found)}", types))
             statement = sql.SQL("PREPARE {} {} AS SELECT {}").format(
                 sql.Identifier(found[-1][0]),
                 sql.SQL(TYPES if types else ""),
@@ -107,12 +103,14 @@ class DirtyProbe:
         # Only a superuser may see who wrote the contents of large objects; others read those that
         # are theirs.
         old = f"SELECT oid FROM pg_largeobject_metadata WHERE NOT {newer}"
-        pages = f"count(*) FILTER (WHERE NOT {newer}), count(*) FILTER (WHERE {newer} AND loid IN ({old}))"
-        contents = f"(SELECT concat_ws(':', {pages}) FROM pg_largeobject)"
+        before = f"count(*) FILTER (WHERE NOT {newer})"
+        contents = f"""(SELECT concat_ws(':', {before},
+                count(*) FILTER (WHERE {newer} AND loid IN ({old}))) FROM pg_largeobject)"""
         if not self._superuser:
-            contents = f"""(SELECT sum(hashtextextended(encode(lo_get(oid), 'hex'), 0)) FROM pg_largeobject_metadata
+            contents = f"""(SELECT sum(hashtextextended(encode(lo_get(oid), 'hex'), 0))
+                FROM pg_largeobject_metadata
                 WHERE NOT {newer} AND pg_has_role(lomowner, 'USAGE'))"""
-        numbers = f"(SELECT concat_ws(':', count(*) FILTER (WHERE NOT {newer}), count(*)) FROM pg_largeobject_metadata)"
+        numbers = f"(SELECT concat_ws(':', {before}, count(*)) FROM pg_largeobject_metadata)"
         return [sql.SQL(contents), sql.SQL(numbers)]
 
     def commands(self, since: Since) -> list[bytes]:

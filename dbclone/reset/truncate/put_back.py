@@ -8,7 +8,6 @@ tables that keep being dirty are emptied in the same message that asks about all
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from ...process.clock import monotonic
+from ...process.clock import monotonic, wait_while
 from .. import sequences
 from ..base import Outcome
 from ..sequences import Sequence
@@ -35,16 +34,16 @@ class PutBack:
     """What puts back a database, over its control session, any number of times.
 
     Arguments: `question`, prepared in a control session with `options`, which nobody else uses;
-    `baseline`, what the template is like; `witness`, what is known of the time since the database
+    `baseline`, what the template is like; `commits`, what is known of the time since the database
     was equal to it, shared with other resets of the same database.
     """
 
     def __init__(
-        self, question: DirtyProbe, baseline: Baseline, where: ResetContext, witness: CommitTracker
+        self, question: DirtyProbe, baseline: Baseline, where: ResetContext, commits: CommitTracker
     ) -> None:
         self.baseline = baseline
         self.facts = facts = baseline.facts
-        self.witness = witness
+        self.commits = commits
         self.upkeep = VacuumScheduler(question.connection, facts)
         self._question = question
         self._control = question.connection
@@ -63,7 +62,7 @@ class PutBack:
         cls,
         control: psycopg.Connection[Any],
         where: ResetContext,
-        witness: CommitTracker,
+        commits: CommitTracker,
         keep: Iterable[str] = (),
         known: tuple[Sequence, ...] | None = None,
     ) -> PutBack:
@@ -74,8 +73,8 @@ class PutBack:
         if not where.layered():
             sequences.restore(control, asked.facts.sequences, used=True)
         moment = now(control)
-        witness.settle(Since(moment), moment)
-        return cls(asked, Baseline.remember(asked, witness.since), where, witness)
+        commits.settle(Since(moment), moment)
+        return cls(asked, Baseline.remember(asked, commits.since), where, commits)
 
     @classmethod
     def like(
@@ -83,11 +82,11 @@ class PutBack:
         other: Baseline,
         control: psycopg.Connection[Any],
         where: ResetContext,
-        witness: CommitTracker,
+        commits: CommitTracker,
     ) -> PutBack:
         """Return the reset of a database that may not be equal to its template any more, from what
         is known of another copy."""
-        found = cls(DirtyProbe(control, other.facts, where.superuser), other, where, witness)
+        found = cls(DirtyProbe(control, other.facts, where.superuser), other, where, commits)
         if not where.layered():
             sequences.restore(control, other.facts.sequences, used=True)
         found._before = replace(other.answer, stamps=())  # the stamps are those of another session
@@ -97,7 +96,7 @@ class PutBack:
     def settle(self) -> None:
         """Take the present state for the template's: whoever calls knows that it is."""
         moment = self.now()
-        self.witness.settle(Since(moment), moment)
+        self.commits.settle(Since(moment), moment)
 
     def now(self) -> Moment:
         """Return the present moment, in one round trip."""
@@ -148,13 +147,12 @@ class PutBack:
     def _once(self, outcome: Outcome) -> Outcome:
         if self._idle and self._gate:
             moment = self.now()
-            if self.witness.unchanged(moment):
+            if self.commits.unchanged(moment):
                 return outcome
-        self._see_nothing(
-            [table.shown for table in self._blind]
-        )  # before anything is asked in vain
+        # Before anything is asked in vain
+        self._see_nothing([table.shown for table in self._blind])
         guessed = self._guess.commands() if not (self._idle or self._where.layered()) else []
-        since = self.witness.since
+        since = self.commits.since
         results = self._question.send([*guessed, *self._question.commands(since)])
         hit = self._guess.read(results[0]) if guessed else set()
         answer = self._question.read(results, since)
@@ -164,7 +162,7 @@ class PutBack:
         self._idle = not (hit or answer.dirty or changed or answer.moved)
         self.upkeep.note([*hit, *answer.dirty, *changed])
         if not (answer.dirty or changed or answer.moved or answer.objects != self._before.objects):
-            self.witness.settle(Since(answer.moment), answer.moment)
+            self.commits.settle(Since(answer.moment), answer.moment)
         else:
             self._put_right(answer, changed, since)
         return replace(outcome, tables=outcome.tables + len(hit) + len(answer.dirty) + len(changed))
@@ -179,7 +177,7 @@ class PutBack:
         """
         if hidden := [table.shown for table in self._blind if table.opaque]:
             self._see_nothing(hidden)
-        since = self.witness.since
+        since = self.commits.since
         answer = self._question.ask(since)
         answer.seeds.update(
             self._question.count([table for table in self._blind if not table.opaque], since)
@@ -197,11 +195,11 @@ class PutBack:
         for oid in self.baseline.changed(answer):
             (old, count), before = answer.seeds[oid], self.baseline.counts[oid]
             rows[self.facts.by_oid[oid].shown] = max(count - old, before - old)
-        other = self._drifted(since) if self._suspicious(answer) else ""
+        other = self._schema_drift(since) if self._suspicious(answer) else ""
         if answer.objects != self._before.objects:
             other = "; ".join(filter(None, [other, "large objects"]))
         if not (rows or other):
-            self.witness.settle(Since(answer.moment), answer.moment)
+            self.commits.settle(Since(answer.moment), answer.moment)
         self._idle = False
         return rows, other
 
@@ -218,7 +216,7 @@ class PutBack:
     def _suspicious(self, answer: DirtyState) -> bool:
         return answer.stamps != self._before.stamps or answer.counts != self._before.counts
 
-    def _drifted(self, since: Since) -> str:
+    def _schema_drift(self, since: Since) -> str:
         """Return what has changed in the schema. What it was like is not worth remembering before
         it is asked for: a copy of the template tells, which costs as much as the one that will be
         needed if it has changed."""
@@ -234,19 +232,18 @@ class PutBack:
         """Raise CannotRestore if the schema is not the template's any more, or if rows changed that
         cannot be looked at."""
         if self._suspicious(answer):
-            if changed := self._drifted(since):
+            if changed := self._schema_drift(since):
                 raise CannotRestore(f"it changed the schema: {changed}")
             # Only statistics, sizes or files: what was counted is still right, the tables were only
             # analysed anew.
             self._before = replace(self._before, stamps=answer.stamps)
-        self._see_nothing(
-            [table.shown for table in self._blind]
-        )  # again: this is about all that was committed before the answer
+        # Again: this is about all that was committed before the answer
+        self._see_nothing([table.shown for table in self._blind])
 
     def _see_nothing(self, tables: list[str]) -> None:
-        """Raise CannotRestore if something was committed and there are tables that are not looked
-        at."""
-        if tables and not nothing_committed(self._control, self.witness):
+        """Raise CannotRestore if something was committed and there are
+        tables that are not looked at."""
+        if tables and not nothing_committed(self._control, self.commits):
             raise CannotRestore(
                 f"something was committed, and looking for it in {', '.join(tables)} is"
                 f" dearer than a new clone"
@@ -285,19 +282,19 @@ class PutBack:
             Moment.of((results[-1].get_value(0, 0), results[-1].get_value(0, 1))),
         )
         self._costs = self._costs.learn(made.pages, made.truncated, monotonic() - started)
-        self.witness.settle(Since(answer.moment, (ours,)), end)
+        self.commits.settle(Since(answer.moment, (ours,)), end)
 
     def _objects(self, answer: DirtyState, since: Since) -> list[sql.Composed]:
-        """Return what removes large objects that were made, or raise CannotRestore if old ones have
-        changed."""
+        """Return what removes large objects that were made,
+        or raise CannotRestore if old ones have changed."""
         if answer.objects == self._before.objects:
             return []
         if answer.objects[:2] != self._before.objects[:2]:
             raise CannotRestore("it changed a large object of the template")
         return [
             sql.SQL(
-                "SELECT count(pg_catalog.lo_unlink(oid)) FROM"
-                " pg_catalog.pg_largeobject_metadata WHERE {}"
+                "SELECT count(pg_catalog.lo_unlink(oid)) FROM pg_catalog.pg_largeobject_metadata"
+                " WHERE {}"
             ).format(sql.SQL(since.newer()))
         ]
 
@@ -307,20 +304,21 @@ class PutBack:
         Waits for those who have, up to `lock_timeout`; then they are ended, or ResetBlocked is
         raised. False: somebody was there, so that it has to be asked again what there is.
         """
-        if self.witness.still:
+        if self.commits.still:
             return True
         found = blockers.writers(self._control, self._where.spared())
-        prepared = blockers.rolled_back(self._control)
+        prepared = blockers.roll_back_prepared(self._control)
         if not found:
             return not prepared
-        deadline = monotonic() + self._where.lock_timeout
-        while found and monotonic() < deadline:
-            time.sleep(0.005)
-            found = blockers.writers(self._control, self._where.spared())
+        found = wait_while(
+            lambda: blockers.writers(self._control, self._where.spared()),
+            self._where.lock_timeout,
+            0.005,
+        )
         self._clear(found, notes)
         return False
 
-    def _clear(self, found: list[blockers.Session], notes: list[str]) -> None:
+    def _clear(self, found: list[blockers.BlockingSession], notes: list[str]) -> None:
         """End the sessions that are in the way, or raise ResetBlocked."""
         if not self._where.terminate:
             if found:

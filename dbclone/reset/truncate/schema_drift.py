@@ -64,42 +64,45 @@ _UNREAD = (
 # Everything that a schema is, for the thorough look: (catalogue, column with a name, rows that are
 # not temporary).
 _CATALOGUES = (
-    ("pg_attribute", "attname", f"attrelid NOT IN {_TEMP}"),
-    ("pg_proc", "proname", ""),
+    ("pg_attribute", "attname", f"attrelid NOT IN {_TEMP}"), ("pg_proc", "proname", ""),
     ("pg_type", "typname", f"typnamespace NOT IN {_TEMP_SCHEMAS}"),
     ("pg_constraint", "conname", f"connamespace NOT IN {_TEMP_SCHEMAS}"),
     ("pg_namespace", "nspname", "nspname !~ '^pg_(toast_)?temp_'"),
-    ("pg_index", "", f"indrelid NOT IN {_TEMP}"),
-    ("pg_attrdef", "", f"adrelid NOT IN {_TEMP}"),
+    ("pg_index", "", f"indrelid NOT IN {_TEMP}"), ("pg_attrdef", "", f"adrelid NOT IN {_TEMP}"),
     ("pg_trigger", "tgname", f"tgrelid NOT IN {_TEMP}"),
-    ("pg_rewrite", "", f"ev_class NOT IN {_TEMP}"),
-    ("pg_inherits", "", f"inhrelid NOT IN {_TEMP}"),
-    ("pg_policy", "polname", ""), ("pg_enum", "enumlabel", ""), ("pg_extension", "extname", ""), ("pg_description", "", ""),
-    ("pg_sequence", "", f"seqrelid NOT IN {_TEMP}"), ("pg_partitioned_table", "", f"partrelid NOT IN {_TEMP}"),
-    ("pg_collation", "collname", ""), ("pg_cast", "", ""), ("pg_operator", "oprname", ""), ("pg_opclass", "opcname", ""),
-    ("pg_opfamily", "opfname", ""), ("pg_amop", "", ""), ("pg_amproc", "", ""), ("pg_aggregate", "", ""), ("pg_range", "", ""),
-    ("pg_language", "lanname", ""), ("pg_conversion", "conname", ""), ("pg_ts_config", "cfgname", ""),
-    ("pg_ts_config_map", "", ""), ("pg_ts_dict", "dictname", ""), ("pg_ts_parser", "prsname", ""),
-    ("pg_ts_template", "tmplname", ""), ("pg_statistic_ext", "stxname", ""), ("pg_publication", "pubname", ""),
-    ("pg_publication_rel", "", ""), ("pg_event_trigger", "evtname", ""), ("pg_default_acl", "", ""),
-    ("pg_foreign_server", "srvname", ""), ("pg_foreign_data_wrapper", "fdwname", ""), ("pg_foreign_table", "", ""),
-    ("pg_transform", "", ""), ("pg_am", "amname", ""), ("pg_seclabel", "", ""), ("pg_init_privs", "", ""),
+    ("pg_rewrite", "", f"ev_class NOT IN {_TEMP}"), ("pg_inherits", "", f"inhrelid NOT IN {_TEMP}"),
+    ("pg_policy", "polname", ""), ("pg_enum", "enumlabel", ""), ("pg_extension", "extname", ""),
+    ("pg_description", "", ""), ("pg_sequence", "", f"seqrelid NOT IN {_TEMP}"),
+    ("pg_partitioned_table", "", f"partrelid NOT IN {_TEMP}"), ("pg_collation", "collname", ""),
+    ("pg_cast", "", ""), ("pg_operator", "oprname", ""), ("pg_opclass", "opcname", ""),
+    ("pg_opfamily", "opfname", ""), ("pg_amop", "", ""), ("pg_amproc", "", ""),
+    ("pg_aggregate", "", ""), ("pg_range", "", ""), ("pg_language", "lanname", ""),
+    ("pg_conversion", "conname", ""), ("pg_ts_config", "cfgname", ""), ("pg_ts_config_map", "", ""),
+    ("pg_ts_dict", "dictname", ""), ("pg_ts_parser", "prsname", ""),
+    ("pg_ts_template", "tmplname", ""), ("pg_statistic_ext", "stxname", ""),
+    ("pg_publication", "pubname", ""), ("pg_publication_rel", "", ""),
+    ("pg_event_trigger", "evtname", ""), ("pg_default_acl", "", ""),
+    ("pg_foreign_server", "srvname", ""), ("pg_foreign_data_wrapper", "fdwname", ""),
+    ("pg_foreign_table", "", ""), ("pg_transform", "", ""), ("pg_am", "amname", ""),
+    ("pg_seclabel", "", ""), ("pg_init_privs", "", ""),
 )  # fmt: skip
 # What a TRUNCATE or VACUUM changes in pg_class is left out: file, sizes, freezing, and flags that
 # VACUUM corrects later.
-_RELATION = """pg_catalog.hashtextextended(ROW(relname, relnamespace, reloftype, relowner, relam, reltablespace, relkind,
-    relpersistence, relnatts, relchecks, relrowsecurity, relforcerowsecurity, relispopulated, relreplident, relispartition,
-    relacl::text, reloptions, relpartbound IS NULL)::text, 0)"""
+_RELATION = """pg_catalog.hashtextextended(ROW(
+    relname, relnamespace, reloftype, relowner, relam, reltablespace, relkind, relpersistence,
+    relnatts, relchecks, relrowsecurity, relforcerowsecurity, relispopulated, relreplident,
+    relispartition, relacl::text, reloptions, relpartbound IS NULL)::text, 0)"""
 _RELATIONS = f"""SELECT oid::int8, relname::text, {_RELATION}
     FROM pg_catalog.pg_class WHERE oid >= {_USER} AND relpersistence <> 't' AND relkind <> 't'
     AND relnamespace <> 'pg_toast'::regnamespace"""
 # The same for the database itself, whose own row and settings are new in every copy, and so can
 # only be compared by what they say. A connection limit from 2^30 on limits nothing and is another
-# one in each copy: see `marks.limit_for`.
-_ITSELF = """SELECT 1262::int8, 'the database itself', pg_catalog.hashtextextended(ROW(datdba, datistemplate, datallowconn,
-    least(datconnlimit, 1073741824), datacl::text,
-    (SELECT array_agg(ROW(setrole, setconfig)::text ORDER BY setrole) FROM pg_catalog.pg_db_role_setting
-    WHERE setdatabase = d.oid))::text, 0) FROM pg_catalog.pg_database AS d WHERE datname = current_database()"""
+# one in each copy: see `naming.limit_for`.
+_ITSELF = """SELECT 1262::int8, 'the database itself', pg_catalog.hashtextextended(ROW(
+    datdba, datistemplate, datallowconn, least(datconnlimit, 1073741824), datacl::text,
+    (SELECT array_agg(ROW(setrole, setconfig)::text ORDER BY setrole)
+     FROM pg_catalog.pg_db_role_setting WHERE setdatabase = d.oid))::text, 0)
+    FROM pg_catalog.pg_database AS d WHERE datname = current_database()"""
 
 
 @dataclass(frozen=True)
@@ -119,22 +122,20 @@ class Probes:
         """Read them in a database that is equal to its template. Arguments: `opaque`, tables that
         may not be read."""
         row = connection.cursor(row_factory=tuple_row).execute(
-            "WITH r AS (SELECT oid::int8, relkind FROM pg_class WHERE oid >= 16384 AND"
-            " relnamespace <> 'pg_toast'::regnamespace"
-            " AND (relkind NOT IN ('r', 'S', 't') OR oid = ANY(%s)))"
-            " SELECT array(SELECT oid::int8 FROM pg_namespace WHERE oid >= 16384 OR nspname"
-            " = 'public'),"
-            " (SELECT oid::int8 FROM pg_database WHERE datname = current_database()),"
-            " array(SELECT t.oid::int8 FROM pg_type t LEFT JOIN pg_class c ON c.oid ="
-            " t.typrelid WHERE t.oid >= 16384"
-            " AND (c.relkind = 'c' OR t.typrelid = 0 AND t.typelem = 0)),"
-            " array(SELECT oid FROM r), array(SELECT oid FROM r WHERE relkind NOT IN ('i', 'I'))",
+            "WITH r AS (SELECT oid::int8, relkind FROM pg_class WHERE oid >= 16384"
+            " AND relnamespace <> 'pg_toast'::regnamespace AND (relkind NOT IN ('r', 'S', 't')"
+            " OR oid = ANY(%s))) SELECT array(SELECT oid::int8 FROM pg_namespace"
+            " WHERE oid >= 16384 OR nspname = 'public'), (SELECT oid::int8 FROM pg_database"
+            " WHERE datname = current_database()), array(SELECT t.oid::int8 FROM pg_type t"
+            " LEFT JOIN pg_class c ON c.oid = t.typrelid WHERE t.oid >= 16384"
+            " AND (c.relkind = 'c' OR t.typrelid = 0 AND t.typelem = 0)), array(SELECT oid"
+            " FROM r), array(SELECT oid FROM r WHERE relkind NOT IN ('i', 'I'))",
             [opaque],
         )
         return cls(*(row.fetchone() or ([], 0, [], [], [])))
 
     def select(self, newer: str) -> sql.Composed:
-        """Return the column that counts the catalogues; `newer` says which of their rows are new."""
+        """Return the column that counts the catalogues; `newer`, which of their rows are new."""
         values = {name: sql.Literal(value) for name, value in vars(self).items()}
         counted = (
             sql.SQL(
@@ -147,8 +148,8 @@ class Probes:
 
 @dataclass
 class SchemaDrift:
-    """The catalogues as they were in the template: rows of each, and what each relation looked
-    like."""
+    """The catalogues as they were in the template: rows of each,
+    and what each relation looked like."""
 
     counts: list[int] = field(default_factory=list)
     relations: dict[int, tuple[str, int]] = field(default_factory=dict)

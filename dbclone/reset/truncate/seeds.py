@@ -20,16 +20,16 @@ from psycopg.rows import tuple_row
 from ..transactions import Since
 from .catalog import Table
 
-ROWS, BYTES = (
-    20_000,
-    8_000_000,
-)  # remembered at most, all tables together; a change in what is larger costs a new clone
-# attidentity 'a' is GENERATED ALWAYS, attgenerated any generated column; dropped columns stay in
-# pg_attribute.
+# Remembered at most, all tables together; a change in what is larger costs a new clone
+ROWS, BYTES = 20_000, 8_000_000
+# attidentity 'a' is GENERATED ALWAYS, attgenerated any generated column;
+# dropped columns stay in pg_attribute.
 _COLUMNS = """
 SELECT a.attrelid::int8, a.attname::text, a.attidentity = 'a', a.attgenerated <> '',
-       a.attnum = ANY(coalesce((SELECT i.indkey FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary), '')::int2[])
-FROM pg_attribute a WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum
+       a.attnum = ANY(coalesce((SELECT i.indkey FROM pg_index i
+                                WHERE i.indrelid = a.attrelid AND i.indisprimary), '')::int2[])
+FROM pg_attribute a WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attrelid, a.attnum
 """
 
 
@@ -51,8 +51,8 @@ class Column:
 @dataclass(frozen=True)
 class Change:
     """What became of one table's seeds: whole rows as text, as they were, of those whose key is
-    there `again` with other columns and of those that are `missing`; `extra`, there are new rows
-    besides."""
+    there `again` with other columns and of those that are `missing`;
+    `extra`, there are new rows besides."""
 
     again: tuple[str, ...]
     missing: tuple[str, ...]

@@ -27,7 +27,6 @@ class Truncate(Committing):
         except (psycopg.Error, ServerError) as error:
             return Outcome(self.name, 0.0, spoiled=f"{type(error).__name__}: {failure(error)}")
         except BaseException:
-            self.host.replace(
-                "a reset that failed", quiet=True
-            )  # the next test must not find what this one left
+            # The next test must not find what this one left
+            self.host.replace("a reset that failed", quiet=True)
             raise

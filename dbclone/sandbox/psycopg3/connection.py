@@ -24,7 +24,7 @@ from ...server.connection import Gen, exchange
 from ...sql.analysis import Control, analyze
 from ..savepoints import Command, Savepoints
 from ..session_lock import ConnectionLock, SessionLock
-from .cursor import close_portals, render, sandboxed
+from .cursor import close_portals, render, sandboxed_class
 from .prepared import Prepared
 
 
@@ -51,7 +51,7 @@ class Shared(Protocol):
 
     def prepared(self) -> Prepared: ...
 
-    def left(self, prepared: Prepared) -> None: ...
+    def keep_prepared(self, prepared: Prepared) -> None: ...
 
 
 TAGS = {
@@ -68,8 +68,8 @@ TAGS = {
 
 
 class SandboxInfo(psycopg.ConnectionInfo):
-    """What `connection.info` tells: the transaction status is the one that the application believes
-    in."""
+    """What `connection.info` tells: the transaction status is the one that
+    the application believes in."""
 
     connection: Any
 
@@ -79,8 +79,8 @@ class SandboxInfo(psycopg.ConnectionInfo):
 
 
 class VirtualPGconn:
-    """A pgconn for Python code that asks it for its status: the one that the application believes
-    in."""
+    """A pgconn for Python code that asks it for its status:
+    the one that the application believes in."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -177,7 +177,7 @@ class Sandboxed(_Base):
         self.lock = ConnectionLock(session.session_lock, lambda: session.stack.writing(owner))
         self._prepared = session.prepared()
         self.portals: set[bytes] = set()  # server-side cursors that end with the block
-        self.server_cursor_factory: type[Any] = sandboxed(self.server_cursor_factory)  # type: ignore[arg-type]
+        self.server_cursor_factory: type[Any] = sandboxed_class(self.server_cursor_factory)  # type: ignore[arg-type]
         session.join(owner, self)
 
     def __del__(self, __warn: Any = None) -> None:
@@ -227,15 +227,15 @@ class Sandboxed(_Base):
 
     @cursor_factory.setter
     def cursor_factory(self, factory: type[Any]) -> None:
-        self._cursor_factory: type[Any] = sandboxed(factory)  # type: ignore[arg-type]
+        self._cursor_factory: type[Any] = sandboxed_class(factory)  # type: ignore[arg-type]
 
     def shut(self) -> None:
         """Be closed, without a word to the server."""
         if not self._closed:
-            self._session.left(self._prepared)
+            self._session.keep_prepared(self._prepared)
         self._closed, self.pgconn = True, self._session.gone
 
-    def _inherited(self) -> bool:
+    def _is_forked(self) -> bool:
         """Return whether this is a fork of the process whose connection this is; then forget it,
         without a word to anybody."""
         if left := self._session.session_lock.home.forked:
@@ -340,13 +340,12 @@ class Sandboxed(_Base):
             commands = session.stack.before_statement(self._owner, session.failed, known)
         yield from self._send([render(command) for command in commands])
         if self.portals and not self._pipeline and not session.stack.in_block(self._owner):
-            yield from close_portals(
-                self
-            )  # of several statements in one string, which were a transaction of their own
+            # Of several statements in one string, which were a transaction of their own
+            yield from close_portals(self)
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
-        """Remember that the application met a limit of the sandbox, even if it catches the error."""
+        """Note that the application met a limit of the sandbox, even if it catches the error."""
         try:
             yield
         except SandboxLimit as error:
@@ -377,7 +376,7 @@ class Sandboxed(_Base):
         return None
 
     def _send(self, commands: list[bytes]) -> Gen:
-        """Send commands in one message; one by one in a pipeline, which takes only single commands."""
+        """Send all in one message; one by one in a pipeline, which takes single commands only."""
         if not commands:
             return
         if self._pipeline:
@@ -417,7 +416,9 @@ class Sandboxed(_Base):
         if control.verb == "two_phase":
             raise two_phase(text[:100])
         if control.verb == "begin":
-            if inside:  # the server warns, or refuses in an aborted transaction, as in production; modes are taken all the same
+            # The server warns, or refuses in an aborted transaction, as in production; modes are
+            # taken all the same.
+            if inside:
                 return [*stack.modes(owner, failed, control.modes), ("", "BEGIN")]
             return stack.begin(owner, failed, control.modes)
         if control.verb in ("commit", "rollback") and not control.chain:
@@ -447,8 +448,8 @@ class Sandboxed(_Base):
         return stack.savepoint(owner, failed, control)
 
     def _tag(self, text: str, control: Control) -> str:
-        """Return the command tag with which production would answer a statement that controls
-        transactions."""
+        """Return the command tag with which production would answer a statement
+        that controls transactions."""
         if control.verb == "commit" and self._failed:
             return "ROLLBACK"
         return TAGS.get("start" if analyze(text).verb == "START" else control.verb, "")

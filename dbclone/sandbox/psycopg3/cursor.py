@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     _Base = BaseCursor[Any, Any]
 else:
     _Base = object
-_NOTHING = b"SET LOCAL dbclone.nothing TO ''"  # a command that succeeds and does nothing, where production only warns
+# A command that succeeds and does nothing, where production only warns.
+_NOTHING = b"SET LOCAL dbclone.nothing TO ''"
 
 
 @lru_cache(maxsize=256)
@@ -52,8 +53,8 @@ def close_portals(connection: Any) -> Gen:
 
 
 class _Statements(_Base):
-    """What is mixed into the application's cursor class: SQL text that controls transactions is
-    translated."""
+    """What is mixed into the application's cursor class:
+    SQL text that controls transactions is translated."""
 
     connection: Any
     _plain = False  # the statement is known not to control transactions
@@ -93,7 +94,9 @@ class _Statements(_Base):
         self._query = pgq
         results: list[Any] = []
         tags = {}
-        implicit = False  # several statements in one string are one transaction, unless a BEGIN among them opens a block
+        # Several statements in one string are one transaction, unless a BEGIN among them opens a
+        # block.
+        implicit = False
         try:
             for number, (text, control) in enumerate(pieces):
                 verb = control.verb if control is not None else ""
@@ -109,7 +112,7 @@ class _Statements(_Base):
                 else:
                     tag = connection._tag(text, control)
                     yield from connection._check(control)
-                    sent, implicit = self._controlled(text, control, implicit)
+                    sent, implicit = self._run_control(text, control, implicit)
                     tags[number] = tag
                 results.append((yield from exchange(connection.pgconn, sent))[-1])
         except psycopg.Error:
@@ -132,7 +135,7 @@ class _Statements(_Base):
     def _inside(self) -> bool:
         return bool(self.connection._session.stack.in_block(self.connection._owner))
 
-    def _controlled(self, text: str, control: Control, implicit: bool) -> tuple[list[bytes], bool]:
+    def _run_control(self, text: str, control: Control, implicit: bool) -> tuple[list[bytes], bool]:
         """Return what is sent for a statement that controls transactions, and whether an implicit
         one is still open after it."""
         connection = self.connection
@@ -165,9 +168,8 @@ class _Portal(_Statements):
         if status == pq.TransactionStatus.INTRANS or (
             status == pq.TransactionStatus.IDLE and self.withhold
         ):
-            yield from self.connection._before_statement(
-                "CLOSE"
-            )  # psycopg looks at the real status, which a failure may have left
+            # psycopg looks at the real status, which a failure may have left
+            yield from self.connection._before_statement("CLOSE")
             yield from super()._close_gen()  # type: ignore[misc]
 
 
@@ -181,7 +183,7 @@ def _text(query: Any, connection: Any) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def sandboxed(factory: Any) -> type[Any]:
+def sandboxed_class(factory: Any) -> type[Any]:
     """Return the application's cursor class with ours mixed in."""
     if issubclass(factory, _Statements):
         return factory  # type: ignore[no-any-return]

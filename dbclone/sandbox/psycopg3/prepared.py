@@ -1,4 +1,4 @@
-"""What psycopg prepares by itself, where several connections of the application share one session."""
+"""What psycopg prepares by itself, where connections of the application share one session."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ class Prepared(PrepareManager):
         self._number = number
         self._inherited: set[Any] = set()  # what earlier connections have prepared
         self.piped = False  # the connection has had a pipeline
-        self.unproven: set[Any] = (
-            set()
-        )  # what may never have been prepared, because its pipeline had failed before
+        # What may never have been prepared, because its pipeline had failed before
+        self.unproven: set[Any] = set()
 
-    def handed_on(self) -> Prepared:
-        """Forget what the application had set for the connection that is closed, but not what was
-        prepared."""
+    def inherit(self) -> Prepared:
+        """Forget what the application had set for the connection that is closed,
+        but not what was prepared."""
         self.prepare_threshold, self.prepared_max = (
             PrepareManager.prepare_threshold,
             PrepareManager.prepared_max,
@@ -47,7 +46,7 @@ class Prepared(PrepareManager):
         self.unproven.discard(key)
         super().validate(key, prep, name, results)
 
-    def changed(self) -> int:
+    def forget_inherited(self) -> int:
         """Forget what this connection did not prepare itself, because the objects that it uses may
         have been changed; return how many statements the server still has. Discarding each would be
         a statement that production does not run, and which fails in a block that has failed."""

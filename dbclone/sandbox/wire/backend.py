@@ -30,8 +30,8 @@ _DISCARDED = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
 
 
 class _Refused(Exception):
-    """An error that the client is told, by its fields; what follows in the same query string is not
-    run."""
+    """An error that the client is told, by its fields;
+    what follows in the same query string is not run."""
 
     def __init__(self, fields: dict[bytes, bytes]) -> None:
         self.fields = fields
@@ -101,8 +101,8 @@ class Backend:
         self._answer.append(messages.error("0A000", what))
 
     def speaks_for(self, thread: int) -> None:
-        """Note which thread uses the client (0: none any more): what the client does counts as that
-        thread's."""
+        """Note which thread uses the client (0: none any more):
+        what the client does counts as that thread's."""
         self._connection.lock.thread = thread
 
     def cancel(self) -> None:
@@ -144,7 +144,7 @@ class Backend:
                 before, self._pgconn.notice_handler = self._pgconn.notice_handler, self._notice
                 self._running = True
                 try:
-                    return self._told(do)
+                    return self._error_response(do)
                 finally:
                     self._running = False
                     self._pgconn.notice_handler = before
@@ -158,7 +158,7 @@ class Backend:
             self._answer.append(messages.ready(status))
             return False
 
-    def _told(self, do: Callable[[], None]) -> bool:
+    def _error_response(self, do: Callable[[], None]) -> bool:
         try:
             if not self._copying:
                 self._prepare()
@@ -168,13 +168,13 @@ class Backend:
                 self._read_only = default == b"off"
             return True
         except _Refused as error:
-            self._answer.append(messages.told(b"E", error.fields))
+            self._answer.append(messages.error_or_notice(b"E", error.fields))
         except SandboxLimit as error:
             self._answer.append(messages.error(LIMIT, error.message, error.detail, error.hint))
         except psycopg.Error as error:
             if error.pgresult is not None:
                 self._answer.append(
-                    messages.told(b"E", messages.fields_of(error.pgresult, self._shift))
+                    messages.error_or_notice(b"E", messages.fields_of(error.pgresult, self._shift))
                 )
             elif error.sqlstate is not None:
                 self._answer.append(messages.error(error.sqlstate, str(error)))
@@ -191,7 +191,7 @@ class Backend:
         self._encoding = self._known.get(_ENCODING)
 
     def _notice(self, result: pq.abc.PGresult) -> None:
-        self._answer.append(messages.told(b"N", messages.fields_of(result, self._shift)))
+        self._answer.append(messages.error_or_notice(b"N", messages.fields_of(result, self._shift)))
 
     def _prepare(self) -> None:
         """Bring the real session to what this client believes: its encoding, and that a block is
@@ -213,10 +213,9 @@ class Backend:
         if not (pieces := asked.controls):
             self._statement(_DISCARDED if not self._in_block and asked.discards_all else query)
             return
-        implicit, at = (
-            False,
-            0,
-        )  # several statements in one string are one transaction, unless a BEGIN among them opens a block
+        # Several statements in one string are one transaction, unless a BEGIN among them opens a
+        # block.
+        implicit, at = False, 0
         try:
             for piece, control in pieces:
                 verb, self._shift = (
@@ -231,7 +230,7 @@ class Backend:
                     self._statement(piece.encode(errors="surrogateescape"))
                 else:
                     self._shift = 0
-                    implicit = self._controlled(piece, control, implicit and self._in_block)
+                    implicit = self._run_control(piece, control, implicit and self._in_block)
         except (_Refused, psycopg.Error):
             if implicit and self._in_block:
                 self._control("ROLLBACK")
@@ -242,7 +241,7 @@ class Backend:
     def _control(self, text: str) -> None:
         self._real.wait(self._connection._exec_command(text))
 
-    def _controlled(self, text: str, control: Control, implicit: bool) -> bool:
+    def _run_control(self, text: str, control: Control, implicit: bool) -> bool:
         """Run what a statement that controls transactions means here; return whether an implicit
         one is still open after it."""
         connection, verb = self._connection, control.verb

@@ -20,7 +20,10 @@ AUTHENTICATION_OK = b"R" + struct.pack("!ii", 8, 0)
 EMPTY_QUERY = b"I" + struct.pack("!i", 4)
 COPY_DONE = b"c" + struct.pack("!i", 4)
 # Which function a client means that calls it by its oid.
-FIND = b"SELECT nspname, proname FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = %d"
+FIND = (
+    b"SELECT nspname, proname FROM pg_catalog.pg_proc p"
+    b" JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = %d"
+)
 # Parameters that a server tells of unasked, whenever they change.
 REPORTED = (
     b"server_version server_encoding client_encoding application_name"
@@ -71,19 +74,19 @@ def complete(tag: bytes) -> bytes:
     return message(b"C", tag + b"\0")
 
 
-def told(kind: bytes, fields: Mapping[bytes, bytes]) -> bytes:
-    """Return ErrorResponse (kind E) or NoticeResponse (kind N) from fields by their one-letter
-    codes."""
+def error_or_notice(kind: bytes, fields: Mapping[bytes, bytes]) -> bytes:
+    """Return ErrorResponse (kind E) or NoticeResponse (kind N) from fields
+    by their one-letter codes."""
     return message(kind, b"".join(code + value + b"\0" for code, value in fields.items()) + b"\0")
 
 
 def error(code: str, text: str, detail: str = "", hint: str = "") -> bytes:
     """Return the ErrorResponse for an error with SQLSTATE `code` that no server has told us."""
     fields = {b"S": "ERROR", b"V": "ERROR", b"C": code, b"M": text, b"D": detail, b"H": hint}
-    return told(b"E", {key: value.encode() for key, value in fields.items() if value})
+    return error_or_notice(b"E", {key: value.encode() for key, value in fields.items() if value})
 
 
-NO_TRANSACTION = told(
+NO_TRANSACTION = error_or_notice(
     b"N",
     {
         b"S": b"WARNING",

@@ -25,7 +25,7 @@ from ...process.forks import cut
 from .backend import LIMIT
 from .server import PORT, Conversation
 
-#: The private names of psycopg2 that are used here, which a test holds against the installed version.
+#: Private names of psycopg2 that are used here; a test holds them against the installed version.
 PRIVATE = {"psycopg2._psycopg": ("sqlstate_errors",)}
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class _Drained:
     def read(self, *size: int) -> Any:
         if self._given is None:  # whatever came before the COPY has been answered
             self._given = self._conversation.received
-        self._conversation.arrived(self._given - _MARGIN)
+        self._conversation.wait_for(self._given - _MARGIN)
         data = self._file.read(*size)
         if data:
             self._given += _HEAD + len(
@@ -95,15 +95,15 @@ class _Cursor(extensions.cursor):  # type: ignore[misc]  # psycopg2 has no types
         self.connection._here()
         return super().execute(*arguments, **keywords)
 
-    def _drained(self, file: Any) -> Any:
+    def _drain(self, file: Any) -> Any:
         self.connection._here()
         return _Drained(file, self.connection) if hasattr(file, "read") else file
 
     def copy_from(self, file: Any, *arguments: Any, **keywords: Any) -> Any:
-        return super().copy_from(self._drained(file), *arguments, **keywords)
+        return super().copy_from(self._drain(file), *arguments, **keywords)
 
     def copy_expert(self, sql: Any, file: Any, *arguments: Any, **keywords: Any) -> Any:
-        return super().copy_expert(sql, self._drained(file), *arguments, **keywords)
+        return super().copy_expert(sql, self._drain(file), *arguments, **keywords)
 
 
 class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has no types
@@ -116,7 +116,7 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         given = extensions.parse_dsn(dsn)
         self._given = {**given, "password": "xxx"} if "password" in given else given
         demands = {key: value for key, value in _DEMANDS.items() if key in given}
-        with self._gate._opened() as conversation:
+        with self._gate._listening() as conversation:
             self._conversation = conversation
             place = {**_PLACE, **demands, "host": conversation.folder, "port": PORT}
             super().__init__(extensions.make_dsn(dsn, **place), *arguments, **keywords)
@@ -133,7 +133,7 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         scrollable: Any = None,
     ) -> Any:
         factory = cursor_factory or self.cursor_factory or extensions.cursor
-        return super().cursor(name, self._gate._mixed(factory, _Cursor), withhold, scrollable)
+        return super().cursor(name, self._gate._mixed_class(factory, _Cursor), withhold, scrollable)
 
     def _here(self) -> None:
         self._gate._session.session_lock.home.require()
@@ -149,8 +149,8 @@ class _Connection(extensions.connection):  # type: ignore[misc]  # psycopg2 has 
         super().rollback()
 
     def cancel(self) -> None:
-        """As psycopg2's, which would wait for the answer without letting the thread run that gives
-        it."""
+        """As psycopg2's, which would wait for the answer without letting the
+        thread run that gives it."""
         if self.closed:
             raise psycopg2.InterfaceError("connection already closed")
         assert self._conversation is not None
@@ -208,11 +208,11 @@ class Connector:
     def factory(self, given: Any = None) -> Any:
         """Return the `connection_factory` for `psycopg2.connect`; `given`, the application's own,
         if it has one."""
-        made = self._mixed(given or extensions.connection, _Connection)
+        made = self._mixed_class(given or extensions.connection, _Connection)
         made._gate = self
         return made
 
-    def _mixed(self, given: Any, ours: Any) -> Any:
+    def _mixed_class(self, given: Any, ours: Any) -> Any:
         """Return the application's class with ours mixed in, below it, so that what it overrides
         comes first."""
         if not isinstance(given, type) or issubclass(given, ours):
@@ -225,7 +225,7 @@ class Connector:
         return self._classes[given, ours]
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[Conversation]:
+    def _listening(self) -> Iterator[Conversation]:
         """Listen for one connection, which is made in the block."""
         conversation = Conversation(self._session, self._encoding)
         self._conversations = [other for other in self._conversations if other.thread.is_alive()]

@@ -43,9 +43,8 @@ class Conversation:
         self.folder = (
             f"{parent if len(parent) < _LONGEST else '/tmp'}/dbclone-{secrets.token_hex(8)}"
         )
-        posix.mkdir(
-            self.folder, 0o700
-        )  # not os.mkdir: os is a fake one in a test that uses pyfakefs
+        # Not os.mkdir: os is a fake one in a test that uses pyfakefs
+        posix.mkdir(self.folder, 0o700)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._place)
         self._listener.listen(1)
@@ -72,7 +71,7 @@ class Conversation:
                 self._socket.shutdown(socket.SHUT_RDWR)
         self.thread.join(_PATIENCE)
 
-    def arrived(self, count: int) -> None:
+    def wait_for(self, count: int) -> None:
         """Wait until `count` bytes have been received in all, or the conversation has ended."""
         with self._arrival:
             self._arrival.wait_for(lambda: self.received >= count or self._ended, _PATIENCE)

@@ -21,7 +21,7 @@ from .folders import (  # fmt: skip
     check_private,
     mark,
     open_own,
-    opened,
+    open_private,
     own_uid,
     private_folder,
     read_own,
@@ -29,13 +29,14 @@ from .folders import (  # fmt: skip
 )
 
 __all__ = [
-    "Account", "cache_folder", "check_private", "open_own", "own_name", "private_folder", "read_own", "server_account",
+    "Account", "cache_folder", "check_private", "open_own", "own_name", "private_folder",
+    "read_own", "server_account",
 ]  # fmt: skip
 
 
 def own_name() -> str:
-    """Return the name of the account that we run as, as the server's peer authentication will see
-    it."""
+    """Return the name of the account that we run as,
+    as the server's peer authentication will see it."""
     import pwd
 
     try:
@@ -101,11 +102,10 @@ def _cache(settings: Settings) -> Path:
         return path
     try:
         check_private(path)
-        with opened(path) as folder:
+        with open_private(path) as folder:
             if not os.listdir(folder):
-                with contextlib.suppress(
-                    FileExistsError
-                ):  # somebody who starts beside us was first
+                # Somebody who starts beside us was first
+                with contextlib.suppress(FileExistsError):
                     mark(folder, path, "cache")
             if MARK in os.listdir(folder):
                 return path

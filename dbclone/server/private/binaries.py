@@ -28,7 +28,7 @@ from .folders import (
     open_own,
     own_uid,
     private_folder,
-    reached,
+    reach_folder,
     remove,
 )
 
@@ -36,16 +36,11 @@ OLDEST = 14
 _NUMBER = rb"(\d+(?:\.\d+|devel|beta\d+|rc\d+)?)"
 _TIMEOUT = 30  # seconds for a program to say its version
 _USUAL = (
-    "/usr/lib/postgresql/*/bin",
-    "/usr/pgsql-*/bin",
-    "/usr/local/pgsql/bin",
-    "/usr/lib/postgresql*/bin",
-    "/usr/libexec/postgresql*",
-    "/opt/homebrew/opt/postgresql*/bin",
-    "/usr/local/opt/postgresql*/bin",
-    "/opt/local/lib/postgresql*/bin",
+    "/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin",
+    "/usr/lib/postgresql*/bin", "/usr/libexec/postgresql*", "/opt/homebrew/opt/postgresql*/bin",
+    "/usr/local/opt/postgresql*/bin", "/opt/local/lib/postgresql*/bin",
     "/Applications/Postgres.app/Contents/Versions/*/bin",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class Binaries:
         problem = "it is no folder of its own"
         with (
             contextlib.suppress(OSError),
-            reached(copy.parent, account) as parent,
+            reach_folder(copy.parent, account) as parent,
             inside(parent, copy.name) as folder,
         ):
             state = os.fstat(folder)
@@ -130,7 +125,7 @@ class Binaries:
             for path in building.rglob("*"):
                 if not path.is_symlink():
                     path.chmod(0o755 if path.is_dir() or os.stat(path).st_mode & 0o100 else 0o644)
-            with reached(copy.parent, None) as parent, inside(parent, building.name) as folder:
+            with reach_folder(copy.parent, None) as parent, inside(parent, building.name) as folder:
                 os.mkdir("new", 0o700, dir_fd=folder)
                 with inside(folder, "new") as new:
                     for name in os.listdir(folder):
@@ -143,7 +138,7 @@ class Binaries:
             if not os.path.lexists(copy):  # else somebody who copied beside us was first
                 raise OSError(str(error)) from None
         finally:
-            with contextlib.suppress(OSError), reached(copy.parent, None) as parent:
+            with contextlib.suppress(OSError), reach_folder(copy.parent, None) as parent:
                 remove(parent, building.name, building, "binaries being copied")
 
 
@@ -164,8 +159,8 @@ def _runs(program: Path, account: Account) -> bool:
 
 
 def _candidates(settings: Settings) -> Iterator[tuple[str, list[Path]]]:
-    """Yield (source, folders) in the order of trust; later ones are not looked at once one has
-    something."""
+    """Yield (source, folders) in the order of trust;
+    later ones are not looked at once one has something."""
     if settings.binaries:
         yield (
             f"the setting binaries (from {settings.source('binaries')})",

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ServerError
-from ...process.clock import monotonic, wall
-from ...process.file_lock import locked
+from ...process.clock import monotonic, wait_until, wall
+from ...process.file_lock import file_lock
 from .account import own_name
 from .binaries import Binaries
 from .folders import (  # fmt: skip
@@ -35,10 +35,10 @@ from .folders import (  # fmt: skip
     inside,
     mark,
     open_own,
-    opened,
+    open_private,
     own_uid,
     private_folder,
-    reached,
+    reach_folder,
     read_own,
     remove,
 )
@@ -56,7 +56,8 @@ _THROW_AWAY = {
     "max_wal_size": "512MB",
     "max_connections": "400",
     "max_locks_per_transaction": "256",
-    "max_files_per_process": "10000",  # a session that looks at 1,000 tables would open and close their files each time
+    # A session that looks at 1,000 tables would open and close their files each time.
+    "max_files_per_process": "10000",
     "max_prepared_transactions": "64",
     "client_connection_check_interval": "1s",
     "log_min_messages": "fatal",
@@ -95,8 +96,8 @@ class Patience:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A data directory in `folder`, run with `binaries` as `account`, reached through the socket in
-    `socket`."""
+    """A data directory in `folder`, run with `binaries` as `account`,
+    reached through the socket in `socket`."""
 
     folder: Path
     socket: Path
@@ -154,8 +155,8 @@ class Cluster:
             return False
 
     def is_sound(self) -> bool:
-        """Return whether the stopped cluster was shut down cleanly by a server of this major
-        version."""
+        """Return whether the stopped cluster was shut down cleanly by a
+        server of this major version."""
         try:
             with self._opened("data") as data:
                 with inside(data, "global") as control:
@@ -186,7 +187,7 @@ class Cluster:
     def _opened(self, *names: str) -> Iterator[int]:
         """Give a descriptor of the folder, or of one in it. Raises ServerError or OSError."""
         with contextlib.ExitStack() as stack:
-            found = stack.enter_context(opened(self.folder, self.account))
+            found = stack.enter_context(open_private(self.folder, self.account))
             for name in names:
                 found = stack.enter_context(inside(found, name))
             yield found
@@ -323,7 +324,7 @@ class Cluster:
         Arguments: `renew`, replace data that look sound but that the server does not start with (a
         file is missing or broken). The caller knows that no server runs here. Raises ServerError.
         """
-        with opened(self.socket, self.account) as folder:
+        with open_private(self.socket, self.account) as folder:
             for left in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
                 # Left by a killed server: the lock would stop the new one if the old number now
                 # belongs to another program of ours.
@@ -379,18 +380,13 @@ class Cluster:
         return server
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """Ask the server for a fast shutdown and wait up to `timeout` seconds; return whether it is
-        gone."""
+        """Ask the server for a fast shutdown and wait up to `timeout` seconds;
+        return whether it is gone."""
         pid = self.pid()
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):  # stopped by somebody else since
                 os.kill(pid, signal.SIGINT)
-        deadline = monotonic() + timeout
-        while self.pid() is not None:
-            if monotonic() > deadline:
-                return False
-            time.sleep(0.002)
-        return True
+        return wait_until(lambda: self.pid() is None, timeout, 0.002)
 
     def log_tail(self) -> str:
         """Return the last lines of the server's log."""
@@ -438,7 +434,7 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
     Arguments: `home`, the folder with clusters, which may be a user's own; `cache`, ours;
     `account`, which runs the servers.
     """
-    with contextlib.suppress(OSError), reached(home, account) as folder:
+    with contextlib.suppress(OSError), reach_folder(home, account) as folder:
         stopped = (
             []
             if any(running for _, _, running in _clusters(folder, home, account))
@@ -447,7 +443,7 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
         for name, facts, _ in stopped:
             with contextlib.suppress(OSError, TimeoutError), contextlib.ExitStack() as stack:
                 if (lock := Path(str(facts.get("lock", "")))).parent == cache / "locks":
-                    stack.enter_context(locked(lock, 0))  # else somebody is about to start it
+                    stack.enter_context(file_lock(lock, 0))  # else somebody is about to start it
                 if (
                     wall() - os.stat(f"{name}/data", dir_fd=folder, follow_symlinks=False).st_mtime
                     > 30 * 86400
@@ -455,7 +451,7 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
                     remove(folder, name, home / name, "cluster")
     for place in Path("/dev/shm").glob(f"dbclone-{own_uid()}-*") if sys.platform == "linux" else ():
         with contextlib.suppress(OSError, ServerError):
-            with opened(place, account) as folder:
+            with open_private(place, account) as folder:
                 lost = facts_of(folder).get("cache")
                 if (
                     place == home
@@ -467,7 +463,7 @@ def sweep(home: Path, cache: Path, account: Account) -> None:
                 found = {name: running for name, _, running in _clusters(folder, place, account)}
                 if any(found.values()) or set(os.listdir(folder)) - set(found) - {MARK}:
                     continue
-            with reached(place.parent, account) as memory:
+            with reach_folder(place.parent, account) as memory:
                 remove(memory, place.name, place, "home")
 
 

@@ -31,11 +31,8 @@ from ...process.clock import wall
 MARK = "dbclone.json"
 _READ = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NOT_A_FOLDER = (
-    errno.ELOOP,
-    errno.ENOTDIR,
-    errno.EMLINK,
-)  # what opening a link or a file as a folder says
+# What opening a link or a file as a folder says
+_NOT_A_FOLDER = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,8 @@ class Account:
 
     @property
     def popen(self) -> dict[str, Any]:
-        """Keyword arguments for subprocess that make a program run as this account, without a
-        shell."""
+        """Keyword arguments for subprocess that make a program run as this account,
+        without a shell."""
         return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.other else {}
 
 
@@ -61,7 +58,7 @@ def own_uid() -> int:
 
 
 # Who may be in a folder
-# -----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def check_private(path: Path, account: Account | None = None) -> None:
@@ -109,11 +106,11 @@ def _not_private(path: Path, problem: str) -> ServerError:
 
 
 # Descriptors
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def reached(path: Path, account: Account | None, last: int = 0) -> Iterator[int]:
+def reach_folder(path: Path, account: Account | None, last: int = 0) -> Iterator[int]:
     """Give a descriptor of a folder, reached so that the server's account cannot lead us elsewhere.
 
     Arguments: `last`, flags of open(2) for the last part of the path. Raises OSError.
@@ -139,7 +136,7 @@ def reached(path: Path, account: Account | None, last: int = 0) -> Iterator[int]
 
 
 @contextlib.contextmanager
-def opened(path: Path, account: Account | None = None) -> Iterator[int]:
+def open_private(path: Path, account: Account | None = None) -> Iterator[int]:
     """Give a descriptor of a folder that is ours alone, or `account`'s: what it leads to stays that
     folder, whatever its name does.
 
@@ -147,7 +144,7 @@ def opened(path: Path, account: Account | None = None) -> Iterator[int]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(reached(path, account, _NO_LINK))
+            folder = stack.enter_context(reach_folder(path, account, _NO_LINK))
         except OSError as error:
             if error.errno in _NOT_A_FOLDER:
                 raise _not_private(path, "it is not a folder of its own") from None
@@ -158,8 +155,8 @@ def opened(path: Path, account: Account | None = None) -> Iterator[int]:
 
 @contextlib.contextmanager
 def inside(folder: int, name: str) -> Iterator[int]:
-    """Give a descriptor of a folder in an open one. Raises OSError, also if there is a link of that
-    name."""
+    """Give a descriptor of a folder in an open one.
+    Raises OSError, also if there is a link of that name."""
     found = os.open(name, _READ | _NO_LINK, dir_fd=folder)
     try:
         yield found
@@ -199,11 +196,8 @@ def open_own(path: Path | str, folder: int | None = None, shown: Path | None = N
         flags = os.O_WRONLY | os.O_CREAT | _NO_LINK | os.O_NONBLOCK
         file = os.fdopen(os.open(path, flags, 0o600, dir_fd=folder), "wb")
     except OSError as error:
-        if error.errno in (
-            errno.ELOOP,
-            errno.ENXIO,
-            errno.EISDIR,
-        ):  # a link; a pipe that nobody reads
+        # A link; a pipe that nobody reads
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise refusal from None
         raise
     found = os.fstat(file.fileno())
@@ -215,7 +209,7 @@ def open_own(path: Path | str, folder: int | None = None, shown: Path | None = N
 
 
 # Marks
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def mark(folder: int, path: Path, kind: str, **facts: str) -> None:
@@ -311,7 +305,7 @@ def _make(path: Path, account: Account | None, kind: str, facts: dict[str, str])
     Whoever is first wins."""
     if not path.parent.exists():
         _make_parents(path.parent, account)
-    with reached(path.parent, account) as parent:
+    with reach_folder(path.parent, account) as parent:
         new = f"{path.name[:200]}.{secrets.token_hex(4)}.new"
         os.mkdir(new, 0o700, dir_fd=parent)
         try:
@@ -351,7 +345,7 @@ def _make_parents(path: Path, account: Account | None) -> None:
     if path.exists():
         return
     _make_parents(path.parent, account)
-    with reached(path.parent, account) as parent, contextlib.suppress(FileExistsError):
+    with reach_folder(path.parent, account) as parent, contextlib.suppress(FileExistsError):
         os.mkdir(path.name, 0o700, dir_fd=parent)
 
 
@@ -376,7 +370,8 @@ def remove(parent: int, name: str, path: Path, kind: str) -> bool:
                 with contextlib.suppress(OSError):
                     _remove_name(inner, found)
         if os.listdir(folder) != [MARK]:
-            return False  # somebody still writes there, so what proves that it is ours stays for the next time
+            # Somebody still writes there, so what proves that it is ours stays for the next time.
+            return False
         os.unlink(MARK, dir_fd=folder)
     os.rmdir(name, dir_fd=parent)
     return True

@@ -25,8 +25,8 @@ from typing import Any
 import psycopg
 
 from ...errors import OutOfConnections, ServerError
-from ...process.clock import monotonic
-from ...process.file_lock import locked
+from ...process.clock import wait_until
+from ...process.file_lock import file_lock
 from ...schema.manifest import digest
 from ...settings import Settings
 from ..dsn import Dsn
@@ -40,7 +40,7 @@ from .folders import (
     foreign,
     inside,
     open_own,
-    opened,
+    open_private,
     private_folder,
     unusable,
 )
@@ -65,19 +65,21 @@ SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
 _STOPPER = """
 SELECT a.pid, a.application_name, extract(epoch FROM clock_timestamp() - a.backend_start)::int
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
-WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.classid::int8 = %s AND l.objid::int8 = %s
+WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock'
+      AND l.classid::int8 = %s AND l.objid::int8 = %s
 """
-_AS_THEY_ARE = (
-    OutOfConnections,
-    ServerError,
-)  # refusals that say all there is to say; that nothing answers is ServerNotFound
+# Refusals that say all there is to say; that nothing answers is ServerNotFound
+_AS_THEY_ARE = (OutOfConnections, ServerError)
 _STANDSTILL = 5000  # milliseconds
 _WHO = """
-SELECT a.pid, a.application_name, a.datname::text, extract(epoch FROM clock_timestamp() - a.backend_start)::int,
+SELECT a.pid, a.application_name, a.datname::text,
+       extract(epoch FROM clock_timestamp() - a.backend_start)::int,
        a.application_name LIKE 'dbclone %%' OR EXISTS (
            SELECT FROM pg_catalog.pg_locks l
-           WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.classid::int8 = %s AND l.objid::int8 = %s)
-FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()
+           WHERE l.pid = a.pid AND l.locktype = 'advisory'
+                 AND l.classid::int8 = %s AND l.objid::int8 = %s)
+FROM pg_catalog.pg_stat_activity a
+WHERE a.backend_type = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()
 ORDER BY a.backend_start, a.pid
 """
 _GLANCE = 0.2  # seconds to wait for the lock before looking whether the server runs
@@ -106,9 +108,8 @@ class Embedded:
     started: bool = False
     connection: psycopg.Connection[tuple[Any, ...]] | None = field(default=None, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    _refusal: ServerError | None = field(
-        default=None, repr=False
-    )  # why we could not join the last time
+    # Why we could not join the last time
+    _refusal: ServerError | None = field(default=None, repr=False)
 
     @property
     def dsn(self) -> Dsn:
@@ -164,16 +165,15 @@ class Embedded:
         with contextlib.ExitStack() as stack:
             while True:
                 try:
-                    stack.enter_context(locked(server.lock_path, min(_GLANCE, seconds)))
+                    stack.enter_context(file_lock(server.lock_path, min(_GLANCE, seconds)))
                     break
                 except TimeoutError:
                     pass
                 except OSError as error:
                     raise unusable(server.lock_path, error) from None
                 server._move(cls.locate(settings))  # whoever has the lock may have gone to disk
-                if server._join(
-                    connect
-                ):  # not one after the other when the lock is free, if there are many of us
+                # Not one after the other when the lock is free, if there are many of us
+                if server._join(connect):
                     return server
                 if patience.is_over(server.cluster):
                     raise ServerError(
@@ -185,9 +185,8 @@ class Embedded:
             try:
                 server._start(settings, connect)
             except OSError as error:
-                name = (
-                    error.filename if isinstance(error.filename, str) else ""
-                )  # which is relative if a descriptor was used
+                # Which is relative if a descriptor was used
+                name = error.filename if isinstance(error.filename, str) else ""
                 raise unusable(server.cluster.folder / name, error) from None
         return server
 
@@ -195,10 +194,9 @@ class Embedded:
         self.home, self.cluster = now.home, now.cluster
 
     def _start(self, settings: Settings, connect: Connect) -> None:
-        """Start the server, or join one that somebody else started; the caller holds the file lock."""
-        self._move(
-            Embedded.locate(settings)
-        )  # whoever had the lock before us may have gone to disk
+        """Start the server, or join one that somebody else has started; the caller has the lock."""
+        # Whoever had the lock before us may have gone to disk
+        self._move(Embedded.locate(settings))
         if self._wait_for_running(settings, connect):
             return
         account = self.cluster.account
@@ -232,21 +230,23 @@ class Embedded:
     def _wait_for_running(self, settings: Settings, connect: Connect) -> bool:
         """Return whether a server runs here and we joined it; wait for one that is starting or
         stopping. Raises ServerError."""
-        deadline = monotonic() + settings.connect_timeout
-        while (pid := self.cluster.pid()) is not None:
-            if self._join(connect):
-                return True
-            if monotonic() > deadline:
-                if self._refusal is not None and type(self._refusal) in _AS_THEY_ARE:
-                    raise self._refusal
-                raise ServerError(
-                    f"the private server in {self.cluster.folder} (process {pid}) does not answer",
-                    f"{self._refusal or 'Its socket is not there.'}\nThe end of"
-                    f" {self.cluster.log}:\n{self.cluster.log_tail()}",
-                    "End that process; the next run starts a new server.",
-                )
-            time.sleep(0.01)
-        return False
+
+        def state() -> str:
+            if self.cluster.pid() is None:
+                return "gone"
+            return "joined" if self._join(connect) else ""
+
+        if found := wait_until(state, settings.connect_timeout):
+            return found == "joined"
+        if self._refusal is not None and type(self._refusal) in _AS_THEY_ARE:
+            raise self._refusal
+        where = f"{self.cluster.folder} (process {self.cluster.pid()})"
+        raise ServerError(
+            f"the private server in {where} does not answer",
+            f"{self._refusal or 'Its socket is not there.'}\nThe end of"
+            f" {self.cluster.log}:\n{self.cluster.log_tail()}",
+            "End that process; the next run starts a new server.",
+        )
 
     def _launch(self, settings: Settings) -> None:
         there = self.cluster.is_sound()
@@ -414,7 +414,7 @@ class Embedded:
         ]
 
     def is_kept(self) -> bool:
-        """Return whether somebody asked for the server to be left running (`dbclone server start`)."""
+        """Return whether somebody wants the server to be left running (`dbclone server start`)."""
         return os.path.lexists(self.cluster.folder / "keep")
 
     def keep(self, on: bool) -> None:
@@ -422,7 +422,7 @@ class Embedded:
         if not on and not self.is_kept():
             return
         try:
-            with opened(self.cluster.folder, self.cluster.account) as folder:
+            with open_private(self.cluster.folder, self.cluster.account) as folder:
                 if on:
                     open_own("keep", folder, self.cluster.folder / "keep").close()
                 else:
@@ -504,7 +504,7 @@ def _free_name(home: Path, binaries: Binaries, account: Account, notes: list[str
     for number in range(1, _NAMES + 1):
         path = home / (f"dbclone-{binaries.key}" + (f".{number}" if number > 1 else ""))
         try:
-            with opened(path, account) as folder:
+            with open_private(path, account) as folder:
                 problem = foreign(folder, path, "cluster")
                 if not problem:
                     problem = _foreign_data(folder, path / "data")

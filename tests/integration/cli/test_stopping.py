@@ -18,7 +18,7 @@ import pytest
 import dbclone
 from dbclone.cli.main import main
 from dbclone.errors import ServerError
-from dbclone.runner import alone
+from dbclone.runner import single_process
 from dbclone.server.locks import lock_key
 from dbclone.server.private import server as embedded
 from dbclone.server.private.server import USERS_KEY, Embedded
@@ -89,7 +89,10 @@ def test_runs_are_counted(
     words = [
         word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)
     ]
-    with alone(settings, "gw0", "one") as (_, first), alone(settings, "gw0", "two") as (_, second):
+    with (
+        single_process(settings, "gw0", "one") as (_, first),
+        single_process(settings, "gw0", "two") as (_, second),
+    ):
         said = refused(words, capsys)
         assert ": 2 runs are alive\n" in said
         for clone in (first, second):

@@ -56,7 +56,7 @@ def test_a_clone_has_the_name_that_everybody_computes_from_run_and_owner(
     with template.clone("gw3", "run 1") as clone:
         assert clone.name == clone_name(project.name, "run 1", "gw3")
         assert project.clones(template.server) == [clone.name]
-        mark = ddl.listed(template.server, clone.name)[0].mark
+        mark = ddl.list_databases(template.server, clone.name)[0].mark
         assert mark is not None
         assert (mark.kind, mark.run, mark.worker) == ("clone", "run 1", "gw3")
         assert items(clone.url) == 100
@@ -155,7 +155,7 @@ def test_a_warm_clone_is_taken_and_equal_to_a_cold_one(project: Project, shop: O
             assert items(clone.url) == 100
             with clone.connect() as connection:
                 assert connection.execute("SHOW my.setting").fetchone() == ("7",)
-        mark = ddl.listed(server, warm.name)[0].mark
+        mark = ddl.list_databases(server, warm.name)[0].mark
         assert mark is not None
         assert (mark.kind, mark.worker) == ("clone", "gw0")
 
@@ -169,7 +169,7 @@ def test_a_warm_clone_that_is_still_being_made_is_not_taken(
 
     def carry_over(server: Server, source: str, target: str) -> None:
         if server is maker.server:
-            mark = ddl.listed(server, target)[0].mark
+            mark = ddl.list_databases(server, target)[0].mark
             assert mark is not None
             claims.append(
                 copying.claim_warm_clone(

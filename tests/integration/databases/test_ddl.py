@@ -227,12 +227,12 @@ def test_sizes_are_zero_where_we_may_not_look(server: Server, role: Dsn, name: s
     """One database that denies CONNECT to a plain role must not break the list of all others."""
     ddl.create(server, name, "template0", mark(server))
     assert found(server, name).bytes == 0
-    assert next(iter(ddl.listed(server, name, sizes=True))).bytes > 1_000_000
+    assert next(iter(ddl.list_databases(server, name, sizes=True))).bytes > 1_000_000
     server.connection.execute(
         sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name))
     )
     with Server.open(replace(server.settings, url=role.url)) as other:
-        assert next(iter(ddl.listed(other, name, sizes=True))).bytes == 0
+        assert next(iter(ddl.list_databases(other, name, sizes=True))).bytes == 0
 
 
 SETTINGS = """

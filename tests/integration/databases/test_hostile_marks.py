@@ -104,7 +104,7 @@ def alone(
 ) -> str:
     """Try everything that could harm a database or be harmed by it; return what `status` says of
     it."""
-    (found,) = [d for d in ddl.listed(server) if d.name == name]
+    (found,) = [d for d in ddl.list_databases(server) if d.name == name]
     assert found.problem(server.facts.system)
     with pytest.raises(NotOwned, match="is left alone"):
         ddl.drop(server, found, force=True)
@@ -141,7 +141,9 @@ def test_a_comment_that_is_no_mark_leaves_the_database_alone_and_stops_nobody(
     assert list(known) == KINDS
     comment(server, look_alike, json.dumps(good(server, look_alike)))
     assert [
-        d for d in ddl.listed(server) if d.name == look_alike and not d.problem(server.facts.system)
+        d
+        for d in ddl.list_databases(server)
+        if d.name == look_alike and not d.problem(server.facts.system)
     ]
     comment(server, look_alike, known[what])
     assert look_alike in alone(server, look_alike, options, capsys)
@@ -165,7 +167,7 @@ def test_a_comment_and_a_name_in_another_encoding_stop_nobody(
             )
         )
     try:
-        assert [d for d in ddl.listed(server) if d.name == other.replace("\xe9", "\ufffd")]
+        assert [d for d in ddl.list_databases(server) if d.name == other.replace("\xe9", "\ufffd")]
         assert other.replace("\xe9", "\ufffd") in alone(server, look_alike, options, capsys)
     finally:
         with server.connect(look_alike, "test") as connection:

@@ -51,7 +51,7 @@ def nothing_left(server: Server) -> Iterator[None]:
     try:
         yield
     finally:
-        for database in ddl.listed(server):
+        for database in ddl.list_databases(server):
             if database.name not in before:
                 ddl.drop(server, database, force=True)
         assert every_database(server) == before
@@ -90,7 +90,7 @@ def test_any_name_of_a_project_a_worker_and_a_test_works_or_is_refused(
             assert connection.execute(
                 "SELECT count(*), current_database()::text FROM t"
             ).fetchone() == (0, clone.name)
-        (found,) = [d for d in ddl.listed(server) if d.name == clone.name]
+        (found,) = [d for d in ddl.list_databases(server) if d.name == clone.name]
         assert found.mark is not None
         assert found.problem(server.facts.system) == ""
 
@@ -306,7 +306,7 @@ def test_a_project_in_any_folder_has_its_tests_run(
         assert isolation.name.isascii()
         (template,) = [
             d.mark
-            for d in ddl.listed(server)
+            for d in ddl.list_databases(server)
             if d.published and d.mark and d.mark.project == settings.project
         ]
         assert any(name.startswith("file ") and name.endswith(".sql") for name in template.manifest)

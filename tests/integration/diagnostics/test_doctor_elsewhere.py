@@ -87,7 +87,7 @@ def checks(
 def test_what_durability_costs_is_said_with_the_settings_that_remove_it(
     project: Project, url: str, elsewhere: Server
 ) -> None:
-    before = ddl.listed(elsewhere)
+    before = ddl.list_databases(elsewhere)
     found, facts = checks(project, url)
     assert found["durability"]["verdict"] == "slow"
     assert "fsync = on" in found["durability"]["why"]
@@ -106,7 +106,7 @@ def test_what_durability_costs_is_said_with_the_settings_that_remove_it(
         ("full_page_writes", "off"),
     ):
         assert f"-c {name}={value}" in text
-    assert ddl.listed(elsewhere) == before, "a scratch database was left"
+    assert ddl.list_databases(elsewhere) == before, "a scratch database was left"
 
 
 def test_a_worker_that_sits_in_the_template_is_ended_and_its_extension_named(

@@ -74,9 +74,9 @@ def test_session_locks_do_not_outlive_the_test(url: str) -> None:
 
 def test_statements_prepared_by_sql_do_not_outlive_the_test(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as real:
-        session, witness = Session(real), CommitTracker(now(real))
+        session, commits = Session(real), CommitTracker(now(real))
         for _ in range(3):
-            level = Level(session, None, witness)
+            level = Level(session, None, commits)
             level.enter()
             connection = session.connect(autocommit=True)
             connection.execute("PREPARE mine AS SELECT 1")
@@ -92,9 +92,9 @@ def test_putting_sequences_back_leaves_nothing_for_the_next_audit_to_look_for(ur
     """Or else every second test would pay for a look at all tables."""
     with psycopg.connect(url, autocommit=True) as real:
         real.execute("CREATE SEQUENCE counter")
-        session, positions, witness = Session(real), ask(real), CommitTracker(now(real))
+        session, positions, commits = Session(real), ask(real), CommitTracker(now(real))
         for _ in range(3):
-            level = Level(session, positions, witness)
+            level = Level(session, positions, commits)
             level.enter()
             session.connect(autocommit=True).execute("SELECT nextval('counter')")
             assert level.leave().verdict is Verdict.NOTHING

@@ -25,18 +25,18 @@ def connection(server: Server) -> Iterator[psycopg.Connection[Any]]:
 
 
 def judged(
-    connection: psycopg.Connection[Any], witness: CommitTracker, begun: Moment | None = None
+    connection: psycopg.Connection[Any], commits: CommitTracker, begun: Moment | None = None
 ) -> Verdict:
     """Ask in both ways, which must give the same answer."""
     with contextlib.suppress(psycopg.errors.DuplicatePreparedStatement):
         for text in prepare("asked"):
             connection.execute(text)
-    moment, fates = witness.fates(connection.pgconn.exec_(witness.question("asked")))
-    again = witness.fates(connection.pgconn.exec_(witness.text))
-    if fates is not None:
-        assert (moment, fates) == again
+    moment, statuses = commits.statuses(connection.pgconn.exec_(commits.question("asked")))
+    again = commits.statuses(connection.pgconn.exec_(commits.text))
+    if statuses is not None:
+        assert (moment, statuses) == again
     assert again[1] is not None
-    return witness.judge(*again, begun)
+    return commits.classify(*again, begun)
 
 
 def rows(connection: psycopg.Connection[Any], since: Since) -> list[int]:
@@ -50,10 +50,10 @@ def rows(connection: psycopg.Connection[Any], since: Since) -> list[int]:
 
 
 def test_reading_changes_nothing(connection: psycopg.Connection[Any]) -> None:
-    witness = CommitTracker(now(connection))
+    commits = CommitTracker(now(connection))
     connection.execute("SELECT count(*) FROM t")
-    assert witness.unchanged(now(connection))
-    assert judged(connection, witness) is Verdict.NOTHING
+    assert commits.unchanged(now(connection))
+    assert judged(connection, commits) is Verdict.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_reading_changes_nothing(connection: psycopg.Connection[Any]) -> None:
     ],
 )
 def test_every_write_shows(connection: psycopg.Connection[Any], write: str) -> None:
-    witness = CommitTracker(now(connection))
+    commits = CommitTracker(now(connection))
     connection.execute(write.encode())
-    assert not witness.unchanged(now(connection))
+    assert not commits.unchanged(now(connection))
 
 
 def test_a_sequence_shows_again_after_it_was_put_back(connection: psycopg.Connection[Any]) -> None:
@@ -79,32 +79,32 @@ def test_a_sequence_shows_again_after_it_was_put_back(connection: psycopg.Connec
     for _ in range(3):
         connection.execute("SELECT nextval('s'), nextval('s')")
         connection.execute("SELECT setval('s', 1, false)")
-        witness = CommitTracker(now(connection))
+        commits = CommitTracker(now(connection))
         connection.execute("SELECT nextval('s')")
-        assert not witness.unchanged(now(connection))
+        assert not commits.unchanged(now(connection))
 
 
 def test_what_was_rolled_back_is_nothing_and_what_was_committed_is_not(
     connection: psycopg.Connection[Any],
 ) -> None:
-    witness = CommitTracker(now(connection))
+    commits = CommitTracker(now(connection))
     for _ in range(3):
         with contextlib.suppress(psycopg.Error), connection.transaction(force_rollback=True):
             connection.execute("INSERT INTO t VALUES (1)")
             with connection.transaction():
                 connection.execute("INSERT INTO t VALUES (2)")
-        assert judged(connection, witness) is Verdict.NOTHING
+        assert judged(connection, commits) is Verdict.NOTHING
     connection.execute("INSERT INTO t VALUES (3)")
-    assert judged(connection, witness) is Verdict.DURING
+    assert judged(connection, commits) is Verdict.DURING
 
 
 def test_before_or_during(connection: psycopg.Connection[Any]) -> None:
-    witness = CommitTracker(now(connection))
+    commits = CommitTracker(now(connection))
     connection.execute("INSERT INTO t VALUES (1)")
     begun = now(connection)
-    assert judged(connection, witness, begun) is Verdict.BEFORE
+    assert judged(connection, commits, begun) is Verdict.BEFORE
     connection.execute("INSERT INTO t VALUES (1)")
-    assert judged(connection, witness, begun) is Verdict.DURING
+    assert judged(connection, commits, begun) is Verdict.DURING
 
 
 def test_a_transaction_that_is_open_while_asked_is_remembered(
@@ -117,11 +117,11 @@ def test_a_transaction_that_is_open_while_asked_is_remembered(
         moment = now(connection)
         assert not moment.still
         assert len(moment.running) == 1
-        witness = CommitTracker(moment)
-        assert not witness.unchanged(now(connection))
-        assert judged(connection, witness) is Verdict.NOTHING
+        commits = CommitTracker(moment)
+        assert not commits.unchanged(now(connection))
+        assert judged(connection, commits) is Verdict.NOTHING
         other.commit()
-    assert judged(connection, witness) is Verdict.DURING
+    assert judged(connection, commits) is Verdict.DURING
     assert rows(connection, Since(moment)) == [1]
 
 
@@ -131,23 +131,23 @@ def test_our_own_writes_are_not_new(connection: psycopg.Connection[Any]) -> None
         connection.execute("INSERT INTO t VALUES (1)")
         own = connection.execute("SELECT pg_current_xact_id()::text::int8").fetchone()
     assert own is not None
-    witness = CommitTracker(moment)
-    witness.settle(Since(moment, (own[0],)), now(connection))
-    assert witness.unchanged(now(connection))
-    assert judged(connection, witness) is Verdict.NOTHING
-    assert rows(connection, witness.since) == []
+    commits = CommitTracker(moment)
+    commits.settle(Since(moment, (own[0],)), now(connection))
+    assert commits.unchanged(now(connection))
+    assert judged(connection, commits) is Verdict.NOTHING
+    assert rows(connection, commits.since) == []
     connection.execute("INSERT INTO t VALUES (2)")
-    assert rows(connection, witness.since) == [2]
+    assert rows(connection, commits.since) == [2]
 
 
 def test_too_many_to_ask_for_counts_as_committed(connection: psycopg.Connection[Any]) -> None:
-    witness = CommitTracker(now(connection))
+    commits = CommitTracker(now(connection))
     connection.execute(
         "DO $$ BEGIN FOR i IN 1..6000 LOOP BEGIN INSERT INTO t VALUES (1); RAISE EXCEPTION"
         " 'x'; EXCEPTION WHEN OTHERS THEN NULL;"
         " END; END LOOP; END $$"
     )
-    assert judged(connection, witness) is Verdict.DURING
+    assert judged(connection, commits) is Verdict.DURING
 
 
 def test_numbers_wrap(connection: psycopg.Connection[Any]) -> None:
@@ -162,8 +162,8 @@ def test_however_many_numbers_were_given_out_one_that_committed_is_not_overlooke
     connection: psycopg.Connection[Any], count: int
 ) -> None:
     for committed in {0, count // 2, count - 1}:
-        witness = CommitTracker(now(connection))
+        commits = CommitTracker(now(connection))
         for number in range(count):
             with connection.transaction(force_rollback=number != committed):
                 connection.execute("INSERT INTO t VALUES (1)")
-        assert judged(connection, witness) is Verdict.DURING
+        assert judged(connection, commits) is Verdict.DURING

@@ -22,7 +22,7 @@ from dbclone.databases.prune import prune
 from dbclone.errors import ServerError
 from dbclone.server import connection as connect
 from dbclone.server.dsn import Dsn
-from dbclone.server.reconnect import told
+from dbclone.server.reconnect import translate_lost_connection
 from dbclone.server.server import Server
 from dbclone.settings import load
 from dbclone.template.template import Template
@@ -262,7 +262,7 @@ def test_a_process_of_ours_that_is_stopped_is_given_up(
                 pytest.raises(
                     ServerError, match=r"the connection to .* was lost while trying"
                 ) as caught,
-                told(opened, "trying"),
+                translate_lost_connection(opened, "trying"),
             ):
                 opened.fetch("SELECT 1")
             assert f"server process {pid} has not answered" in caught.value.detail
@@ -300,7 +300,7 @@ def test_a_lock_that_somebody_keeps_is_waited_for_within_bounds_and_its_holder_n
             )
             with (
                 pytest.raises(ServerError, match="a lock was not to be had") as caught,
-                told(server, "trying"),
+                translate_lost_connection(server, "trying"),
             ):
                 ddl.rename(server, leftover, build_name("lasting"))
             assert f"process {holder.info.backend_pid} " in caught.value.detail

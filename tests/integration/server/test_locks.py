@@ -78,14 +78,14 @@ def ask(other: Other, *words: Any) -> Any:
 
 def test_a_lease_is_one_processs_until_it_gives_it_up(leases: Leases, start: Start) -> None:
     other = start()
-    assert ask(other, "take", "house") is True
+    assert ask(other, "acquire", "house") is True
     assert not leases.acquire("house")
     assert leases.acquire("garden")
     assert lock_key("house") in leases.held()
-    ask(other, "give_up", "house")
+    ask(other, "release", "house")
     assert lock_key("house") not in leases.held()
     assert leases.acquire("house")
-    assert ask(other, "take", "house") is False
+    assert ask(other, "acquire", "house") is False
 
 
 def test_a_lease_ends_with_a_process_that_was_killed(
@@ -93,7 +93,7 @@ def test_a_lease_ends_with_a_process_that_was_killed(
 ) -> None:
     """E6: life is proved by the server alone."""
     other = start()
-    assert ask(other, "take", "house") is True
+    assert ask(other, "acquire", "house") is True
     pid = ask(other, "pid")
     other.kill()
     ended(server, pid)
@@ -105,13 +105,13 @@ def test_shared_leases_go_together_and_exclude_an_exclusive_one(
     leases: Leases, start: Start
 ) -> None:
     other, third = start(), start()
-    assert ask(other, "take", "house", True) is True
+    assert ask(other, "acquire", "house", True) is True
     assert leases.acquire("house", shared=True)
-    assert ask(third, "take", "house") is False
-    ask(other, "give_up", "house", True)
-    assert ask(third, "take", "house") is False
+    assert ask(third, "acquire", "house") is False
+    ask(other, "release", "house", True)
+    assert ask(third, "acquire", "house") is False
     leases.release("house", shared=True)
-    assert ask(third, "take", "house") is True
+    assert ask(third, "acquire", "house") is True
     assert not leases.acquire("house", shared=True)
 
 
@@ -125,7 +125,7 @@ def test_a_lease_is_taken_once_however_often_it_is_asked_for(leases: Leases, sta
 
 def test_giving_up_what_was_not_taken_leaves_it_to_its_owner(leases: Leases, start: Start) -> None:
     other = start()
-    assert ask(other, "take", "house") is True
+    assert ask(other, "acquire", "house") is True
     leases.release("house")
     assert lock_key("house") in leases.held()
 
@@ -176,7 +176,7 @@ def test_a_block_whose_connection_broke_ends_without_another_error(
 def test_the_holder_of_a_lock_is_told_in_words(leases: Leases, start: Start) -> None:
     """A9, promise 6: a time-out names the holder."""
     other = start("dbclone build far:77")
-    ask(other, "take", "house")
+    ask(other, "acquire", "house")
     pid = ask(other, "pid")
     assert leases.holder("house").startswith(f"dbclone build far:77 (server process {pid}, for ")
     assert leases.holder("garden") == "nobody now"

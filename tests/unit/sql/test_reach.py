@@ -9,7 +9,7 @@ import pytest
 
 from dbclone.errors import BuildFailed
 from dbclone.schema.programs import elsewhere
-from dbclone.schema.scripts import Plan, Roles, Script, plans
+from dbclone.schema.scripts import Roles, Script, ScriptPlan, plans
 from dbclone.sql.reach import CONNECT, HARMLESS, PSQL, calls, command, naming, plants, reach
 
 BEYOND = {
@@ -205,7 +205,7 @@ def test_what_names_no_role_is_left_alone(text: str) -> None:
     assert naming(text) is None
 
 
-def ran(plan: Plan) -> list[str]:
+def ran(plan: ScriptPlan) -> list[str]:
     return [statement.text for statement in plan.statements()]
 
 

@@ -180,7 +180,7 @@ def test_where_rights_do_not_suffice_the_clone_is_replaced(
     ):
         truth = fingerprint(server.database(clone.name).url)
         moves: list[Dsn] = []
-        clone.moved = moves.append
+        clone.on_move = moves.append
         foreign = psycopg.connect(server.database(clone.name).url)
         with clone.isolated("truncate", "foreign"):
             foreign.execute(WRITE)

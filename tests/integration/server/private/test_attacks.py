@@ -154,7 +154,7 @@ def test_nobody_is_led_to_a_place_that_somebody_prepared(
     try:
         for act in (
             lambda: Server.open(settings),
-            lambda: runner.announced(settings, "gw0", "run"),
+            lambda: runner.predicted_environment(settings, "gw0", "run"),
             lambda: Embedded.locate(settings),
         ):
             with pytest.raises(ServerError, match=r"is not private|cannot make the folder"):

@@ -20,7 +20,7 @@ from dbclone.errors import ServerError
 from dbclone.server.private.account import cache_folder, server_account
 from dbclone.server.private.binaries import Binaries
 from dbclone.server.private.cluster import Cluster, sweep
-from dbclone.server.private.folders import MARK, foreign, opened, private_folder, remove
+from dbclone.server.private.folders import MARK, foreign, open_private, private_folder, remove
 from dbclone.server.private.server import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import load
@@ -294,7 +294,7 @@ def test_removing_leaves_links_targets_and_what_is_not_ours(tmp_path: Path) -> N
     (ours / "folder" / "deep").mkdir(parents=True)
     (ours / "folder" / "link").symlink_to(outside / "thesis")
     before = state(outside)
-    with opened(tmp_path / "ours") as folder:
+    with open_private(tmp_path / "ours") as folder:
         assert foreign(folder, ours, "cluster") == ""
         assert foreign(folder, ours, "home")
     parent = os.open(tmp_path, os.O_RDONLY)
