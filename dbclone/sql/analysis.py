@@ -19,9 +19,8 @@ _VERBS = (
     "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE",
     "SET",
 )  # fmt: skip
-_MIGHT_CONTROL = re.compile(
-    rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I
-)
+# Between SET and what is set a comment may stand, so only the second word is looked for.
+_MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS[:-1])}|TRANSACTION|CONSTRAINTS)\b", re.I)
 # What can only look. SET and the like are about the session,
 # FETCH about a cursor that was declared before.
 _READS = frozenset(
@@ -110,7 +109,7 @@ class Analysis:
         """The single statements with what each does to the transaction; empty if none of them does
         anything to it. A text without any such word in it, which is the usual case,
         costs one search."""
-        if not _MIGHT_CONTROL.search(self.plain):
+        if not _MIGHT_CONTROL.search(self.text or ""):
             return ()
         pieces = tuple((s.text, control(s.text)) for s in split(self.text or ""))
         return pieces if any(c is not None for _, c in pieces) else ()
