@@ -38,8 +38,8 @@ _TARGET = ("host", "hostaddr", "port", "user", "password", "passfile", "dbname",
 PRIVATE = {
     **dict.fromkeys(("psycopg_pool.ConnectionPool", "psycopg_pool.AsyncConnectionPool"), (
         "_add_to_pool", "_closed", "_configure", "_connect", "_growing", "_lock", "_nconns",
-        "_open", "_opened", "_pool", "_pool_full_event", "_reset", "_reset_connection", "_sched_runner",
-        "_start_initial_tasks", "_tasks", "_waiting", "_workers",
+        "_open", "_opened", "_pool", "_pool_full_event", "_reset", "_reset_connection",
+        "_sched_runner", "_start_initial_tasks", "_tasks", "_waiting", "_workers",
     )),
     "psycopg.Connection": ("_pool",),
     "threading.Condition": ("_waiters",),
