@@ -22,11 +22,12 @@ from typing import Any
 
 import pytest
 
+import dbclone
 from dbclone.adapters import peewee, psycopg_pool, sqlalchemy
 from dbclone.sandbox.psycopg3 import private_names
 from dbclone.sandbox.wire import psycopg2
 
-HOUSE = Path(__file__).parents[1] / "dbclone"
+HOUSE = Path(dbclone.__file__).parent
 PRIVATE = re.compile(r"_[a-z]\w*$")
 #: What a library defines: by a look at its text, because to parse one takes seconds.
 THEIRS = re.compile(r"(?:def |self\.|^    )(_[a-z]\w*)(?:\(|\[|:| = |, )", re.M)
