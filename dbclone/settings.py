@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError, encodable, shown_cause
+from .errors import Error, SettingsError, encodable, shown_cause
 from .process import project
 from .server.dsn import mask_any, parse
 
@@ -218,6 +218,8 @@ class Settings:
             raise self.error(
                 key, f"importing {module_name!r} failed: {error}", "See the error above."
             ) from shown_cause(error, mask_any)
+        except Error:
+            raise
         except Exception as error:
             raise self.error(
                 key,

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import NotIsolated, SettingsError
 from ..sandbox.session import Session
+from ..schema.programs import wrapped_commands
 from ..schema.sources import Command, Function, Schema, SqlFiles, Steps
 from ..server.dsn import parse
 from ..settings import Settings
+from . import hooks
 from .base import Place, Target
 from .discovery import adapter_of, require_adapter, target_of
 from .following import Handle, Lead, find_imported, is_led, leads, look, present
@@ -59,6 +61,14 @@ def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
         return SqlFiles(settings, (spec,)), None
     is_module = bool(_DOTTED.match(spec)) and "." in spec
     if not (_OBJECT.match(spec) or is_module):
+        if wrapped := next((line for line in wrapped_commands(spec) if tool(line)), None):
+            raise settings.error(
+                "schema",
+                f"{wrapped!r} is hidden in another command",
+                "dbclone leads this tool to the database being built, wherever its files point, and"
+                " can do so only if it runs it itself.",
+                f"Write schema = {wrapped!r}, and set variables where dbclone is started.",
+            )
         return Command(settings, spec), None
     thing = settings.load_object("schema", spec)
     adapter = adapter_of(thing)
@@ -82,6 +92,26 @@ def load(settings: Settings, extra: Any = None) -> tuple[Schema, Any]:
     Arguments: `extra`, a schema given as an object instead of a string (by a pytest hook or a
     caller). Raises SettingsError.
     """
+    with hooks.watched(_importing(settings)), hooks.expected():
+        return _load(settings, extra)
+
+
+def _importing(settings: Settings) -> hooks.Watcher:
+    """Return a watcher that refuses the use of the settings' handle by a module that is imported:
+    it would connect to the application's own database."""
+
+    def refuse(target: Any, use: bool) -> None:
+        if use and not is_led("bound") and (name := belongs(settings, target)):
+            raise NotIsolated(
+                f"the database handle {name} is used while dbclone imports the project",
+                "A module connects when it is imported, to the application's own database.",
+                "Connect in functions, not while modules are imported.",
+            )
+
+    return refuse
+
+
+def _load(settings: Settings, extra: Any) -> tuple[Schema, Any]:
     things: list[Any] = []
     parts: list[Schema] = []
     if extra is not None:

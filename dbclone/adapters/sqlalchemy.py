@@ -99,6 +99,10 @@ def engines_of(handle: Any) -> list[Engine]:
             for engines in list(handle._app_engines.values())
             if None in engines
         ]
+    maker = getattr(handle, "session_factory", handle)  # of a scoped session
+    kw = getattr(maker, "kw", None)
+    if isinstance(kw, dict) and kw.get("bind") is None and not kw.get("binds"):
+        return []  # a sessionmaker that the application has not configured yet
     return [engine_of(handle)]
 
 

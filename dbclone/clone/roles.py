@@ -33,6 +33,14 @@ ROW_SECURITY = (
 )
 
 
+# Whether the role that asks may act as another one, which a template knows: pg_shdepend says which
+# roles a database mentions as owners, in grants and in policies (PostgreSQL documentation,
+# catalog-pg-shdepend); pg_authid is 1260.
+_KNOWN = """SELECT pg_has_role(r.oid, 'USAGE') FROM pg_roles r
+    WHERE r.rolname = %s AND NOT r.rolsuper AND EXISTS (SELECT FROM pg_shdepend d
+        WHERE d.dbid = %s AND d.refclassid = 1260 AND pg_has_role(r.oid, d.refobjid, 'MEMBER'))"""
+
+
 @dataclass(frozen=True)
 class Role:
     """As whom the application connects: `name`; `password`, where the handle tells it; `asked`,
@@ -83,15 +91,17 @@ def role_for(server: Server, template: Database, handle: object) -> Role | None:
         )
     if not name or name == server.facts.role:
         return None
-    # pg_shdepend says which roles a database mentions as owners, in grants and in policies
-    # (PostgreSQL documentation, catalog-pg-shdepend); pg_authid is 1260.
-    rows = server.fetch(
-        "SELECT FROM pg_roles r WHERE r.rolname = %s AND NOT r.rolsuper AND (%s"
-        " OR pg_has_role(r.oid, 'USAGE')) AND EXISTS (SELECT FROM pg_shdepend d"
-        " WHERE d.dbid = %s AND d.refclassid = 1260 AND pg_has_role(r.oid, d.refobjid, 'MEMBER'))",
-        [name, server.embedded is not None, template.oid],
-    )
-    return Role(name, password) if rows else None
+    rows = server.fetch(_KNOWN, [name, template.oid])
+    return Role(name, password) if rows and (rows[0][0] or server.embedded is not None) else None
+
+
+def _beyond_reach(server: Server, template: Database, handle: object) -> str:
+    """Return the handle's own user, if the schema knows it and the role that builds may not act as
+    it; else an empty string."""
+    name = handles.login(handle)[0]
+    if server.settings.role or not name or name == server.facts.role:
+        return ""
+    return name if server.fetch(_KNOWN, [name, template.oid]) == [(False,)] else ""
 
 
 def of_application(
@@ -105,6 +115,12 @@ def of_application(
     """
     role = role_for(server, template, handle)
     if role is None:
+        if name := _beyond_reach(server, template, handle):
+            note(
+                f"the application's own role {name} is not used, because {server.facts.role} may"
+                f" not act as it (GRANT {quoted(name)} TO {quoted(server.facts.role)}, or set"
+                f' role = "{name}"): the application connects as {server.facts.role}'
+            )
         return None
     if server.embedded is not None:
         ensure_role(server, role.name, login=True)

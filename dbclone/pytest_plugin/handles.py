@@ -28,6 +28,27 @@ __all__ = ["HandleGuard"]
 _OLD = re.compile(r"_(?:unittest|xunit)_(\w+?)_fixture_(.+)")
 
 
+class Ended:
+    """What is left of a guard when its run has ended, until the process has: a thread that outlived
+    its test, or what is registered with atexit, would reach the application's own database."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self, target: Any, use: bool) -> None:
+        """Raise NotIsolated if `target` belongs to the handle, and is about to be used."""
+        __tracebackhide__ = True
+        from ..adapters import handles as adapters
+
+        if use and (name := adapters.belongs(self._settings, target)):
+            raise NotIsolated(
+                f"the database handle {name} is used after the tests have ended",
+                "By a thread, or by what is called at the end of the process. It would connect to"
+                " the application's own database.",
+                "End it in the teardown of a fixture.",
+            )
+
+
 class HandleGuard:
     """A plugin of its own, registered in runs that have settings which may name a handle."""
 
@@ -45,12 +66,14 @@ class HandleGuard:
         self._said: NotIsolated | None = None
         self._aside = contextlib.ExitStack()
         self._held = contextlib.ExitStack()
+        hooks.watchers[:] = [w for w in hooks.watchers if not isinstance(w, Ended)]
         self._held.enter_context(hooks.watched(self))
         self._held.enter_context(hooks.expected())
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Watch nothing any more but what still runs when the tests have ended."""
         self._held.close()
+        hooks.watchers.append(Ended(self._settings))
 
     def isolate_running_test(self) -> None:
         """Take the test that runs for isolated: an isolating fixture has been set up in it, whoever

@@ -40,7 +40,34 @@ def elsewhere(line: str, root: Path, roles: Roles) -> list[Refusal]:
         words = shlex.split(line)
     except ValueError:  # for the command to say
         return []
-    return [found for command in _commands(words) for found in _program(command, root, roles)]
+    return [
+        *_led_away(words),
+        *(found for command in _commands(words) for found in _program(command, root, roles)),
+    ]
+
+
+def wrapped_commands(line: str) -> list[str]:
+    """Return the command lines inside a command line: what env or a shell is told to run."""
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return []
+    return [shlex.join(command) for command in _commands(words) if command != words]
+
+
+def _led_away(words: Sequence[str]) -> Iterator[Refusal]:
+    """Yield the variables that a command is given in front and that name a database."""
+    for word in words:
+        if word not in ("env", "exec", "time", "nice") and not re.fullmatch(r"\w+=.*", word, re.S):
+            return
+        if re.match(r"PG(HOST|HOSTADDR|PORT|DATABASE|USER|SERVICE)=|\w*DATABASE_UR[LI]=", word):
+            name = word.partition("=")[0]
+            yield Refusal(
+                name,
+                mask_any(word),
+                "It leads the command to another database than the one being built.",
+                _TARGET,
+            )
 
 
 def _commands(words: Sequence[str]) -> Iterator[list[str]]:

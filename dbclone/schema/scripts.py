@@ -387,6 +387,13 @@ _PSQL_INSTEAD = {
 }
 
 
+_OF_THIS = {
+    "ALTER": "ALTER DATABASE %I SET work_mem = 8192",
+    "GRANT": "GRANT TEMPORARY ON DATABASE %I TO reader",
+    "REVOKE": "REVOKE TEMPORARY ON DATABASE %I FROM reader",
+}
+
+
 def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
     """Return why something is refused, and what to do instead:
     never a command that writes elsewhere."""
@@ -406,8 +413,8 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
         if one.verb in ("ALTER", "GRANT", "REVOKE"):
             return (
                 "It changes a database by its name, which the one being built does not have.",
-                "For the database being built write: DO $$ BEGIN EXECUTE"
-                f" format('{one.verb} … DATABASE %I …', current_database()); END $$;",
+                "For the database being built write its name as %I, as in DO $$ BEGIN EXECUTE"
+                f" format('{_OF_THIS[one.verb]}', current_database()); END $$;",
             )
         if one.verb == "COMMENT":
             return (
@@ -448,8 +455,7 @@ def _reason(one: Reach, roles: Roles, by_psql: bool) -> tuple[str, str]:
     if "SERVER" in one.what or "MAPPING" in one.what or "FOREIGN" in one.what:
         return (
             "What is written to a foreign table is written on another server.",
-            "Leave it out, or let a callable make it, if tests are to reach that server:"
-            " schema = ['a.sql', 'module:function'].",
+            "Leave it out: tests cannot undo what they write there.",
         )
     return (
         "It reaches what all databases of the server share, or what is outside of them.",

@@ -63,6 +63,8 @@ _NEVER_INSIDE = re.compile(
     |(?:CREATE|DROP)\s+SUBSCRIPTION|CLUSTER\s*(?:;|$)|DISCARD\s+ALL|LISTEN)\b""",
     re.I | re.X,
 )
+# Of those, what reaches beyond the database.
+_LEAVES = re.compile(r"(?:CREATE|DROP) (?:DATABASE|TABLESPACE|SUBSCRIPTION)|ALTER SYSTEM")
 _DISCARD_ALL = re.compile(r"\s*DISCARD\s+ALL\s*;?\s*\Z", re.I)
 _DECLARE = re.compile(r'\bDECLARE\s+("(?:[^"]|"")+"|\w+)', re.IGNORECASE)
 
@@ -159,6 +161,11 @@ class Analysis:
         """The command, if inside a transaction block it cannot run, or does nothing; else empty."""
         match = _NEVER_INSIDE.match(self.plain)
         return " ".join(match[1].upper().split()) if match else ""
+
+    @cached_property
+    def leaves_database(self) -> bool:
+        """Whether it is about other databases or the whole server, where no reset undoes it."""
+        return bool(_LEAVES.match(self.never_inside))
 
     @cached_property
     def alters(self) -> bool:

@@ -34,6 +34,7 @@ from ..schema.manifest import Manifest, digest
 from ..schema.sources import Progress, Schema
 from ..server.private.account import cache_folder, private_folder
 from ..server.server import Server
+from ..server.shared_objects import describe_new, list_shared_objects
 from . import emptiness, requirements
 
 log = logging.getLogger("dbclone")
@@ -285,11 +286,21 @@ class Builder:
         )
         return {**options, "LOCALE": settings.locale} if settings.locale else options
 
+    def _build(self, url: str) -> None:
+        """Run the schema; say what appeared beside the database on a server of somebody's own,
+        which no reading of a schema can exclude."""
+        schema, shared = boundary.on_server(self.server, self.schema), self.server.embedded is None
+        before = list_shared_objects(self.server) if shared else frozenset()
+        schema.build(url, self.progress)
+        if shared and (line := describe_new(self.server, before, "the build")):
+            self.notes.append(line)
+            self.progress(line)
+
     def _fill(self, name: str) -> None:
         dsn = self.server.database(name)
         try:
             with handles.bound_to(self.handle, dsn.url):
-                boundary.on_server(self.server, self.schema).build(dsn.url, self.progress)
+                self._build(dsn.url)
             with contextlib.closing(self.server.connect(name, "build")) as connection:
                 emptiness.check(connection, self.schema)
             return

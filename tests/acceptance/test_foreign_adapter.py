@@ -12,7 +12,7 @@ import pytest
 from dbclone.adapters.discovery import GROUP, OWN
 
 from ..conftest import Project
-from .test_handles import Developer, developer
+from .conftest import Developer
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from ..conftest import Project
-from .test_handles import ALCHEMY, PEEWEE, POOLS, SQLALCHEMY, USER, Developer, developer
+from .conftest import Developer
+from .test_handles import ALCHEMY, PEEWEE, POOLS, SQLALCHEMY, USER
 
 __all__ = ["developer"]  # a fixture
 

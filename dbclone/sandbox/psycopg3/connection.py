@@ -139,6 +139,15 @@ def never(command: str, text: str) -> SandboxLimit:
     )
 
 
+def outside(command: str, text: str) -> SandboxLimit:
+    return SandboxLimit(
+        f"{command} in a test",
+        f"The statement is: {text.strip()[:100]}. It reaches beyond the clone, to other databases"
+        " or the whole server, where no reset undoes it.",
+        "Leave it out of the test, or let code that does it be replaced in the test.",
+    )
+
+
 def two_phase(statement: str) -> SandboxLimit:
     return SandboxLimit(
         "two-phase commit inside a rollback",
@@ -334,6 +343,8 @@ class Sandboxed(_Base):
                     f"{command} can only be used in transaction blocks"
                 )
             if command := analyze(text).never_inside:
+                if analyze(text).leaves_database:
+                    raise outside(command, text)  # not noted: no stronger reset allows it either
                 with self._noting():
                     raise never(command, text)
         with self._noting():

@@ -174,3 +174,20 @@ def test_the_same_text_is_looked_at_once() -> None:
 )
 def test_what_is_known_to_read_only(text: str | None, reads: bool) -> None:
     assert analyze(text).reads_only(frozenset({"place_order"})) is reads
+
+
+@pytest.mark.parametrize(
+    ("text", "leaves"),
+    [
+        ("DROP DATABASE x", True),
+        ("/* a */ create  database x", True),
+        ("ALTER SYSTEM SET work_mem = '1MB'", True),
+        ("DROP TABLESPACE x", True),
+        ("CREATE SUBSCRIPTION s CONNECTION '' PUBLICATION p", True),
+        ("VACUUM t", False),
+        ("LISTEN x", False),
+        ("SELECT 'DROP DATABASE x'", False),
+    ],
+)
+def test_what_leaves_the_database(text: str, leaves: bool) -> None:
+    assert analyze(text).leaves_database is leaves
