@@ -19,6 +19,7 @@ _VERBS = (
     "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE",
     "SET",
 )  # fmt: skip
+_BOUNDARIES = ("BEGIN", "COMMIT", "END", "ROLLBACK", "ABORT")
 _MIGHT_CONTROL = re.compile(
     rf"\b(?:{'|'.join(_VERBS[:-1])}|SET\s+(?:TRANSACTION|CONSTRAINTS))\b", re.I
 )
@@ -242,13 +243,7 @@ def control(text: str) -> Control | None:
         return Control("two_phase")
     if verb in ("COMMIT", "ROLLBACK") and rest[:1] == ["PREPARED"]:
         return Control("two_phase")
-    if rest[:1] in (["WORK"], ["TRANSACTION"]) and verb in (
-        "BEGIN",
-        "COMMIT",
-        "END",
-        "ROLLBACK",
-        "ABORT",
-    ):
+    if rest[:1] in (["WORK"], ["TRANSACTION"]) and verb in _BOUNDARIES:
         rest = rest[1:]
     if verb == "BEGIN":
         return Control("begin", modes=" ".join(rest))
