@@ -1,7 +1,7 @@
 """Every test its own Postgres state, at next to no cost.
 
-This door only names things; what stands behind a name is imported when the name is used, so that a
-pytest session which does not ask for dbclone pays nothing for its being installed.
+This module only names things; what stands behind a name is imported when the name is used, so that
+a pytest session which does not ask for dbclone pays nothing for its being installed.
 """
 
 from __future__ import annotations

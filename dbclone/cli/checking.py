@@ -1,5 +1,4 @@
-"""The commands that look whether all is well, `verify` and `doctor`: a door, like the other
-commands in `cli`."""
+"""The commands that look whether all is well, `verify` and `doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of `python -m dbclone`, one function each: a door, all is decided elsewhere."""
+"""The commands of `python -m dbclone`, one function each; what they do is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..server.server import Server, external
 from ..settings import Settings, describe, load
 from ..template.template import Template
 from .progress import on_terminal, say
-from .scratch import dropped_at_end, scratch
+from .scratch import scratch, temporary_scratch
 from .status import running, status
 from .stopping import stop
 
@@ -118,7 +118,7 @@ def psql(arguments: argparse.Namespace, settings: Settings) -> int:
                 "It is not on PATH.",
                 "Install PostgreSQL's client programs.",
             )
-        with dropped_at_end(server, settings, arguments.database) as name:
+        with temporary_scratch(server, settings, arguments.database) as name:
             environ = child_environment(server.database(name), os.environ)
             return subprocess.run([program, *arguments.arguments], env=environ).returncode
 

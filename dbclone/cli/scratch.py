@@ -54,7 +54,7 @@ def scratch(server: Server, settings: Settings, name: str = "") -> str:
 
 
 @contextlib.contextmanager
-def dropped_at_end(server: Server, settings: Settings, name: str = "") -> Iterator[str]:
+def temporary_scratch(server: Server, settings: Settings, name: str = "") -> Iterator[str]:
     """Yield the name of a database as `scratch` returns it; drop it then if it was made here."""
     found = scratch(server, settings, name)
     try:

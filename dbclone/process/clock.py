@@ -26,7 +26,7 @@ _START = time.time() - monotonic()
 
 
 def wall() -> float:
-    """Return the seconds since 1970, as they passed since this room was first entered: before any
+    """Return the seconds since 1970, as they passed since this module was imported: before any
     test, by pytest's plugin."""
     return _START + monotonic()
 

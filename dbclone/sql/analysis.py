@@ -19,6 +19,7 @@ _VERBS = (
     "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE",
     "SET",
 )  # fmt: skip
+_BOUNDARIES = ("BEGIN", "COMMIT", "END", "ROLLBACK", "ABORT")
 # Between SET and what is set a comment may stand, so only the second word is looked for.
 _MIGHT_CONTROL = re.compile(rf"\b(?:{'|'.join(_VERBS[:-1])}|TRANSACTION|CONSTRAINTS)\b", re.I)
 # What can only look. SET and the like are about the session,
@@ -248,13 +249,7 @@ def control(text: str) -> Control | None:
         return Control("two_phase")
     if verb in ("COMMIT", "ROLLBACK") and rest[:1] == ["PREPARED"]:
         return Control("two_phase")
-    if rest[:1] in (["WORK"], ["TRANSACTION"]) and verb in (
-        "BEGIN",
-        "COMMIT",
-        "END",
-        "ROLLBACK",
-        "ABORT",
-    ):
+    if rest[:1] in (["WORK"], ["TRANSACTION"]) and verb in _BOUNDARIES:
         rest = rest[1:]
     if verb == "BEGIN":
         return Control("begin", modes=" ".join(rest))

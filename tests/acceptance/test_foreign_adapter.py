@@ -19,7 +19,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["developer"]
 
 LIBRARY = '''
 import psycopg

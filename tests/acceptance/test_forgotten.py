@@ -11,8 +11,6 @@ from ..conftest import Project
 from .conftest import Developer
 from .test_handles import ALCHEMY, PEEWEE, POOLS, SQLALCHEMY, USER
 
-__all__ = ["developer"]  # a fixture
-
 MODELS = PEEWEE + "db = dev()" + USER % "db"
 
 FORGOTTEN = """

@@ -1,7 +1,7 @@
 """A server of our own: found or made, started or found running, and stopped by the last one to
 leave.
 
-Everything that differs between operating systems is below here; what leaves this room is a Dsn.
+Everything that differs between operating systems is below here; what leaves this package is a Dsn.
 
 Who uses the server is known to the server itself: each user holds a shared advisory lock for as
 long as it lives, and only who gets the same lock exclusively may stop it. A killed process holds no

@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from dbclone.adapters import handles
-from dbclone.cli.scratch import dropped_at_end, scratch
+from dbclone.cli.scratch import scratch, temporary_scratch
 from dbclone.databases import copying, ddl
 from dbclone.databases.naming import Database, Mark, build_name, clone_name, limit_for
 from dbclone.databases.prune import prune
@@ -253,7 +253,7 @@ def test_a_scratch_clone_stays_for_a_day(project: Project, shop: Open) -> None:
     assert found.mark.kind == "scratch"
     ddl.comment(server, made, replace(found.mark, created=time.time() - DAY - 60))
     assert names(prune(server))[made] == "scratch clone older than a day"
-    with dropped_at_end(server, server.settings) as passing:
+    with temporary_scratch(server, server.settings) as passing:
         assert passing in project.clones(server)
     assert project.clones(server) == []
 
