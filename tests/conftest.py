@@ -193,7 +193,7 @@ def own(tmp_path: Path, options: dict[str, str]) -> Iterator[Settings]:
     """Settings with a cache of their own, and so a server of their own; whatever it left is
     removed."""
     found = load(tmp_path, {**options, "cache_dir": str(tmp_path / "cache")}, {})
-    with developer.files(tmp_path):
+    with developer.files(tmp_path, name="papers"):  # a project beside it has others
         yield found
     clear(Embedded.locate(found))
 

@@ -18,6 +18,8 @@ from dbclone.server.server import Server
 from ..conftest import Project
 from ..private import own_server
 
+pytestmark = pytest.mark.slow
+
 # Every way in which the rights of a role show. Nobody grants the sequence of `audit` or the use of
 # the schema `inside`.
 SCHEMA = """

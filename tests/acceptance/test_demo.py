@@ -12,6 +12,8 @@ from dbclone.server.server import Server
 
 from ..conftest import Project
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(dbclone.__file__).parent / "demo"
 
 

@@ -49,6 +49,7 @@ def test_with_strict_it_fails(project: Project) -> None:
     assert 'reset="truncate"' in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_it_is_remembered_and_starts_under_truncate_the_next_time(
     project: Project, workers: int

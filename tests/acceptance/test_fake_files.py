@@ -38,6 +38,7 @@ FIRST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("driver", "first", "workers"),
     [

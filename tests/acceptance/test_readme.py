@@ -15,6 +15,8 @@ from dbclone.server.server import Server
 from ..conftest import Project
 from ..readme import blocks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def shop_project(project: Project) -> Project:

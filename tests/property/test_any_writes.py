@@ -25,6 +25,8 @@ from .life import life
 from .programs import pools, programs
 from .schemas import schemas
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = max(1, round(14 * float(os.environ.get("TEST_EXAMPLES", "1"))))
 # Shrinking takes minutes, because each attempt builds a template: by hand, when there is something
 # to shrink.

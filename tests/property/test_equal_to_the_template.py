@@ -43,7 +43,7 @@ CREATE POLICY narrow ON hidden USING (v > 5) WITH CHECK (true);
 CREATE SEQUENCE free START 7;
 """
 
-pytestmark = pytest.mark.clone_of(schema=SCHEMA)
+pytestmark = [pytest.mark.clone_of(schema=SCHEMA), pytest.mark.slow]
 WRITES = [
     "INSERT INTO parent (name) VALUES ('n' || (random() * 1000)::int)",
     "INSERT INTO child (parent) SELECT id FROM parent LIMIT 3",

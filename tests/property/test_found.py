@@ -17,6 +17,8 @@ from .life import life
 from .programs import Program, Step
 from .schemas import Schema
 
+pytestmark = pytest.mark.slow
+
 _SETTING = "DO $$BEGIN EXECUTE format('ALTER DATABASE %I SET {}', current_database()); END$$"
 _SEEN = "CREATE TABLE a (k int); CREATE MATERIALIZED VIEW m AS SELECT * FROM a"
 _OBJECT = "SELECT lo_from_bytea(50000, 'seed'); COMMENT ON LARGE OBJECT 50000 IS 'seed'"

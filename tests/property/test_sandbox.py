@@ -28,6 +28,8 @@ from dbclone.server.server import Server
 from dbclone.settings import Settings
 from dbclone.template.template import Template
 
+pytestmark = pytest.mark.slow
+
 Connect = Callable[..., "psycopg.Connection[Any]"]
 Step = tuple[Any, ...]
 EXAMPLES = max(1, round(60 * float(os.environ.get("TEST_EXAMPLES", "1"))))

@@ -26,6 +26,8 @@ from benchmarks.peers.table import SHORT, lines
 from benchmarks.peers.verdicts import ALLOWED, PROBES, judged, percentiles, ratios, surplus, undone
 from dbclone.server.server import Server
 
+pytestmark = pytest.mark.slow
+
 HERE = Installed(
     sys.executable, {one.metadata["Name"].lower(): one.version for one in distributions()}
 )

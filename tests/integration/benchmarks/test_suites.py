@@ -25,6 +25,8 @@ from dbclone.databases import ddl
 from dbclone.server.server import Server
 from dbclone.template.template import Template
 
+pytestmark = pytest.mark.slow
+
 SIZE = 4
 
 

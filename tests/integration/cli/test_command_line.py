@@ -25,6 +25,7 @@ def facts(project: Project, *words: str, **environ: str) -> dict[str, object]:
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_prepare_builds_once_says_why_it_builds_again_and_rebuilds_on_demand(
     project: Project, server: Server
 ) -> None:
@@ -46,6 +47,7 @@ def test_prepare_builds_once_says_why_it_builds_again_and_rebuilds_on_demand(
     assert text.startswith(f"template {fourth['template']} reused in ")
 
 
+@pytest.mark.slow
 def test_workers_claim_the_warm_clones_that_prepare_left(project: Project, server: Server) -> None:
     assert facts(project, "prepare", "--workers", "2")["warm_clones_made"] == 2
     assert facts(project, "prepare", "--workers", "2")["warm_clones_made"] == 0
@@ -59,6 +61,7 @@ def test_workers_claim_the_warm_clones_that_prepare_left(project: Project, serve
     assert len(project.clones(server)) == 1
 
 
+@pytest.mark.slow
 def test_a_long_build_says_what_it_does_also_within_one_step(project: Project) -> None:
     project.configure(schema="slow.sql", bind=None)
     (project.folder / "slow.sql").write_text("CREATE TABLE t ();\nSELECT pg_sleep(3.2);\n")
@@ -173,6 +176,7 @@ def test_a_name_that_is_not_dbclones_is_refused(project: Project, name: str) -> 
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_private_server_starts_stays_and_stops(project: Project, tmp_path: Path) -> None:
     own = {"DBCLONE_CACHE_DIR": str(tmp_path / "cache")}
     try:

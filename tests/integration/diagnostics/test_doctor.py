@@ -167,6 +167,7 @@ def test_what_dead_runs_left_and_what_is_not_ours_is_told_apart(
     assert checks["interrupted drops"]["verdict"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_template_that_is_stale_or_has_another_collation_is_named_and_built_anew(
     project: Project, server: Server
 ) -> None:

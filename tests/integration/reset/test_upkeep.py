@@ -6,6 +6,8 @@ import pytest
 
 from dbclone.clone.clone import Clone
 
+pytestmark = pytest.mark.slow
+
 RESETS = 1200
 PROBE = "SELECT * FROM parent p JOIN child c ON c.parent = p.id WHERE p.name = 'n7' ORDER BY c.id"
 

@@ -64,6 +64,7 @@ def run(program: list[Step], connections: list[psycopg.Connection[Any]]) -> list
     return [*seen, rows(connections[3])]
 
 
+@pytest.mark.slow
 def test_programs_of_three_connections_end_as_they_would_for_real_or_are_refused(
     url: str, real: list[psycopg.Connection[Any]]
 ) -> None:

@@ -144,6 +144,7 @@ LONG: dict[str, Callable[[int], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LONG)
 def test_work_and_memory_grow_as_the_text_does(kind: str) -> None:
     """No part of a text is looked at again and again, and none is remembered in much more than its
@@ -161,6 +162,7 @@ def test_work_and_memory_grow_as_the_text_does(kind: str) -> None:
     assert [start for _, start, _ in tokens(text)] == [0, *[end for _, _, end in tokens(text)][:-1]]
 
 
+@pytest.mark.slow
 def test_a_script_of_many_megabytes_is_no_matter() -> None:
     """With work or memory that grew faster than the text, this would take many minutes or many
     gigabytes."""
