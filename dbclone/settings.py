@@ -130,9 +130,10 @@ class Settings:
         return self.source(key).endswith(_TABLE)
 
     def path(self, key: str) -> Path:
-        """Return the place that a setting such as `data_dir` names, absolute and without `..`; no
-        link in it is followed."""
-        return Path(os.path.normpath(self.root / Path(getattr(self, key)).expanduser()))
+        """Return the place that a setting such as `data_dir` names, absolute and without `..`; ~
+        and variables stand for what they do in a shell, no link in it is followed."""
+        text = os.path.expandvars(getattr(self, key))
+        return Path(os.path.normpath(self.root / Path(text).expanduser()))
 
     @property
     def leads_outside(self) -> list[str]:
@@ -172,7 +173,9 @@ class Settings:
         elif sys.platform == "darwin":
             base = str(Path.home() / "Library" / "Caches")
         else:
-            base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+            base = os.environ.get("XDG_CACHE_HOME", "")
+            if not os.path.isabs(base):  # which the XDG Base Directory Specification says to ignore
+                base = str(Path.home() / ".cache")
         return Path(base) / "dbclone"
 
     @cached_property

@@ -239,6 +239,17 @@ def output_tail(dsn: Dsn, output: bytes) -> str:
     return "\n".join(text.splitlines()[-40:]) or "(nothing)"
 
 
+def run_nothing_unasked(settings: Settings) -> None:
+    """Raise SettingsError if a command that only looks would run a program for the schema that only
+    a file of the repository names, which its user may never have read."""
+    if settings.looking and settings.of_repository("schema"):
+        raise settings.error(
+            "schema",
+            "the template is not there, and this command runs no program that a repository names",
+            "To have it built: python -m dbclone prepare",
+        )
+
+
 @dataclass(frozen=True)
 class Command:
     """A program that builds the schema, run without a shell in the project's root, with the URL in
@@ -287,13 +298,7 @@ class Command:
     def build(self, url: str, progress: Progress) -> None:
         __tracebackhide__ = True  # from pytest, which shows variables
         line = mask_any(self.line)
-        if self.settings.looking and self.settings.of_repository("schema"):
-            raise self.settings.error(
-                "schema",
-                "the template is not there, and this command runs no program that a"
-                " repository names",
-                "To have it built: python -m dbclone prepare",
-            )
+        run_nothing_unasked(self.settings)
         progress(f"running {line}")
         words = self.words()
         dsn = parse(url)

@@ -169,3 +169,16 @@ def test_what_a_build_leaves_on_a_server_of_somebodys_own_is_told(
         )
     finally:
         server.connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+
+
+@pytest.mark.parametrize("schema", ["alembic", "manage.py migrate"])
+def test_who_only_looks_runs_no_migrations_that_a_repository_names(
+    project: Project, schema: str
+) -> None:
+    project.configure(schema=schema, bind=None)
+    touch = f"open({str(project.folder / 'ran')!r}, 'w')\n"
+    project.write(manage=touch, **{"alembic/env": touch, "alembic/versions/a": "revision = 'a'"})
+    (project.folder / "alembic.ini").write_text("[alembic]\nscript_location = alembic\n")
+    done = project.run("dbclone", "url")
+    assert "this command runs no program that a repository names" in done.stderr
+    assert not (project.folder / "ran").exists()

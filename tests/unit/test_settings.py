@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,19 @@ def test_the_cache_follows_the_platforms_convention(
     monkeypatch.setattr("sys.platform", "linux")
     assert Settings().cache == tmp_path / "dbclone"
     assert load(tmp_path, {"cache_dir": "mine"}, {}).cache == tmp_path / "mine"
+
+
+def test_places_are_named_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = load(tmp_path, {"data_dir": "$HOME/data", "cache_dir": "~/cache"}, {})
+    assert found.path("data_dir") == tmp_path / "home" / "data"
+    assert found.path("cache_dir") == tmp_path / "home" / "cache"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a convention of Linux desktops")
+def test_a_relative_folder_for_caches_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert load(tmp_path, {}, {}).cache == tmp_path / ".cache" / "dbclone"

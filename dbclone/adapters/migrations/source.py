@@ -25,7 +25,7 @@ from ... import errors
 from ...errors import BuildFailed, encodable
 from ...schema.environment import program_environment
 from ...schema.manifest import digest
-from ...schema.sources import Progress, file_entries, find_files, output_tail
+from ...schema.sources import Progress, file_entries, find_files, output_tail, run_nothing_unasked
 from ...server.dsn import mask_any, parse, redacting
 from ...settings import Settings
 
@@ -270,6 +270,7 @@ class Migrations:
         tool is not installed."""
         __tracebackhide__ = True  # from pytest, which shows variables
         line = " ".join([self.tool.script or self.tool.name, *map(mask_any, self.tool.arguments)])
+        run_nothing_unasked(self.settings)
         progress(f"running {line}")
         dsn = parse(url)
         arguments, folder = list(self.tool.arguments), self.folder

@@ -110,7 +110,10 @@ def _cache(settings: Settings) -> Path:
             if MARK in os.listdir(folder):
                 return path
     except ServerError:
-        check_place(path)
+        try:
+            check_place(path)
+        except OSError as error:  # a link that leads nowhere
+            raise unusable(path, error) from None
         if path.is_symlink() or not os.access(path, os.W_OK | os.X_OK):
             raise
     except OSError as error:

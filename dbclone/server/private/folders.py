@@ -341,12 +341,17 @@ def _undo(parent: int, new: str) -> None:
 
 def _make_parents(path: Path, account: Account | None) -> None:
     """Make the folders above one of ours: of whoever owns the folder that they are in, and nobody
-    else's to enter."""
+    else's to look into. The server's account has to pass through them."""
     if path.exists():
         return
     _make_parents(path.parent, account)
     with reach_folder(path.parent, account) as parent, contextlib.suppress(FileExistsError):
         os.mkdir(path.name, 0o700, dir_fd=parent)
+        if account is not None and account.other:
+            with inside(parent, path.name) as folder:
+                # As in `_make`: nothing but an empty folder of ours is opened to anybody.
+                if os.fstat(folder).st_uid == own_uid() and not os.listdir(folder):
+                    os.fchmod(folder, 0o711)
 
 
 def remove(parent: int, name: str, path: Path, kind: str) -> bool:

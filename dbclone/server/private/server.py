@@ -251,6 +251,12 @@ class Embedded:
     def _launch(self, settings: Settings) -> None:
         there = self.cluster.is_sound()
         if not there:
+            if self.cluster.exists():
+                log.warning(
+                    "the data in %s were not shut down cleanly (a full disk, a crash) and are made"
+                    " anew: templates and what was kept there are gone",
+                    self.cluster.folder,
+                )
             sweep(self.home, cache_folder(settings), self.cluster.account)
             self.cluster.init(settings.build_timeout)
         self._process = self.cluster.start(settings.connect_timeout, renew=there)
