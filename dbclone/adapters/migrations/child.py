@@ -7,6 +7,7 @@ goes to standard error.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -137,7 +138,7 @@ def _installed(tool: str) -> None:
     }[tool]
     try:
         for module in modules:
-            __import__(module)
+            importlib.import_module(module)
     except ModuleNotFoundError as error:
         name = {"flask_migrate": "Flask-Migrate"}.get(str(error.name), str(error.name))
         raise SettingsError(

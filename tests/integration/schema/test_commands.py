@@ -97,6 +97,7 @@ def test_names_in_an_env_file_are_set_and_no_other_value_of_it_is_passed_on(
         " APP_DSN='postgresql+psycopg://dev:secret@localhost/devdb'\nDB_NAME=devdb\nDB_PASSWORD=secret\n"
         "API_KEY=0123\nDATABASE_URL=postgresql+asyncpg://dev:secret@localhost/devdb\n"
     )
+    monkeypatch.delenv("DATABASE_URL", raising=False)
     monkeypatch.setenv("PGSERVICE", "elsewhere")
     (tmp_path / "services").write_text("[elsewhere]\nhost=localhost\n")
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))

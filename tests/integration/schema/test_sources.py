@@ -268,7 +268,7 @@ def test_a_callable_gets_the_url_depends_on_its_package_and_shows_where_it_faile
     assert "ValueError: bad postgresql://" in caught.value.message
     assert "build.py:6 in fails" in caught.value.detail
     assert "s3cr3t" not in str(caught.value)
-    assert isinstance(caught.value.__cause__, ValueError)
+    assert caught.value.__cause__ is None  # it would show the password
     narrow = schema(tmp_path, f"{name}.build:make", inputs=[f"{name}/other.py"]).manifest()
     assert {key for key in narrow if key.startswith("file ")} == {
         f"file {name}/build.py",

@@ -256,5 +256,5 @@ def test_a_connection_that_fails_has_the_password_in_no_frame(how: str) -> None:
             style="long", showlocals=True, funcargs=True, truncate_locals=False, chain=True
         )
     )
-    assert "connect.py" in shown
+    assert "connection.py" in shown
     assert CORE not in shown.replace("CORE", "")
