@@ -23,7 +23,7 @@ from .databases.prune import prune
 from .errors import Error
 from .schema.sources import Progress
 from .server.dsn import Dsn, bound_environment, child_environment, with_libpq_defaults
-from .server.private.server import Embedded
+from .server.private.embedded import Embedded
 from .server.reconnect import reconnect, retry_once, translate_lost_connection
 from .server.server import Server, external
 from .server.shared_objects import describe_new, list_shared_objects

@@ -22,7 +22,7 @@ from .server.dsn import mask_any, parse
 
 RESETS = ("auto", "rollback", "truncate", "clone", "drop", "none")
 LEAKS = ("fail", "terminate")
-STRATEGIES = ("auto", "file_copy", "wal_log")
+COPY_METHODS = ("auto", "file_copy", "wal_log")
 _ENV_PREFIX = "DBCLONE_"
 # Set by dbclone itself or read elsewhere on purpose, so not settings.
 _ENV_NOT_SETTINGS = {"DBCLONE_RUN"}
@@ -94,7 +94,7 @@ class Settings:
     connect_timeout: float = _setting(
         10.0, "seconds to wait for a connection or for a server to start"
     )
-    clone_strategy: str = _setting("auto", "how the server copies a template", STRATEGIES)
+    clone_strategy: str = _setting("auto", "how the server copies a template", COPY_METHODS)
     clone_limit: int = _setting(
         4, "how many databases may be copied on one server at the same time"
     )

@@ -27,7 +27,7 @@ from dbclone.adapters import handles
 from dbclone.clone.clone import Clone
 from dbclone.databases.prune import prune
 from dbclone.server.dsn import Dsn
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 from dbclone.template.template import Template

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.settings import Settings, load
 
 from . import developer

@@ -19,7 +19,7 @@ from ..databases import ddl
 from ..databases.copying import warm
 from ..databases.prune import prune as prune_databases
 from ..errors import Error, ServerNotFound, SettingsError, printable
-from ..server.private.server import Embedded
+from ..server.private.embedded import Embedded
 from ..server.reconnect import translate_lost_connection
 from ..server.server import Server, external
 from ..settings import Settings, describe, load

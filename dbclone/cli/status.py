@@ -9,7 +9,7 @@ from ..databases import ddl
 from ..databases.naming import Database, Mark
 from ..process.clock import wall
 from ..server.locks import lock_key
-from ..server.private.server import Embedded
+from ..server.private.embedded import Embedded
 from ..server.server import Server, external
 from ..settings import Settings
 from .progress import say

@@ -10,7 +10,7 @@ from ..databases import ddl
 from ..errors import ServerError
 from ..server.connect import open_session, readable
 from ..server.locks import lock_key
-from ..server.private.server import Embedded
+from ..server.private.embedded import Embedded
 from ..server.server import Server
 from ..settings import Settings
 

@@ -30,6 +30,60 @@ from ..settings import Settings
 from ..template import requirements
 from ..template.builder import adoptable, collation_flaw, flaws, full_manifest
 
+OK, SLOW, WARNING, FAILS, NOT_CHECKED = "ok", "slow", "warning", "fails", "not checked"
+KNOWN = (14, 18)  # major versions
+# When the community stops to correct a version: https://www.postgresql.org/support/versioning/
+_END_OF_LIFE = {
+    14: "2026-11-12",
+    15: "2027-11-11",
+    16: "2028-11-09",
+    17: "2029-11-08",
+    18: "2030-11-14",
+}
+_PER_WORKER = (
+    5  # administration, sandbox, control of the reset, copies made ahead, and one more for the test
+)
+_WORKERS_OF_THEIR_OWN = ("timescaledb", "pg_cron")
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check: `verdict` is one of ok, slow, warning, fails and "not checked";
+    `why`, and what `to_do` about it."""
+
+    name: str
+    verdict: str
+    why: str
+    to_do: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: Error) -> Check:
+        """Return an error as a check that fails, in the error's own words."""
+        return cls(
+            name, FAILS, " ".join(filter(None, [error.message + ".", error.detail])), error.hint
+        )
+
+
+@dataclass
+class Patient:
+    """What the checks look at: a server that we are connected to, and the databases on it whose
+    names begin as ours do."""
+
+    server: Server
+    workers: int
+    known: list[Database] = field(default_factory=list)
+    template: Database | None = None
+    handle: Any = None
+
+    @property
+    def settings(self) -> Settings:
+        return self.server.settings
+
+    @property
+    def ours(self) -> list[Database]:
+        return [d for d in self.known if not d.problem(self.server.facts.system)]
+
+
 #: File systems that other machines may have mounted too: there a file lock of this machine need
 #: not exclude the others.
 SHARED = frozenset(
@@ -193,60 +247,6 @@ def orphans(patient: Patient) -> Check:
         why,
         f"python -m dbclone server stop, then remove {base.parent.parent}; it is made anew.",
     )
-
-
-OK, SLOW, WARNING, FAILS, NOT_CHECKED = "ok", "slow", "warning", "fails", "not checked"
-KNOWN = (14, 18)  # major versions
-# When the community stops to correct a version: https://www.postgresql.org/support/versioning/
-_END_OF_LIFE = {
-    14: "2026-11-12",
-    15: "2027-11-11",
-    16: "2028-11-09",
-    17: "2029-11-08",
-    18: "2030-11-14",
-}
-_PER_WORKER = (
-    5  # administration, sandbox, control of the reset, copies made ahead, and one more for the test
-)
-_WORKERS_OF_THEIR_OWN = ("timescaledb", "pg_cron")
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check: `verdict` is one of ok, slow, warning, fails and "not checked";
-    `why`, and what `to_do` about it."""
-
-    name: str
-    verdict: str
-    why: str
-    to_do: str = ""
-
-    @classmethod
-    def of(cls, name: str, error: Error) -> Check:
-        """Return an error as a check that fails, in the error's own words."""
-        return cls(
-            name, FAILS, " ".join(filter(None, [error.message + ".", error.detail])), error.hint
-        )
-
-
-@dataclass
-class Patient:
-    """What the checks look at: a server that we are connected to, and the databases on it whose
-    names begin as ours do."""
-
-    server: Server
-    workers: int
-    known: list[Database] = field(default_factory=list)
-    template: Database | None = None
-    handle: Any = None
-
-    @property
-    def settings(self) -> Settings:
-        return self.server.settings
-
-    @property
-    def ours(self) -> list[Database]:
-        return [d for d in self.known if not d.problem(self.server.facts.system)]
 
 
 def version(patient: Patient) -> Check:

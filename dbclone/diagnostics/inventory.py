@@ -84,7 +84,7 @@ _OBJECTS = {
         array(SELECT prrelid::regclass::text FROM pg_publication_rel WHERE prpubid = p.oid ORDER BY 1) AS tables FROM pg_publication p""",
     "statistics": """SELECT concat_ws('.', stxnamespace::regnamespace, quote_ident(stxname)) AS name, pg_get_statisticsobjdef(oid) AS definition
         FROM pg_statistic_ext""",
-    "language": "SELECT quote_ident(lanname) AS name, lanacl::text AS privileges, lanpltrusted AS trusted FROM pg_language",
+    "language": "SELECT quote_ident(lanname) AS name, lanacl::text AS privileges, lanpltrusted AS" " trusted FROM pg_language",
     "cast": f"""SELECT concat_ws(' as ', castsource::regtype, casttarget::regtype) AS name, castfunc::regproc::text AS function,
         castcontext AS context, castmethod AS method FROM pg_cast WHERE oid >= {_USER}""",
     "operator": f"""SELECT oid::regoperator::text AS name, oprcode::text AS function, oprrest::text AS restrict, oprjoin::text AS join
@@ -99,7 +99,7 @@ _OBJECTS = {
         srvacl::text AS privileges FROM pg_foreign_server""",
     "user mapping": """SELECT concat_ws(' for ', quote_ident(srvname), quote_ident(usename)) AS name, md5(umoptions::text) AS options_digest
         FROM pg_user_mappings""",
-    "foreign table": "SELECT ftrelid::regclass::text AS name, md5(ftoptions::text) AS options_digest FROM pg_foreign_table",
+    "foreign table": "SELECT ftrelid::regclass::text AS name, md5(ftoptions::text) AS options_digest FROM" " pg_foreign_table",
     "setting of the database": """SELECT concat_ws(' ', split_part(s, '=', 1), 'for', NULLIF(setrole, 0)::regrole) AS name,
         substr(s, strpos(s, '=') + 1) AS value FROM pg_db_role_setting, unnest(setconfig) AS s
         WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())""",

@@ -1,4 +1,4 @@
-"""The pytest plugin: hooks, options, a marker and fixtures. A door: what to do is decided in `run`
+"""The pytest plugin: hooks, options, a marker and fixtures. What to do is decided in `runner`
 and `clone`.
 
 Installed but unasked it does nothing, and imports nothing: a project asks by a [tool.dbclone]
@@ -23,7 +23,16 @@ from .state import State, mentions_dbclone, real_files, start, warn
 if TYPE_CHECKING:
     from ..clone.clone import Clone
     from ..clone.isolation import Isolation
+    from ..clone.report import Report
 
+# The names of all settings, here so that offering them as options does not import anything; a test
+# keeps the list complete.
+OPTIONS = (
+    "schema", "seed", "inputs", "bind", "role", "url", "env", "name", "reset", "autouse",
+    "reset_sequences", "keep", "strict", "on_leak", "build_timeout", "lock_timeout",
+    "connect_timeout", "clone_strategy", "clone_limit", "retain_templates", "retain_days",
+    "encoding", "locale", "binaries", "data_dir", "keep_server", "cache_dir",
+)  # fmt: skip
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -80,21 +89,6 @@ def keep_if_failed(item: Any, isolation: Isolation) -> None:
     """Have what a test left kept if the test has failed and somebody asked for it."""
     if item.stash.get(_FAILED, False):
         isolation.keep(item.nodeid)
-
-
-if TYPE_CHECKING:
-    from ..clone.clone import Clone
-    from ..clone.isolation import Isolation
-    from ..clone.report import Report
-
-# The names of all settings, here so that offering them as options does not import anything; a test
-# keeps the list complete.
-OPTIONS = (
-    "schema", "seed", "inputs", "bind", "role", "url", "env", "name", "reset", "autouse",
-    "reset_sequences", "keep", "strict", "on_leak", "build_timeout", "lock_timeout",
-    "connect_timeout", "clone_strategy", "clone_limit", "retain_templates", "retain_days",
-    "encoding", "locale", "binaries", "data_dir", "keep_server", "cache_dir",
-)  # fmt: skip
 
 
 class Hooks:

@@ -2,8 +2,8 @@
 sees of it.
 
 Here is only who waits: a thread or an asyncio task. What goes over the wire is decided in
-`connections` and `cursors`. Closing a connection rolls its open block back, as the server would,
-and keeps the session.
+`psycopg3.connection` and `psycopg3.cursor`. Closing a connection rolls its open block back, as the
+server would, and keeps the session.
 """
 
 from __future__ import annotations

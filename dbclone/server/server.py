@@ -31,7 +31,7 @@ from .connect import (
 )
 from .dsn import Dsn, inherited_password, parse
 from .locks import Leases
-from .private.server import Embedded
+from .private.embedded import Embedded
 
 
 class Facts(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from dbclone.server.dsn import Dsn
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 
 from ..conftest import Project

@@ -19,7 +19,7 @@ from psycopg import sql
 from dbclone.server.dsn import Dsn
 from dbclone.server.private import cluster
 from dbclone.server.private.cluster import Cluster
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 
 from .. import developer
 from ..conftest import Project

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings
 

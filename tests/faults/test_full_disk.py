@@ -17,7 +17,7 @@ from dbclone.clone.clone import Clone
 from dbclone.databases.naming import clone_name
 from dbclone.databases.prune import prune
 from dbclone.errors import ServerError, TemplateError
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 from dbclone.template.template import Template

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from dbclone.errors import ServerError
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 

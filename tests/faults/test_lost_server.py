@@ -20,7 +20,7 @@ import pytest
 from dbclone.adapters import handles
 from dbclone.clone.clone import Clone
 from dbclone.errors import BuildFailed, Error, SandboxLimit, ServerError
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.template.template import Template
 

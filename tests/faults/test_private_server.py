@@ -19,8 +19,8 @@ from filelock import FileLock
 from dbclone.errors import ServerError
 from dbclone.server.private.account import private_folder
 from dbclone.server.private.cluster import sweep
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.private.folders import MARK
-from dbclone.server.private.server import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
@@ -191,7 +191,7 @@ UNSHARE = (
     "sh",
 )
 SWELL = """
-import dbclone.server.private.server as room
+import dbclone.server.private.embedded as room
 room.free_bytes = lambda path: 2**40 if str(path) == "/dev/shm" else 0
 """
 FILL = """

@@ -20,8 +20,8 @@ from dbclone.cli.main import main
 from dbclone.errors import ServerError
 from dbclone.runner import single_process
 from dbclone.server.locks import lock_key
-from dbclone.server.private import server as embedded
-from dbclone.server.private.server import USERS_KEY, Embedded
+from dbclone.server.private import embedded
+from dbclone.server.private.embedded import USERS_KEY, Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 

@@ -17,7 +17,7 @@ from dbclone.adapters import handles
 from dbclone.databases import ddl
 from dbclone.databases.prune import prune
 from dbclone.server.private import cluster
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import load
 from dbclone.template.template import Template

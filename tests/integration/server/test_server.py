@@ -20,7 +20,7 @@ from dbclone.server.connect import describe_self
 from dbclone.server.dsn import Dsn
 from dbclone.server.private import cluster
 from dbclone.server.private.cluster import Cluster
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import load
 

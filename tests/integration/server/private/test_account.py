@@ -16,7 +16,7 @@ from dbclone.errors import ServerError
 from dbclone.server.private.account import open_own, private_folder, read_own, server_account
 from dbclone.server.private.binaries import Binaries
 from dbclone.server.private.cluster import Cluster
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 

@@ -19,8 +19,8 @@ from dbclone import runner
 from dbclone.errors import ServerError
 from dbclone.server.private.account import private_folder
 from dbclone.server.private.cluster import sweep
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.private.folders import MARK
-from dbclone.server.private.server import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 

@@ -13,7 +13,7 @@ import pytest
 
 from dbclone.errors import ServerError
 from dbclone.server.private.account import private_folder
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 

@@ -20,8 +20,8 @@ from dbclone.errors import ServerError
 from dbclone.server.private.account import cache_folder, server_account
 from dbclone.server.private.binaries import Binaries
 from dbclone.server.private.cluster import Cluster, sweep
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.private.folders import MARK, foreign, open_private, private_folder, remove
-from dbclone.server.private.server import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import load
 

@@ -17,7 +17,7 @@ import pytest
 import dbclone
 from dbclone.errors import ServerError
 from dbclone.server.private.account import private_folder
-from dbclone.server.private.server import Embedded
+from dbclone.server.private.embedded import Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings
 
@@ -253,7 +253,7 @@ def test_without_a_home_the_cache_is_below_the_temporary_folder(
     more = {key: value for key, value in options.items() if key != "cache_dir"}
     user = unprivileged(start, public, more, **({"HOME": home} if home else {}))
     found = user.ask(
-        "eval str(__import__('dbclone.server.private.server',"
+        "eval str(__import__('dbclone.server.private.embedded',"
         " fromlist=['x']).Embedded.locate(load(options=options, environ={})).lock_path)"
     )
     assert isinstance(found, str), found
@@ -272,7 +272,7 @@ def test_a_user_is_told_which_folder_is_somebody_elses(
     if folder == "cache":
         (place := public / "mine" / "cache").mkdir(mode=0o700)
     else:
-        located = "__import__('dbclone.server.private.server', fromlist=['x']).Embedded.locate(load(options=options, environ={}))"
+        located = "__import__('dbclone.server.private.embedded', fromlist=['x']).Embedded.locate(load(options=options, environ={}))"
         place = Path(user.ask(f"eval str({located}.home)"))
         place.mkdir(mode=0o700)
     try:

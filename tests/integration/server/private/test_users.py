@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from dbclone.errors import OutOfConnections, ServerError
 from dbclone.server.private import cluster
-from dbclone.server.private.server import USERS_KEY, Embedded
+from dbclone.server.private.embedded import USERS_KEY, Embedded
 from dbclone.server.server import Server
 from dbclone.settings import Settings, load
 
