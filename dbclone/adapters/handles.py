@@ -65,9 +65,9 @@ def _part(settings: Settings, spec: str) -> tuple[Schema, Any]:
             raise settings.error(
                 "schema",
                 f"{wrapped!r} is hidden in another command",
+                f"Write schema = {wrapped!r}, and set variables where dbclone is started.",
                 "dbclone leads this tool to the database being built, wherever its files point, and"
                 " can do so only if it runs it itself.",
-                f"Write schema = {wrapped!r}, and set variables where dbclone is started.",
             )
         return Command(settings, spec), None
     thing = settings.load_object("schema", spec)

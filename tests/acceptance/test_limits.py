@@ -12,7 +12,7 @@ LIMITS = """
     from models import User, db
 
     @pytest.mark.parametrize("statement", [
-        "VACUUM", "CREATE DATABASE other", "CREATE INDEX CONCURRENTLY ON \\"user\\" (name)", "LISTEN orders", "REINDEX DATABASE x",
+        "VACUUM", "CREATE INDEX CONCURRENTLY ON \\"user\\" (name)", "LISTEN orders", "REINDEX DATABASE x",
         "PREPARE TRANSACTION 'x'",
     ])
     def test_refused(dbclone, statement):
@@ -20,6 +20,12 @@ LIMITS = """
             db.execute_sql(statement)
         assert statement[:20] in caught.value.detail
         assert 'reset="truncate"' in caught.value.hint
+        User.create(name="goes on")
+
+    def test_beyond_the_clone(dbclone):
+        with pytest.raises(SandboxLimit, match="CREATE DATABASE in a test") as caught:
+            db.execute_sql("CREATE DATABASE other")
+        assert "truncate" not in caught.value.hint
         User.create(name="goes on")
 
     def test_swallowed(dbclone):
@@ -51,6 +57,6 @@ def test_it_is_named_and_that_test_begins_under_truncate_the_next_time(
         "test_a.py::test_swallowed needs real transactions (VACUUM inside a rollback)"
         in first.stdout
     )
-    second = project.run("pytest", "-q", "-n", str(workers), "-k", "not refused")
+    second = project.run("pytest", "-q", "-n", str(workers), "-k", "not refused and not beyond")
     assert second.returncode == 0, second.stdout
     assert "2 x truncate" in second.stdout

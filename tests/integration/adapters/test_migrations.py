@@ -422,7 +422,10 @@ def test_what_is_known_by_name(spec: str, expected: Tool | None) -> None:
 
 
 def test_what_is_not_known_is_a_command_as_before(tmp_path: Path) -> None:
-    assert isinstance(schema(tmp_path, "sh -c 'alembic upgrade head'", inputs=[]), Command)
+    assert isinstance(schema(tmp_path, "sh -c 'alembic history'", inputs=[]), Command)
+    with pytest.raises(SettingsError, match="'alembic upgrade head' is hidden") as caught:
+        schema(tmp_path, "sh -c 'alembic upgrade head'", inputs=[])
+    assert "can do so only if it runs it itself" in caught.value.detail
 
 
 SETTINGS = """
