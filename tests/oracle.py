@@ -21,7 +21,8 @@ _CATALOGUE = {
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am m ON m.oid = c.relam WHERE {_USER}""",
     "columns": f"""SELECT n.nspname, c.relname, rank() OVER (PARTITION BY c.oid ORDER BY a.attnum), a.attname, format_type(a.atttypid, a.atttypmod),
         a.attnotnull, a.attidentity, a.attgenerated, pg_get_expr(d.adbin, d.adrelid), a.attcollation::regcollation::text, a.attstorage,
-        a.attcompression, a.attstattarget, a.attacl::text, a.attoptions::text, a.attislocal, a.attinhcount
+        a.attcompression, a.attstattarget, a.attacl::text,
+        (SELECT array_agg(o) FROM unnest(a.attoptions) AS o WHERE o !~ '^pg_attver=')::text, a.attislocal, a.attinhcount
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
         LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum WHERE {_USER} AND c.relkind <> 'i' AND NOT a.attisdropped""",
     "constraints": f"""SELECT n.nspname, conname, conrelid::regclass::text, contypid::regtype::text, convalidated, conislocal, coninhcount,

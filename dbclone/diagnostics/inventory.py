@@ -27,6 +27,8 @@ _SCHEMAS = (
 _SHOWN, _EXAMINED = 3, 5_000
 # Of each kind of object: its name, and what tells it from another of that name. Columns are called
 # as they are shown.
+# Of a column's options pg_attver is the server's own mark of a definition, which is another each
+# time (since the minor releases of November 2026; pg_dump leaves it out, too).
 _OBJECTS = {
     "schema": f"""SELECT quote_ident(nspname) AS name, pg_get_userbyid(nspowner) AS owner, nspacl::text AS privileges
         FROM pg_namespace n WHERE {_SCHEMAS}""",
@@ -40,7 +42,8 @@ _OBJECTS = {
     "column": f"""SELECT c.oid::regclass || '.' || quote_ident(attname) AS name, rank() OVER (PARTITION BY c.oid ORDER BY attnum) AS place,
         format_type(atttypid, atttypmod) AS type, attnotnull AS not_null, attidentity AS identity, attgenerated AS generated,
         pg_get_expr(d.adbin, d.adrelid) AS default, NULLIF(attcollation, 0)::regcollation::text AS collation, attstorage AS storage,
-        attcompression AS compression, NULLIF(attstattarget, -1) AS statistics_target, attacl::text AS privileges, attoptions AS options
+        attcompression AS compression, NULLIF(attstattarget, -1) AS statistics_target, attacl::text AS privileges,
+        (SELECT array_agg(o) FROM unnest(attoptions) AS o WHERE o !~ '^pg_attver=') AS options
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace JOIN pg_attribute a ON attrelid = c.oid AND attnum > 0
         LEFT JOIN pg_attrdef d ON adrelid = c.oid AND adnum = attnum WHERE {_SCHEMAS} AND relkind NOT IN ('i', 'I', 'S') AND NOT attisdropped""",
     "constraint": f"""SELECT concat_ws(' of ', quote_ident(conname), coalesce(NULLIF(conrelid, 0)::regclass::text, contypid::regtype::text)) AS name,
