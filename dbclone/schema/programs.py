@@ -8,6 +8,7 @@ of the documentation's pages app-psql and app-pgrestore.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -55,11 +56,14 @@ def wrapped_commands(line: str) -> list[str]:
     return [shlex.join(command) for command in _commands(words) if command != words]
 
 
+def _is_prefix(word: str) -> bool:
+    """Whether a word stands before the program of a command: a variable, or what sets or times."""
+    return word in ("env", "exec", "time", "nice") or bool(re.fullmatch(r"\w+=.*", word, re.S))
+
+
 def _led_away(words: Sequence[str]) -> Iterator[Refusal]:
     """Yield the variables that a command is given in front and that name a database."""
-    for word in words:
-        if word not in ("env", "exec", "time", "nice") and not re.fullmatch(r"\w+=.*", word, re.S):
-            return
+    for word in itertools.takewhile(_is_prefix, words):
         if re.match(r"PG(HOST|HOSTADDR|PORT|DATABASE|USER|SERVICE)=|\w*DATABASE_UR[LI]=", word):
             name = word.partition("=")[0]
             yield Refusal(
@@ -72,11 +76,7 @@ def _led_away(words: Sequence[str]) -> Iterator[Refusal]:
 
 def _commands(words: Sequence[str]) -> Iterator[list[str]]:
     """Yield the programs of a command with their arguments: itself, or what a shell has to run."""
-    words = list(words)
-    while words and (
-        re.fullmatch(r"\w+=.*", words[0], re.S) or words[0] in ("env", "exec", "time", "nice")
-    ):
-        words = words[1:]
+    words = list(itertools.dropwhile(_is_prefix, words))
     if not words:
         return
     if _name(words[0]) in _SHELLS and len(words) > 2 and re.fullmatch(r"-\w*c", words[1]):

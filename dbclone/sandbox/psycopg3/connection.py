@@ -338,12 +338,13 @@ class Sandboxed(_Base):
                 return  # up to the next sync all are one transaction, behind one guard
             self._segment = self._pipeline
             known = text if self._pipeline is None else None
-            if command := analyze(text).only_inside:
+            asked = analyze(text)
+            if command := asked.only_inside:
                 raise psycopg.errors.NoActiveSqlTransaction(
                     f"{command} can only be used in transaction blocks"
                 )
-            if command := analyze(text).never_inside:
-                if analyze(text).leaves_database:
+            if command := asked.never_inside:
+                if asked.leaves_database:
                     raise outside(command, text)  # not noted: no stronger reset allows it either
                 with self._noting():
                     raise never(command, text)
